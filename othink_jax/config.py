@@ -1,0 +1,226 @@
+"""The settings of a run: frozen, keyword-only, validated dataclasses.
+
+The defaults are the paper's at its own scale: what OThink-MR1 states (arXiv 2503.16081), and R1-V's
+settings where it is silent. `tiny_grpo` holds the settings that suit the embedded model instead.
+Every field carries its unit and meaning; the command line is made from these classes.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from othink_jax.errors import UserError
+
+Task = Literal["counting", "geometry"]
+Grader = Literal["strict", "r1v"]
+
+TRAIN_TEMPLATE = (
+    "{question}  Output the thinking process in <think> </think> and final answer (number) in"
+    " <answer> </answer> tags."
+)
+TINY_TEMPLATE = "{question} Think, then answer."
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How completions are drawn."""
+
+    max_new_tokens: int = 512  # length limit of a completion, tokens
+    temperature: float = 1.0  # divides the logits; 0 decodes greedily
+    top_k: int = 50  # keep the k likeliest tokens; 0 keeps all. 50 is R1-V's unstated default
+    top_p: float = 1.0  # keep the smallest set of tokens whose probability reaches top_p
+
+    def __post_init__(self) -> None:
+        _require(
+            self.max_new_tokens >= 1, f"max_new_tokens must be >= 1, got {self.max_new_tokens}"
+        )
+        _require(self.temperature >= 0, f"temperature must be >= 0, got {self.temperature}")
+        _require(self.top_k >= 0, f"top_k must be >= 0 (0 keeps all), got {self.top_k}")
+        _require(0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW behind a global-norm clip."""
+
+    learning_rate: float = 1e-6  # peak
+    schedule: Literal["linear", "cosine", "constant"] = "linear"  # decay to 0 over the run
+    warmup_fraction: float = 0.0  # share of the updates spent rising linearly from 0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0  # clip of the global gradient norm
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, f"learning_rate must be > 0, got {self.learning_rate}")
+        _require(
+            0 <= self.warmup_fraction < 1,
+            f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}",
+        )
+        _require(self.max_grad_norm > 0, f"max_grad_norm must be > 0, got {self.max_grad_norm}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KLConfig:
+    """The weight of the KL term. `dynamic` is GRPO-D (Eq. 3), `constant` is plain GRPO."""
+
+    schedule: Literal["dynamic", "constant"] = "dynamic"
+    min: float = 0.04  # lowest weight (dynamic); the paper: 0.04 for counting, 0.0 for geometry
+    max: float = 0.10  # highest weight (dynamic); the paper: 0.10 for counting, 0.02 for geometry
+    exploration_fraction: float = 0.3  # w / t: share of the updates spent falling to `min`
+    value: float = 0.04  # the weight (constant); the paper's best: 0.04 counting, 0.01 geometry
+
+    def __post_init__(self) -> None:
+        _require(
+            0 <= self.min <= self.max,
+            f"kl.min must be >= 0 and at most kl.max, got min {self.min} and max {self.max}",
+        )
+        _require(
+            0 < self.exploration_fraction < 1,
+            f"kl.exploration_fraction must be in (0, 1), got {self.exploration_fraction}",
+        )
+        _require(self.value >= 0, f"kl.value must be >= 0, got {self.value}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The surrogate of Eq. 4 and the advantages of Eq. 2."""
+
+    clip_low: float = 0.2  # the ratio is clipped to [1 - clip_low, 1 + clip_high]
+    clip_high: float = 0.2
+    ddof: int = 1  # of the group's standard deviation; R1-V: 1
+    advantage_eps: float = 1e-4  # added to the group's standard deviation; R1-V: 1e-4
+    logp_chunk: int = 1024  # tokens whose logits exist at one time
+
+    def __post_init__(self) -> None:
+        _require(0 < self.clip_low < 1, f"clip_low must be in (0, 1), got {self.clip_low}")
+        _require(self.clip_high > 0, f"clip_high must be > 0, got {self.clip_high}")
+        _require(self.ddof in (0, 1), f"ddof must be 0 or 1, got {self.ddof}")
+        _require(self.advantage_eps > 0, f"advantage_eps must be > 0, got {self.advantage_eps}")
+        _require(self.logp_chunk >= 1, f"logp_chunk must be >= 1, got {self.logp_chunk}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """R = R_accuracy + format_weight * R_format (Eq. 1)."""
+
+    format_weight: float = 1.0  # alpha
+    grader: Grader = "strict"  # `r1v` reproduces R1-V's published verdicts, quirks included
+    timeout_s: float = 5.0  # wall-clock limit for grading one completion, seconds
+    workers: int = 2  # processes that grade what the fast path cannot
+
+    def __post_init__(self) -> None:
+        _require(self.format_weight >= 0, f"format_weight must be >= 0, got {self.format_weight}")
+        _require(self.timeout_s > 0, f"timeout_s must be > 0, got {self.timeout_s}")
+        _require(self.workers >= 1, f"workers must be >= 1, got {self.workers}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where examples come from and how they become prompts. Give `task` or `dataset`, not both."""
+
+    task: Task | None = None  # a synthetic task, generated on the fly
+    dataset: str | None = None  # a hub id, a parquet or JSONL file, or a folder
+    split: str = "train"  # train, test, or test-ood (counting only) of a task; a data set's split
+    limit: int | None = None  # use this many examples only (few-shot), chosen by `limit_seed`
+    limit_seed: int = 0
+    template: str = TRAIN_TEMPLATE  # the user's turn; {question} is replaced
+    max_prompt_tokens: int = 1024  # a longer prompt is skipped and counted, never cut
+    min_pixels: int = 3136  # images are resized to at least and at most so many pixels
+    max_pixels: int = 401408
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.task is None) != (self.dataset is None),
+            "give either --data.task (counting, geometry) or --data.dataset, and not both",
+        )
+        _require("{question}" in self.template, "data.template must contain {question}")
+        _require(
+            0 < self.min_pixels <= self.max_pixels,
+            f"min_pixels must be > 0 and at most max_pixels, got {self.min_pixels} and"
+            f" {self.max_pixels}",
+        )
+        _require(self.limit is None or self.limit >= 1, f"limit must be >= 1, got {self.limit}")
+        _require(self.max_prompt_tokens >= 1, "max_prompt_tokens must be >= 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How one update is spread over devices."""
+
+    kind: Literal["jit", "pmap"] = "jit"  # jit: one device; pmap: replicas, prompts divided
+    devices: int | None = None  # how many (pmap); all that are visible if not given
+
+    def __post_init__(self) -> None:
+        _require(self.devices is None or self.devices >= 1, "devices must be >= 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GRPOConfig:
+    """One GRPO run. The defaults are R1-V's."""
+
+    model: str  # Hugging Face directory or hub id, Orbax checkpoint, run directory, or `tiny`
+    out: Path  # run directory
+    data: DataConfig
+    steps: int | None = None  # updates; if not given, `epochs` over the data
+    epochs: float = 2.0
+    prompts_per_step: int = 16  # B, over all devices; R1-V: 8 devices x 1 x 2 accumulated
+    group_size: int = 8  # G completions a prompt
+    inner_updates: int = 1  # updates made from one rollout; 1 is strictly on-policy
+    seed: int = 42
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of parameters and activations
+    sampling: SamplingConfig = SamplingConfig()
+    loss: LossConfig = LossConfig()
+    kl: KLConfig = KLConfig()
+    reward: RewardConfig = RewardConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    checkpoint_every: int = 50  # steps between checkpoints; the last step is always saved
+    keep_checkpoints: int = 2
+    sample_every: int = 10  # steps between stored sample completions
+
+    def __post_init__(self) -> None:
+        for name in ("prompts_per_step", "inner_updates", "checkpoint_every", "sample_every"):
+            _require(getattr(self, name) >= 1, f"{name} must be >= 1, got {getattr(self, name)}")
+        _require(
+            self.group_size >= 2,
+            f"group_size must be >= 2 (advantages compare), got {self.group_size}",
+        )
+        _require(self.steps is None or self.steps >= 1, f"steps must be >= 1, got {self.steps}")
+        _require(self.epochs > 0, f"epochs must be > 0, got {self.epochs}")
+        _require(self.keep_checkpoints >= 1, "keep_checkpoints must be >= 1")
+        _require(
+            self.sampling.temperature > 0,
+            "sampling.temperature must be > 0: greedy completions of one prompt are all the same",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """One evaluation: greedy decoding over a test set."""
+
+    model: str  # as in GRPOConfig
+    out: Path  # directory for predictions.jsonl and result.json
+    data: DataConfig
+    count: int = 500  # examples of a synthetic task; a data set is evaluated whole unless limited
+    batch_size: int = 16  # prompts decoded together
+    sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_new_tokens=1024)
+    reward: RewardConfig = RewardConfig()
+    seed: int = 0  # of sampling, where temperature > 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        _require(self.count >= 1, f"count must be >= 1, got {self.count}")
+        _require(self.batch_size >= 1, f"batch_size must be >= 1, got {self.batch_size}")
+
+
+def to_json(config: Any) -> str:
+    """A config as indented JSON; paths become strings."""
+    return json.dumps(dataclasses.asdict(config), indent=2, default=str, ensure_ascii=False)

@@ -1,0 +1,82 @@
+"""The pytrees that travel from room to room, and the legend of dimension letters.
+
+Dimension letters, used as suffixes of arrays and in shape strings everywhere:
+
+    B  prompts of a batch            I  image slots of a prompt (a video takes one a frame pair)
+    G  completions of a prompt       N  images of a batch, N = B * I
+    P  prompt tokens                 K  patches of an image
+    T  completion tokens             C  numbers of a patch (channels * frames * height * width)
+    V  vocabulary                    D  width of the hidden state
+    L  layers                        H  numbers of an attention head
+
+Every array that travels leads with B, so that a batch is cut over devices along its first axis
+and no index points out of its own row. Padding is on the right, and a mask says what is real;
+nothing is ever inferred from a token's value.
+"""
+
+import dataclasses
+from typing import TypeVar, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+_T = TypeVar("_T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def pytree(cls: type[_T]) -> type[_T]:
+    """Make `cls` a frozen, keyword-only dataclass whose fields are the children of a pytree."""
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, kw_only=True)(cls))
+
+
+@pytree
+class Prompts:
+    """A padded batch of prompts with their images, as the model takes it.
+
+    Image slots without an image have an all-false row in `patch_mask`; a batch without any image
+    has I = 0, and the vision tower is left out of the compiled program.
+    """
+
+    tokens: Int[Array, "B P"]  # int32; image placeholders are already expanded, one a merged patch
+    mask: Bool[Array, "B P"]  # true where a token is real
+    positions: Int[Array, "B 3 P"]  # int32 M-RoPE positions: temporal, height, width
+    image_index: Int[Array, "B P"]  # int32; merged patch of this row (I * K/merge^2), -1 for text
+    patches: Float[Array, "B I K C"]  # float32, normalised pixels, in merge-window order
+    patch_positions: Int[Array, "B I K 2"]  # int32 row and column of a patch in its image
+    patch_mask: Bool[Array, "B I K"]  # true where a patch is real
+
+    @property
+    def next_position(self) -> Int[Array, " B"]:
+        """Position of the first completion token on all three axes.
+
+        It is one past the largest position in use, not the prompt's length: an image of n merged
+        patches advances the positions by its longer side only.
+        """
+        used = jnp.where(self.mask[:, None, :], self.positions, -1)
+        return used.max(axis=(1, 2)) + 1
+
+
+@pytree
+class Rollout:
+    """Completions drawn from a policy, and what the sampler knew of them."""
+
+    tokens: Int[Array, "B G T"]  # int32; whatever stands outside `mask` is padding
+    mask: Bool[Array, "B G T"]  # true up to and including the end-of-sequence token
+    logp: Float[Array, "B G T"]  # float32 nats under the model itself (temperature 1, nothing cut)
+    entropy: Float[Array, "B G T"]  # float32 nats, of the model's own next-token distribution
+    finished: Bool[Array, "B G"]  # false where the length limit cut the completion
+
+
+@pytree
+class GRPOBatch:
+    """All that one GRPO update needs."""
+
+    prompts: Prompts
+    completions: Int[Array, "B G T"]  # int32
+    mask: Bool[Array, "B G T"]
+    advantages: Float[Array, "B G"]  # float32
+    ref_logp: Float[Array, "B G T"]  # float32 nats
+    # float32 nats under the policy that sampled; None for a strictly on-policy update, whose ratio
+    # is one by definition: the update then takes its own log-probabilities, gradient stopped.
+    old_logp: Float[Array, "B G T"] | None = None
