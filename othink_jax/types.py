@@ -80,3 +80,23 @@ class GRPOBatch:
     # float32 nats under the policy that sampled; None for a strictly on-policy update, whose ratio
     # is one by definition: the update then takes its own log-probabilities, gradient stopped.
     old_logp: Float[Array, "B G T"] | None = None
+
+
+@pytree
+class Prefix:
+    """A prompt once computed: all that completions need of it. One entry a layer in each tuple."""
+
+    keys: tuple[Float[Array, "B P KV H"], ...]  # after rotary positions
+    values: tuple[Float[Array, "B P KV H"], ...]
+    mask: Bool[Array, "B P"]  # true where a prompt token is real
+    last_hidden: Float[Array, "B D"]  # final, normalised state of the last real token
+    next_position: Int[Array, " B"]  # int32; see `Prompts.next_position`
+
+
+@pytree
+class Cache:
+    """Keys and values of the completion tokens decoded so far. One entry a layer in each tuple."""
+
+    keys: tuple[Float[Array, "B G T KV H"], ...]  # after rotary positions; T is the capacity
+    values: tuple[Float[Array, "B G T KV H"], ...]
+    length: Int[Array, ""]  # int32; tokens written so far
