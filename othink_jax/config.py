@@ -7,8 +7,9 @@ Every field carries its unit and meaning; the command line is made from these cl
 
 import dataclasses
 import json
+import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from othink_jax.errors import UserError
 
@@ -20,6 +21,9 @@ TRAIN_TEMPLATE = (
     " <answer> </answer> tags."
 )
 TINY_TEMPLATE = "{question} Think, then answer."
+
+
+_C = TypeVar("_C")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -185,6 +189,7 @@ class GRPOConfig:
     checkpoint_every: int = 50  # steps between checkpoints; the last step is always saved
     keep_checkpoints: int = 2
     sample_every: int = 10  # steps between stored sample completions
+    wandb: bool = False  # also log to Weights & Biases (extra `wandb`)
 
     def __post_init__(self) -> None:
         for name in ("prompts_per_step", "inner_updates", "checkpoint_every", "sample_every"):
@@ -221,6 +226,21 @@ class EvaluateConfig:
         _require(self.batch_size >= 1, f"batch_size must be >= 1, got {self.batch_size}")
 
 
-def to_json(config: Any) -> str:
-    """A config as indented JSON; paths become strings."""
-    return json.dumps(dataclasses.asdict(config), indent=2, default=str, ensure_ascii=False)
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as a JSON object; paths become strings."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def from_dict(cls: type[_C], values: dict[str, Any]) -> _C:
+    """The inverse of `to_dict`; raises UserError on a setting that `cls` does not have."""
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(values.keys() - hints.keys())
+    _require(not unknown, f"unknown settings of {cls.__name__}: {', '.join(unknown)}")
+    made = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(hints[name]):
+            value = from_dict(hints[name], value)
+        elif hints[name] is Path:
+            value = Path(value)
+        made[name] = value
+    return cls(**made)

@@ -1,0 +1,96 @@
+"""Orbax checkpoints: the state of a training run, and a model by itself."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from othink_jax.errors import UserError
+
+PARAMS = "params"  # the Orbax folder inside a model directory
+
+# What travels with the weights: everything of a Hugging Face directory but the weights themselves.
+_COMPANIONS = ("*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model")
+
+
+class TrainingStore:
+    """The `checkpoints/` folder of a run: numbered steps, each whole or absent.
+
+    A step holds the training state (a pytree of arrays) and the progress of everything that is not
+    an array (a JSON object: position in the data, counters).
+    """
+
+    def __init__(self, directory: Path, *, keep: int) -> None:
+        self._manager = ocp.CheckpointManager(
+            directory.absolute(),
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+            item_names=("state", "progress"),
+        )
+
+    def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
+        """Save in the background; a step that is already there is left alone."""
+        if step == self.latest_step():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def restore(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+        """State and progress of `step` (the latest if not given), in the structure of `like`.
+
+        `like` is a pytree of arrays or `jax.ShapeDtypeStruct`. Raises UserError if there is no
+        checkpoint.
+        """
+        step = self.latest_step() if step is None else step
+        if step is None:
+            raise UserError(f"no checkpoint in {self._manager.directory}: nothing to resume from")
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()
+            ),
+        )
+        return restored.state, restored.progress
+
+    def close(self) -> None:
+        """Wait until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def save_model(directory: Path, params: Any, *, companions: Path) -> None:
+    """Write a model directory: Orbax parameters, with configuration and tokenizer files beside them.
+
+    Args:
+      directory: must not exist; it appears whole or not at all.
+      params: nested dict of arrays.
+      companions: a model directory whose other files are copied.
+    """
+    if directory.exists():
+        raise UserError(f"{directory} exists already; give another place or remove it first")
+    unfinished = directory.with_name(f".{directory.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    for pattern in _COMPANIONS:
+        for file in companions.glob(pattern):
+            if not file.name.endswith(".index.json"):
+                shutil.copyfile(file, unfinished / file.name)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(unfinished.absolute() / PARAMS, params)
+    unfinished.rename(directory)
+
+
+def load_params(directory: Path, like: Any) -> Any:
+    """Parameters of a model directory, in the structure, shapes and dtypes of `like`."""
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(directory.absolute() / PARAMS, abstract)

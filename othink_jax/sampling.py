@@ -1,0 +1,140 @@
+"""Completions from a policy: one prefill a prompt, then one token at a time for all G of them."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt32
+
+from othink_jax.config import SamplingConfig
+from othink_jax.model.qwen2_vl import Qwen2VL, init_cache
+from othink_jax.types import Cache, Prompts, Rollout, pytree
+
+
+@pytree
+class _Decoding:
+    """What one turn of the decoding loop hands to the next."""
+
+    step: Int[Array, ""]  # tokens drawn so far
+    logits: Float[Array, "B G V"]  # float32, for the token to be drawn next
+    cache: Cache
+    rollout: Rollout  # filled up to `step`; `finished` is also what stops a row
+
+
+def prompt_keys(seed: int, step: int, count: int) -> UInt32[np.ndarray, "B 2"]:
+    """One random key a prompt for the rollout of `step`, as raw key data on the host.
+
+    Each prompt has its own key, so what is drawn for it does not depend on how the batch is cut
+    over devices.
+    """
+    root = jax.random.fold_in(jax.random.key(seed), step)
+    return np.asarray(jax.random.key_data(jax.random.split(root, count)))
+
+
+def processed_logits(
+    logits: Float[Array, "*b V"], config: SamplingConfig, never_sampled: Sequence[int] = ()
+) -> Float[Array, "*b V"]:
+    """Logits of the distribution that is sampled: forbidden tokens out, temperature, top-k, top-p.
+
+    The order is that of transformers' logits processors. Cut tokens get -inf. Of tokens that tie at
+    the border of top-k or top-p, all stay. `config.temperature` must be positive.
+    """
+    if len(never_sampled):
+        logits = logits.at[..., np.asarray(never_sampled)].set(-jnp.inf)
+    logits = logits / config.temperature
+    if 0 < config.top_k < logits.shape[-1]:
+        kth = jax.lax.top_k(logits, config.top_k)[0][..., -1:]
+        logits = jnp.where(logits < kth, -jnp.inf, logits)
+    if config.top_p < 1.0:
+        ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
+        probabilities = jax.nn.softmax(ordered, axis=-1)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities
+        border = jnp.min(jnp.where(before < config.top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits < border, -jnp.inf, logits)
+    return logits
+
+
+def _draw(
+    key_data: UInt32[Array, "B 2"],
+    step: Int[Array, ""],
+    logits: Float[Array, "B G V"],
+    config: SamplingConfig,
+    never_sampled: Sequence[int],
+) -> Int[Array, "B G"]:
+    if config.temperature == 0:
+        if len(never_sampled):
+            logits = logits.at[..., np.asarray(never_sampled)].set(-jnp.inf)
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    logits = processed_logits(logits, config, never_sampled)
+    keys = jax.vmap(lambda data: jax.random.fold_in(jax.random.wrap_key_data(data), step))(key_data)
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+def sample(
+    model: Qwen2VL,
+    prompts: Prompts,
+    key_data: UInt32[Array, "B 2"],
+    *,
+    group_size: int,
+    config: SamplingConfig,
+    eos_token_ids: Sequence[int],
+    never_sampled: Sequence[int] = (),
+    pad_token_id: int = 0,
+) -> Rollout:
+    """Draw `group_size` completions of each prompt; greedy if `config.temperature` is 0.
+
+    Pure and jittable; everything but `prompts` and `key_data` is static. The loop ends when every
+    completion has drawn one of `eos_token_ids` or `config.max_new_tokens` are drawn. Tokens in
+    `never_sampled` (image and other vision placeholders) cannot occur.
+
+    `Rollout.logp` and `Rollout.entropy` are of the model itself, at temperature 1 and with nothing
+    cut: what the update computes for the same tokens, whatever the sampling settings.
+    """
+    batch, capacity = prompts.tokens.shape[0], config.max_new_tokens
+    shape = (batch, group_size, capacity)
+    _, prefix = model.prefill(prompts)
+    first = model.logits(prefix.last_hidden)
+    eos = jnp.asarray(np.asarray(eos_token_ids, np.int32))
+
+    def unfinished(now: _Decoding) -> Array:
+        return (now.step < capacity) & ~jnp.all(now.rollout.finished)
+
+    def draw_one(now: _Decoding) -> _Decoding:
+        so_far, logprobs = now.rollout, jax.nn.log_softmax(now.logits, axis=-1)
+        token = _draw(key_data, now.step, now.logits, config, never_sampled)
+        token = jnp.where(so_far.finished, pad_token_id, token)
+        logp = jnp.take_along_axis(logprobs, token[..., None], axis=-1)[..., 0]
+        entropy = -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
+
+        def write(rows: Array, column: Array) -> Array:
+            column = jnp.where(so_far.finished, jnp.zeros_like(column), column)[..., None]
+            return jax.lax.dynamic_update_slice_in_dim(rows, column, now.step, axis=-1)
+
+        rollout = Rollout(
+            tokens=jax.lax.dynamic_update_slice_in_dim(
+                so_far.tokens, token[..., None], now.step, axis=-1
+            ),
+            mask=write(so_far.mask, ~so_far.finished),
+            logp=write(so_far.logp, logp),
+            entropy=write(so_far.entropy, entropy),
+            finished=so_far.finished | jnp.isin(token, eos),
+        )
+        hidden, cache = model.extend(token[..., None], prefix, now.cache)
+        assert cache is not None
+        logits = model.logits(hidden[:, :, 0])
+        return _Decoding(step=now.step + 1, logits=logits, cache=cache, rollout=rollout)
+
+    start = _Decoding(
+        step=jnp.int32(0),
+        logits=jnp.broadcast_to(first[:, None], (batch, group_size, first.shape[-1])),
+        cache=init_cache(model.config, batch, group_size, capacity, model.dtype),
+        rollout=Rollout(
+            tokens=jnp.full(shape, pad_token_id, jnp.int32),
+            mask=jnp.zeros(shape, bool),
+            logp=jnp.zeros(shape, jnp.float32),
+            entropy=jnp.zeros(shape, jnp.float32),
+            finished=jnp.zeros(shape[:2], bool),
+        ),
+    )
+    return jax.lax.while_loop(unfinished, draw_one, start).rollout

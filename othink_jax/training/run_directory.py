@@ -1,0 +1,96 @@
+"""A run is a directory: what is in it, written so that an interruption loses nothing.
+
+config.json      settings, versions, device
+reference/       the model it started from, which is also the reference of the KL term
+checkpoints/     training states
+metrics.jsonl    one object a step
+samples/         completions with their images, every so often
+evaluations/     results of `othink-jax evaluate`
+"""
+
+import importlib.metadata
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from PIL import Image
+
+from othink_jax.errors import UserError
+
+_VERSIONS_OF = ("othink_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "transformers")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `path` whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and device, for the record."""
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in _VERSIONS_OF},
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+
+
+class RunDirectory:
+    """Paths and files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.reference = path / "reference"
+        self.checkpoints = path / "checkpoints"
+        self._config = path / "config.json"
+        self._metrics = path / "metrics.jsonl"
+
+    @classmethod
+    def create(cls, path: Path, record: Mapping[str, Any]) -> "RunDirectory":
+        """A new run whose config.json is `record`; raises UserError if one is there already."""
+        run = cls(path)
+        if path.exists() and any(path.iterdir()):
+            raise UserError(
+                f"{path} is not empty: give another --out, or continue it with --resume"
+            )
+        (path / "samples").mkdir(parents=True, exist_ok=True)
+        write_atomically(run._config, json.dumps(record, indent=2, ensure_ascii=False))
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> "RunDirectory":
+        run = cls(path)
+        if not run._config.is_file():
+            raise UserError(f"{path} is not a run directory: it has no config.json")
+        return run
+
+    def record(self) -> dict[str, Any]:
+        """The contents of config.json."""
+        return json.loads(self._config.read_text(encoding="utf-8"))
+
+    def keep_metrics_until(self, step: int) -> None:
+        """Drop the rows after `step`, and a last row that an interruption cut short."""
+        kept = []
+        if self._metrics.exists():
+            for line in self._metrics.read_text(encoding="utf-8").splitlines(keepends=True):
+                if line.endswith("\n") and json.loads(line)["step"] <= step:
+                    kept.append(line)
+        write_atomically(self._metrics, "".join(kept))
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def write_samples(
+        self, step: int, rows: Sequence[dict[str, Any]], images: Sequence[Sequence[Image.Image]]
+    ) -> None:
+        """Store sample completions of one step; `images` are those of each row's prompt."""
+        for number, (row, pictures) in enumerate(zip(rows, images, strict=True)):
+            row["images"] = [f"step_{step:06d}_{number}_{i}.png" for i in range(len(pictures))]
+            for name, picture in zip(row["images"], pictures, strict=True):
+                picture.save(self.path / "samples" / name)
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_atomically(self.path / "samples" / f"step_{step:06d}.jsonl", text)
