@@ -1,0 +1,56 @@
+"""The KL weight as a part of the optimizer state."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+
+class KLCoefState(NamedTuple):
+    """State of `carry_kl_coef`. Whatever controls beta keeps it here, and `kl_coef` finds it."""
+
+    kl_step: Int[Array, ""]  # int32; updates made
+    kl_coef: Float[Array, ""]  # float32, whatever the parameters are; beta of the update to come
+
+
+def carry_kl_coef(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    """Carry the KL weight beta in the optimizer state; gradients pass through unchanged.
+
+    After s updates the state holds schedule(s), the weight for update number s (counted from 0).
+    The loss reads it with `kl_coef(opt_state)` inside the compiled step, so one compilation serves
+    the whole schedule (a Python float in a closure would be frozen into the program), and a restored
+    optimizer state goes on where the schedule stood.
+    """
+
+    def at(step: Int[Array, ""]) -> KLCoefState:
+        return KLCoefState(kl_step=step, kl_coef=jnp.asarray(schedule(step), jnp.float32))
+
+    def init(params: PyTree) -> KLCoefState:
+        del params
+        return at(jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: PyTree, state: KLCoefState, params: PyTree = None, **extra_args: Any
+    ) -> tuple[PyTree, KLCoefState]:
+        del params, extra_args
+        return updates, at(optax.safe_increment(state.kl_step))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def kl_coef(opt_state: optax.OptState) -> Float[Array, ""]:
+    """The KL weight beta that an optimizer state holds, float32.
+
+    Raises:
+        ValueError: the state holds none, or more than one.
+    """
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, KLCoefState))
+    found = [node for node in nodes if isinstance(node, KLCoefState)]
+    if len(found) != 1:
+        raise ValueError(
+            f"the optimizer state must hold one KLCoefState, found {len(found)}: put"
+            " carry_kl_coef(schedule) into the optimizer's chain, once"
+        )
+    return found[0].kl_coef

@@ -1,0 +1,107 @@
+"""The objective of GRPO (Eq. 4), to be minimised."""
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float
+
+from othink_jax.rl.kl import MAX_LOG_RATIO, kl_k3
+
+
+def clipped_surrogate(
+    logp: Float[Array, "*d"],
+    old_logp: Float[Array, "*d"],
+    advantages: Float[Array, "*#d"],
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+) -> Float[Array, "*d"]:
+    """-min(rho * A, clip(rho, 1 - clip_low, 1 + clip_high) * A), rho = pi / pi_old (part of Eq. 4).
+
+    Elementwise and to be minimised. log rho is cut off at `MAX_LOG_RATIO`: the clip bounds the
+    ratio only where A > 0, and a huge one with A < 0 would overflow.
+
+    Args:
+        logp: nats, under the policy that is trained; the gradient flows through this.
+        old_logp: nats, under the policy that sampled.
+        advantages: broadcast against the others; a trailing axis of 1 gives all tokens of a
+            completion the same.
+    """
+    ratio = _ratio(logp, old_logp)
+    clipped = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
+    return jnp.maximum(-ratio * advantages, -clipped * advantages)
+
+
+def mean_over_sequences(
+    values: Float[Array, "*n T"], mask: Bool[Array, "*n T"]
+) -> Float[Array, ""]:
+    """Mean over the real tokens of each sequence, then over sequences: 1/n sum 1/|o| sum (Eq. 4).
+
+    An empty sequence (no true in its row) contributes zero and counts: the divisor stays n.
+    Values outside `mask` are ignored, nan included; their gradient is zero.
+    """
+    lengths = jnp.maximum(mask.sum(axis=-1), 1)
+    return (jnp.where(mask, values, 0.0).sum(axis=-1) / lengths).mean()
+
+
+def grpo_loss(
+    logp: Float[Array, "*n T"],
+    old_logp: Float[Array, "*n T"],
+    ref_logp: Float[Array, "*n T"],
+    advantages: Float[Array, "*n"],
+    mask: Bool[Array, "*n T"],
+    *,
+    kl_coef: ArrayLike,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The loss of Eq. 4 and 5 of OThink-MR1, to be minimised, and what it is made of.
+
+    The gradient flows through `logp` alone; the other arrays are constants, as in the equation.
+    So `grpo_loss(logp, logp, ...)` is the strictly on-policy loss, whose ratio is one. Where `mask`
+    is false any value may stand, nan and infinities included.
+
+    Args:
+        logp: nats, under the policy that is trained.
+        old_logp: nats, under the policy that sampled.
+        ref_logp: nats, under the reference.
+        advantages: one a sequence.
+        mask: true where a token is real; an empty sequence counts in the mean, with zero.
+        kl_coef: beta, the weight of the KL term.
+        clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
+
+    Returns:
+        The loss, and metrics reduced as it is (`mean_over_sequences`): `policy_loss` (the
+        surrogate), `kl` (k3, nats per token), `kl_loss` (beta * kl; the loss is policy_loss +
+        kl_loss), `clip_fraction` (share of tokens whose gradient the clip removes) and `ratio`.
+    """
+    chex.assert_equal_shape([logp, old_logp, ref_logp, mask])
+    chex.assert_shape(advantages, mask.shape[:-1])
+    # Before any exp: a mask that comes after it leaves nan gradients, for 0 * inf is nan.
+    logp, old_logp, ref_logp = (jnp.where(mask, x, 0.0) for x in (logp, old_logp, ref_logp))
+    old_logp, ref_logp = jax.lax.stop_gradient((old_logp, ref_logp))
+    advantages = jax.lax.stop_gradient(advantages)[..., None]
+
+    surrogate = clipped_surrogate(
+        logp, old_logp, advantages, clip_low=clip_low, clip_high=clip_high
+    )
+    policy_loss = mean_over_sequences(surrogate, mask)
+    kl = mean_over_sequences(kl_k3(logp, ref_logp), mask)
+    kl_loss = kl_coef * kl
+
+    ratio = jax.lax.stop_gradient(_ratio(logp, old_logp))
+    is_clipped = jnp.where(advantages > 0, ratio > 1.0 + clip_high, ratio < 1.0 - clip_low)
+    is_clipped &= advantages != 0
+    metrics = {
+        "policy_loss": policy_loss,
+        "kl": kl,
+        "kl_loss": kl_loss,
+        "clip_fraction": mean_over_sequences(is_clipped.astype(ratio.dtype), mask),
+        "ratio": mean_over_sequences(ratio, mask),
+    }
+    return policy_loss + kl_loss, metrics
+
+
+def _ratio(logp: Float[Array, "*d"], old_logp: Float[Array, "*d"]) -> Float[Array, "*d"]:
+    return jnp.exp(jnp.minimum(logp - old_logp, MAX_LOG_RATIO))
