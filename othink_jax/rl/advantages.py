@@ -27,7 +27,7 @@ def group_advantages(
     """Rewards relative to their group, (r - mean(r)) / (std(r) + eps) (Eq. 2 of OThink-MR1).
 
     A group whose rewards are all equal carries no signal and gets exact zeros, with `eps` = 0 too.
-    A reward that is not finite makes its whole group nan.
+    A reward that is nan makes its whole group nan.
 
     Args:
         rewards_BG: rewards of the G completions of each of B prompts.

@@ -7,10 +7,10 @@ J. Schulman, "Approximating KL divergence", http://joschu.net/blog/kl-approx.htm
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# Log-ratios are cut off here before exp. A ratio of e^20 = 4.9e8 says that the policy gave the token
-# less than 2.1e-9, so a policy does not sample it; what gets there is a numerical accident. Float32
-# overflows at e^88.7 already, and at e^44 once the gradient norm squares it: one such token would
-# turn a whole update to nan. Squares of e^20 stay far below, and every smaller ratio is exact.
+# Log-ratios are cut off here before exp. A ratio of e^20 = 4.9e8 says that the policy gave the
+# token less than 2.1e-9, so a policy does not sample it; what gets there is a numerical accident.
+# Float32 overflows at e^88.7, and at e^44 once the gradient norm squares it: one such token would
+# turn a whole update to nan. The square of e^20 stays far below. Smaller ratios are exact.
 MAX_LOG_RATIO = 20.0
 
 

@@ -20,8 +20,8 @@ def carry_kl_coef(schedule: optax.Schedule) -> optax.GradientTransformationExtra
 
     After s updates the state holds schedule(s), the weight for update number s (counted from 0).
     The loss reads it with `kl_coef(opt_state)` inside the compiled step, so one compilation serves
-    the whole schedule (a Python float in a closure would be frozen into the program), and a restored
-    optimizer state goes on where the schedule stood.
+    the whole schedule (a Python float in a closure would be frozen into the program), and a
+    restored optimizer state goes on where the schedule stood.
     """
 
     def at(step: Int[Array, ""]) -> KLCoefState:

@@ -3,7 +3,6 @@
 import chex
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from othink_jax.rl.kl import MAX_LOG_RATIO, kl_k3
@@ -52,7 +51,7 @@ def grpo_loss(
     advantages: Float[Array, "*n"],
     mask: Bool[Array, "*n T"],
     *,
-    kl_coef: ArrayLike,
+    kl_coef: Float[Array, ""] | float,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:

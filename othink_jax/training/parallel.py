@@ -1,0 +1,181 @@
+"""How a pure function is spread over devices. The loops know only the interface `Parallel`.
+
+Arrays stand in one of three places: on the host (numpy, leading B), on the devices as a batch
+(`shard`, leading axes as the implementation likes), or on the devices as a state (`replicate`).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from othink_jax.config import ParallelConfig
+from othink_jax.errors import UserError
+from othink_jax.training.state import TrainState
+
+AXIS = "batch"  # name of the axis over which `pmap` averages
+
+_T = TypeVar("_T")
+
+
+class Parallel(Protocol):
+    """Puts arrays on devices, compiles functions for them, brings results back."""
+
+    @property
+    def devices(self) -> tuple[jax.Device, ...]:
+        """The devices in use."""
+
+    def replicate(self, tree: _T) -> _T:
+        """A copy of a state or of parameters on every device. The argument stays valid.
+
+        It never shares memory with the argument, so the policy that `update` overwrites in place
+        and the frozen reference may start from the same arrays.
+        """
+
+    def unreplicate(self, tree: _T) -> _T:
+        """The first device's copy, for a checkpoint; the others are not read.
+
+        On one device it is the argument itself, so `update` ends its life too.
+        """
+
+    def check_batch(self, size: int) -> None:
+        """Refuse a number of prompts (B) that does not divide over the devices, with UserError."""
+
+    def shard(self, batch: _T) -> _T:
+        """Put a batch (leaves of numpy or jax, all with a leading B) on the devices, cut along B.
+
+        Raises:
+            UserError: B does not divide over the devices.
+        """
+
+    def gather(self, batch: PyTree) -> PyTree:
+        """A sharded batch back on the host: numpy leaves, leading B, in the order it was cut."""
+
+    def update(self, fn: Callable[..., Any]) -> Callable[[TrainState, Any], Any]:
+        """Compile fn(state, batch, *, axis_name) -> (state, metrics), such as `grpo_update`.
+
+        The compiled function takes a replicated state and a sharded batch. It overwrites the
+        state it is given (donation): only the returned one may be used from there on. Metrics are
+        scalars, the same on every device.
+        """
+
+    def apply(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Compile fn(params, *batches) -> batch, each row of the result from its rows alone.
+
+        The compiled function takes replicated parameters and sharded batches. On each device fn
+        sees that device's rows only: randomness must come with the rows, as one key a row.
+        """
+
+
+def make_parallel(config: ParallelConfig) -> Parallel:
+    """The implementation that the settings ask for, on this machine's devices.
+
+    Raises:
+        UserError: more devices are asked for than there are, or several without `pmap`.
+    """
+    visible = jax.local_devices()
+    if config.kind == "jit":
+        if config.devices not in (None, 1):
+            raise UserError(
+                f"parallel.kind=jit uses one device, but parallel.devices={config.devices}:"
+                " set parallel.kind to pmap"
+            )
+        return OneDevice(visible[0])
+    count = len(visible) if config.devices is None else config.devices
+    if count > len(visible):
+        raise UserError(
+            f"parallel.devices={count}, but only {len(visible)} {visible[0].platform} device(s)"
+            " are visible"
+        )
+    return Replicas(tuple(visible[:count]))
+
+
+class OneDevice:
+    """`jit` on one device: placing is all there is to do."""
+
+    def __init__(self, device: jax.Device) -> None:
+        self.devices = (device,)
+
+    def replicate(self, tree: _T) -> _T:
+        return jax.device_put(tree, self.devices[0], may_alias=False)
+
+    def unreplicate(self, tree: _T) -> _T:
+        return tree
+
+    def check_batch(self, size: int) -> None:
+        """Every size fits."""
+
+    def shard(self, batch: _T) -> _T:
+        return jax.device_put(batch, self.devices[0])
+
+    def gather(self, batch: PyTree) -> PyTree:
+        return jax.device_get(batch)
+
+    def update(self, fn: Callable[..., Any]) -> Callable[[TrainState, Any], Any]:
+        return jax.jit(functools.partial(fn, axis_name=None), donate_argnums=0)
+
+    def apply(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.jit(fn)
+
+
+class Replicas:
+    """`pmap`: a copy of the state on each device, the prompts of a batch divided among them.
+
+    With D devices a state's leaves are [D, ...] and a batch's [D, B/D, ...], cut along D.
+    """
+
+    def __init__(self, devices: tuple[jax.Device, ...]) -> None:
+        self.devices = devices
+        self._sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
+
+    def replicate(self, tree: _T) -> _T:
+        # One copy a device. Stacking first, as flax.jax_utils.replicate does, would need room for
+        # all D copies on one device.
+        def copy(x: Any) -> jax.Array:
+            shape = (len(self.devices), *np.shape(x))
+            copies = [jax.device_put(x, device, may_alias=False)[None] for device in self.devices]
+            return jax.make_array_from_single_device_arrays(shape, self._sharding, copies)
+
+        return jax.tree.map(copy, tree)
+
+    def unreplicate(self, tree: _T) -> _T:
+        # Not x[0], which gathers from all devices.
+        return jax.tree.map(lambda x: x.addressable_shards[0].data[0], tree)
+
+    def check_batch(self, size: int) -> None:
+        count = len(self.devices)
+        if size % count:
+            raise UserError(
+                f"{size} prompts do not divide over {count} devices: make it a multiple of {count}"
+            )
+
+    def shard(self, batch: _T) -> _T:
+        def cut(x: Any) -> jax.Array:
+            self.check_batch(x.shape[0])
+            count, size = len(self.devices), x.shape[0]
+            # The size is spelt out: -1 cannot be inferred for the patches of a batch without images.
+            return jax.device_put(x.reshape(count, size // count, *x.shape[1:]), self._sharding)
+
+        return jax.tree.map(cut, batch)
+
+    def gather(self, batch: PyTree) -> PyTree:
+        def join(x: np.ndarray) -> np.ndarray:
+            return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+
+        return jax.tree.map(join, jax.device_get(batch))
+
+    def update(self, fn: Callable[..., Any]) -> Callable[[TrainState, Any], Any]:
+        return jax.pmap(
+            functools.partial(fn, axis_name=AXIS),
+            axis_name=AXIS,
+            out_axes=(0, None),
+            donate_argnums=0,
+            devices=self.devices,
+        )
+
+    def apply(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.pmap(fn, axis_name=AXIS, devices=self.devices)

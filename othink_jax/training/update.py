@@ -1,0 +1,81 @@
+"""One GRPO update, a pure function. How it is spread over devices is decided outside."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from othink_jax.config import LossConfig
+from othink_jax.rl import grpo_loss, kl_coef
+from othink_jax.training.state import TrainState
+from othink_jax.types import GRPOBatch
+
+LogpFn = Callable[[PyTree, GRPOBatch], Float[Array, "B G T"]]
+Metrics = dict[str, Float[Array, ""]]
+
+
+def grpo_update(
+    state: TrainState,
+    batch: GRPOBatch,
+    *,
+    logp_fn: LogpFn,
+    tx: optax.GradientTransformation,
+    config: LossConfig,
+    axis_name: str | None = None,
+) -> tuple[TrainState, Metrics]:
+    """One step of `tx` down the loss of Eq. 4, with the KL weight that `state.opt_state` holds.
+
+    With `axis_name` the batch is this device's share of the prompts. Gradients and metrics are
+    then averaged over the axis. All of them are means over sequences, and all shares hold the same
+    number of sequences, so the average is that of the whole batch, not an approximation.
+
+    Args:
+        state: before the update; `opt_state` must hold the KL weight (`rl.carry_kl_coef`).
+        batch: old_logp = None makes the update strictly on-policy, with a ratio of one.
+        logp_fn: float32 log-probabilities (nats) of `batch.completions` under given parameters.
+            What it returns outside `batch.mask` does not matter.
+        tx: an optimizer; it is handed the measured KL as the extra argument `kl`.
+        config: the clip of the ratio.
+        axis_name: of the mapped axis that this runs under; None outside of one.
+
+    Returns:
+        The state after the update, and metrics, float32 scalars: `loss`, `beta` (the KL weight that
+        was used), `grad_norm` (before the clip), `completion_length` (mean, tokens), `finite` (1 if
+        loss and gradient are finite, else 0, and the new state is spoilt), and those of
+        `rl.grpo_loss`.
+
+    Raises:
+        ValueError: `opt_state` holds no KL weight.
+    """
+    beta = kl_coef(state.opt_state)
+
+    def loss_fn(params: PyTree) -> tuple[Float[Array, ""], Metrics]:
+        logp = logp_fn(params, batch)
+        return grpo_loss(
+            logp,
+            logp if batch.old_logp is None else batch.old_logp,
+            batch.ref_logp,
+            batch.advantages,
+            batch.mask,
+            kl_coef=beta,
+            clip_low=config.clip_low,
+            clip_high=config.clip_high,
+        )
+
+    (loss, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    metrics |= {"loss": loss, "completion_length": batch.mask.sum(axis=-1).mean()}
+    if axis_name is not None:
+        gradient, metrics = jax.lax.pmean((gradient, metrics), axis_name)
+
+    updates, opt_state = optax.with_extra_args_support(tx).update(
+        gradient, state.opt_state, state.params, kl=metrics["kl"]
+    )
+    params = optax.apply_updates(state.params, updates)
+    # f32: a norm summed in bf16 keeps two or three digits, and overflows no later.
+    grad_norm = optax.global_norm(jax.tree.map(lambda g: g.astype(jnp.float32), gradient))
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+    metrics |= {"beta": beta, "grad_norm": grad_norm, "finite": finite}
+    metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
+    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
