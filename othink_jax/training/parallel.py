@@ -157,7 +157,7 @@ class Replicas:
         def cut(x: Any) -> jax.Array:
             self.check_batch(x.shape[0])
             count, size = len(self.devices), x.shape[0]
-            # The size is spelt out: -1 cannot be inferred for the patches of a batch without images.
+            # Spelt out: -1 cannot be inferred for the patches of a batch without images.
             return jax.device_put(x.reshape(count, size // count, *x.shape[1:]), self._sharding)
 
         return jax.tree.map(cut, batch)

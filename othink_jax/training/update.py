@@ -74,7 +74,7 @@ def grpo_update(
     )
     params = optax.apply_updates(state.params, updates)
     # f32: a norm summed in bf16 keeps two or three digits, and overflows no later.
-    grad_norm = optax.global_norm(jax.tree.map(lambda g: g.astype(jnp.float32), gradient))
+    grad_norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), gradient))
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
     metrics |= {"beta": beta, "grad_norm": grad_norm, "finite": finite}
     metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}

@@ -1,0 +1,154 @@
+"""One function, spread over devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from othink_jax import rl
+from othink_jax.config import LossConfig, OptimizerConfig, ParallelConfig
+from othink_jax.errors import UserError
+from othink_jax.training.optimizer import make_optimizer
+from othink_jax.training.parallel import make_parallel
+from othink_jax.training.state import TrainState
+from othink_jax.training.update import grpo_update
+from tests.toy_policy import toy_batch, toy_logp, toy_params
+
+ONE = ParallelConfig(kind="jit")
+EIGHT = ParallelConfig(kind="pmap")
+ALL = [ONE, ParallelConfig(kind="pmap", devices=1), ParallelConfig(kind="pmap", devices=4), EIGHT]
+
+
+def optimizer():
+    config = OptimizerConfig(learning_rate=0.02, max_grad_norm=0.1, weight_decay=0.1)
+    return make_optimizer(config, rl.dynamic_kl(0.1, 1.0, 3), 3)
+
+
+def train(config, logp_fn=toy_logp, **batch_settings):
+    """Three updates; the host's copy of the state, and the metrics of each."""
+    parallel, tx = make_parallel(config), optimizer()
+    update = parallel.update(
+        functools.partial(grpo_update, logp_fn=logp_fn, tx=tx, config=LossConfig())
+    )
+    state = parallel.replicate(TrainState.create(toy_params(), tx))
+    rows = []
+    for seed in range(3):
+        batch = parallel.shard(toy_batch(seed, prompts=16, **batch_settings))
+        state, metrics = update(state, batch)
+        rows.append({name: float(value) for name, value in metrics.items()})
+    return jax.device_get(parallel.unreplicate(state)), rows
+
+
+@pytest.mark.parametrize("on_policy", [False, True])
+@pytest.mark.parametrize("images", [0, 2])
+def test_pmap_on_eight_devices_trains_as_jit_on_one(images, on_policy):
+    one, one_rows = train(ONE, images=images, on_policy=on_policy)
+    for config in (EIGHT, ParallelConfig(kind="pmap", devices=2)):
+        other, other_rows = train(config, images=images, on_policy=on_policy)
+        for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+            assert x.shape == y.shape
+            np.testing.assert_allclose(x, y, rtol=0, atol=1e-6)
+        for x, y in zip(one_rows, other_rows, strict=True):
+            assert x == pytest.approx(y, rel=1e-4, abs=1e-6)
+    moved = np.abs(one.params["out"] - toy_params()["out"]).max()
+    assert moved > 0.02
+    assert one.step == 3
+
+
+@pytest.mark.parametrize("config", [ONE, EIGHT])
+def test_one_compilation_serves_all_updates(config):
+    traces = 0
+
+    def counting_logp(params, batch):
+        nonlocal traces
+        traces += 1
+        return toy_logp(params, batch)
+
+    train(config, counting_logp)
+    assert traces == 1
+
+
+@pytest.mark.parametrize("config", ALL)
+def test_mapped_function_gives_each_row_its_own_result(config):
+    parallel, batch = make_parallel(config), toy_batch()
+    keys = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(3), 8)))
+
+    def draw(params, batch, keys):
+        noise = jax.vmap(lambda key: jax.random.uniform(jax.random.wrap_key_data(key)))(keys)
+        return {"logp": toy_logp(params, batch), "noise": noise, "mask": batch.mask}
+
+    mapped = parallel.apply(draw)
+    params = parallel.replicate(toy_params())
+    result = parallel.gather(mapped(params, parallel.shard(batch), parallel.shard(keys)))
+    expected = draw(toy_params(), batch, keys)
+    assert {type(x) for x in jax.tree.leaves(result)} == {np.ndarray}
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), result, dict(expected))
+
+
+@pytest.mark.parametrize("config", ALL)
+@pytest.mark.parametrize("place", [np.asarray, jnp.asarray])
+def test_what_is_cut_comes_back_as_it_was(config, place):
+    parallel = make_parallel(config)
+    batch = jax.tree.map(place, toy_batch(images=0))
+    sharded = parallel.shard(batch)
+    devices = {tuple(sorted(d.id for d in x.devices())) for x in jax.tree.leaves(sharded)}
+    assert devices == {tuple(device.id for device in parallel.devices)}
+    back = parallel.gather(sharded)
+    assert jax.tree.structure(back) == jax.tree.structure(batch)
+    for x, y in zip(jax.tree.leaves(back), jax.tree.leaves(batch), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("config", ALL)
+def test_every_device_holds_one_copy_and_the_first_comes_back(config):
+    parallel = make_parallel(config)
+    state = TrainState.create(toy_params(), optimizer())
+    copies = parallel.replicate(state)
+    for leaf in jax.tree.leaves(copies):
+        assert [s.device for s in leaf.addressable_shards] == list(parallel.devices)
+    single = parallel.unreplicate(copies)
+    for x, y in zip(jax.tree.leaves(single), jax.tree.leaves(state), strict=True):
+        assert x.devices() == {parallel.devices[0]}
+        assert x.shape == np.shape(y)
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("config", ALL)
+def test_update_overwrites_its_state_and_nothing_else(config):
+    """The policy and the frozen reference start from the same arrays; only one may move."""
+    parallel, tx = make_parallel(config), optimizer()
+    params = jax.tree.map(jnp.asarray, toy_params())
+    reference = parallel.replicate(params)
+    state = parallel.replicate(TrainState.create(params, tx))
+    update = parallel.update(
+        functools.partial(grpo_update, logp_fn=toy_logp, tx=tx, config=LossConfig())
+    )
+    update(state, parallel.shard(toy_batch()))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+    for kept in (params, parallel.unreplicate(reference)):
+        jax.tree.map(np.testing.assert_array_equal, kept, toy_params())
+
+
+def test_batch_that_does_not_divide_over_the_devices_is_refused():
+    parallel = make_parallel(EIGHT)
+    message = "12 prompts do not divide over 8 devices: make it a multiple of 8"
+    with pytest.raises(UserError, match=message):
+        parallel.shard(toy_batch(prompts=12))
+    with pytest.raises(UserError, match=message):
+        parallel.check_batch(12)
+    parallel.check_batch(16)
+    make_parallel(ONE).check_batch(13)
+
+
+def test_more_devices_than_there_are_is_refused():
+    with pytest.raises(UserError, match=r"parallel\.devices=9, but only 8 cpu device"):
+        make_parallel(ParallelConfig(kind="pmap", devices=9))
+
+
+def test_several_devices_without_pmap_are_refused():
+    with pytest.raises(UserError, match=r"parallel\.devices=4: set parallel\.kind to pmap"):
+        make_parallel(ParallelConfig(kind="jit", devices=4))

@@ -1,0 +1,197 @@
+"""The objective: Eq. 4."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from othink_jax import rl
+
+JUNK = [np.nan, np.inf, -np.inf, 1e30, -1e30, 3e38, 1e4]
+
+
+def numpy_loss(logp, old_logp, ref_logp, advantages, mask, *, kl_coef, clip_low, clip_high):
+    """Eq. 4 and 5, token by token. Axes: sequences, tokens."""
+    total = 0.0
+    for sequence in range(len(mask)):
+        tokens = np.flatnonzero(mask[sequence])
+        subtotal = 0.0
+        for t in tokens:
+            rho = np.exp(float(logp[sequence, t]) - float(old_logp[sequence, t]))
+            clipped = min(max(rho, 1 - clip_low), 1 + clip_high)
+            d = float(ref_logp[sequence, t]) - float(logp[sequence, t])
+            gain = min(rho * advantages[sequence], clipped * advantages[sequence])
+            subtotal += gain - kl_coef * (np.exp(d) - d - 1)
+        total += subtotal / max(len(tokens), 1)
+    return -total / len(mask)
+
+
+def arrays(seed=0, sequences=6, length=5):
+    """Log-probabilities near each other, some clipped both ways, and ragged, partly empty masks."""
+    rng = np.random.default_rng(seed)
+    old_logp = -rng.exponential(1.0, (sequences, length))
+    lengths = rng.integers(1, length + 1, sequences)
+    lengths[:2] = 0, length
+    return {
+        "logp": np.float32(old_logp + rng.normal(0, 0.3, old_logp.shape)),
+        "old_logp": np.float32(old_logp),
+        "ref_logp": np.float32(old_logp + rng.normal(0, 0.5, old_logp.shape)),
+        "advantages": np.float32(rng.normal(0, 1, sequences)),
+        "mask": np.arange(length) < lengths[:, None],
+    }
+
+
+def loss(values, **settings):
+    return rl.grpo_loss(**values, **{"kl_coef": 0.1, **settings})
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_surrogate_equals_hand_computed_values(compiled):
+    ratio = jnp.array([1.0, 1.5, 0.5, 1.0, 1.5, 0.5])
+    advantages = jnp.array([1.0, 1.0, 1.0, -2.0, -2.0, -2.0])
+    surrogate = jax.jit(rl.clipped_surrogate) if compiled else rl.clipped_surrogate
+    values = surrogate(jnp.log(ratio) - 1, jnp.full(6, -1.0), advantages)
+    np.testing.assert_allclose(values, [-1.0, -1.2, -0.5, 2.0, 3.0, 1.6], rtol=1e-6)
+    # -rho * A as long as the unclipped term is the smaller gain, else nothing.
+    gradient = jax.grad(lambda x: surrogate(x, jnp.full(6, -1.0), advantages).sum())
+    expected = [-1.0, 0.0, -0.5, 2.0, 3.0, 0.0]
+    np.testing.assert_allclose(gradient(jnp.log(ratio) - 1), expected, rtol=1e-6)
+
+
+def test_surrogate_clips_each_side_at_its_own_bound():
+    surrogate = functools.partial(rl.clipped_surrogate, clip_low=0.1, clip_high=0.5)
+    ratio, advantages = jnp.array([1.4, 1.6, 0.85]), jnp.array([1.0, 1.0, -1.0])
+    np.testing.assert_allclose(
+        surrogate(jnp.log(ratio), jnp.zeros(3), advantages), [-1.4, -1.5, 0.9], rtol=1e-6
+    )
+
+
+def test_surrogate_stays_finite_for_absurd_ratios():
+    logp = jnp.array([500.0, 500.0, 500.0, -500.0, -jnp.inf])
+    advantages = jnp.array([1.0, -1.0, 0.0, 1.0, -1.0])
+    value_and_gradient = jax.vmap(jax.value_and_grad(rl.clipped_surrogate))
+    values, gradients = value_and_gradient(logp, jnp.zeros(5), advantages)
+    np.testing.assert_allclose(values, [-1.2, np.exp(20.0), 0.0, 0.0, 0.8], rtol=1e-6)
+    np.testing.assert_array_equal(gradients, 0.0)
+
+
+def test_each_sequence_weighs_the_same_and_an_empty_one_counts():
+    values = jnp.array([[2.0, 4.0, 9.0], [6.0, 9.0, 9.0], [9.0, 9.0, 9.0]])
+    mask = jnp.array([[True, True, False], [True, False, False], [False, False, False]])
+    # (3 + 6 + 0) / 3 sequences; a mean over tokens would be 4, one that skips the empty 4.5
+    assert rl.mean_over_sequences(values, mask) == 3.0
+    gradient = jax.grad(lambda x: rl.mean_over_sequences(x, mask))(values)
+    np.testing.assert_allclose(gradient, np.array([[0.5, 0.5, 0], [1, 0, 0], [0, 0, 0]]) / 3)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_loss_equals_hand_computed_one(compiled):
+    values = {
+        "logp": jnp.log(jnp.array([[0.6, 0.5], [0.3, 0.7]])),
+        "old_logp": jnp.log(jnp.array([[0.4, 0.5], [0.3, 0.1]])),
+        "ref_logp": jnp.log(jnp.array([[0.6, 0.25], [0.6, 0.1]])),
+        "advantages": jnp.array([1.0, -1.0]),
+        "mask": jnp.array([[True, True], [True, False]]),
+    }
+    total, metrics = (jax.jit(loss) if compiled else loss)(values)
+    # surrogates -1.2, -1 | 1; k3 at reference ratios 1, 1/2 | 2: 0, 0.193147 | 0.306853
+    np.testing.assert_allclose(metrics["policy_loss"], (-1.1 + 1.0) / 2, rtol=1e-5)
+    np.testing.assert_allclose(metrics["kl"], (0.193147 / 2 + 0.306853) / 2, rtol=1e-5)
+    np.testing.assert_allclose(metrics["kl_loss"], 0.1 * metrics["kl"], rtol=1e-6)
+    np.testing.assert_allclose(metrics["clip_fraction"], (1 / 2 + 0) / 2, rtol=1e-6)
+    np.testing.assert_allclose(metrics["ratio"], (1.25 + 1.0) / 2, rtol=1e-6)
+    np.testing.assert_allclose(total, -0.05 + 0.1 * 0.2017133, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_loss_and_gradient_equal_the_equation_token_by_token(seed):
+    values, settings = arrays(seed), {"kl_coef": 0.1, "clip_low": 0.1, "clip_high": 0.3}
+    np.testing.assert_allclose(
+        loss(values, **settings)[0], numpy_loss(**values, **settings), rtol=1e-5
+    )
+    with jax.enable_x64(True):
+        values = {name: x if x.dtype == bool else np.float64(x) for name, x in values.items()}
+        gradient = jax.grad(lambda x: loss({**values, "logp": x}, **settings)[0])(values["logp"])
+        for position in np.ndindex(gradient.shape):
+            step = np.zeros(gradient.shape)
+            step[position] = 1e-6
+            above = numpy_loss(**{**values, "logp": values["logp"] + step}, **settings)
+            below = numpy_loss(**{**values, "logp": values["logp"] - step}, **settings)
+            np.testing.assert_allclose(gradient[position], (above - below) / 2e-6, atol=1e-8)
+
+
+def test_more_leading_axes_are_more_sequences():
+    flat = arrays()
+    grouped = {name: x.reshape(2, 3, *x.shape[1:]) for name, x in flat.items()}
+    for one, other in zip(jax.tree.leaves(loss(flat)), jax.tree.leaves(loss(grouped)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", ["logp", "old_logp", "ref_logp"])
+def test_whatever_stands_in_padding_changes_nothing(name, compiled):
+    values = {key: jnp.asarray(x) for key, x in arrays().items()}
+    mask = np.asarray(values["mask"])
+    floats = {key: x for key, x in values.items() if key != "mask"}
+
+    def evaluate(chosen):
+        return loss({**chosen, "mask": values["mask"]})
+
+    run = jax.value_and_grad(evaluate, has_aux=True)
+    run = jax.jit(run) if compiled else run
+    clean = run(floats)
+    for junk in JUNK:
+        dirty = jnp.where(mask, values[name], junk)
+        (total, metrics), gradients = run({**floats, name: dirty})
+        jax.tree.map(np.testing.assert_array_equal, ((total, metrics), gradients), clean)
+        assert np.isfinite(total)
+        for key in ("logp", "old_logp", "ref_logp"):
+            np.testing.assert_array_equal(np.asarray(gradients[key])[~mask], 0.0)
+
+
+def test_junk_in_every_padding_at_once_leaves_the_loss_finite():
+    values = arrays()
+    clean = loss(values)[0]
+    for key, junk in (("logp", np.nan), ("old_logp", -np.inf), ("ref_logp", 1e30)):
+        values[key] = np.where(values["mask"], values[key], np.float32(junk))
+    values["advantages"][0] = np.nan  # of the empty sequence
+    total, gradient = jax.value_and_grad(lambda x: loss({**values, "logp": x})[0])(values["logp"])
+    assert total == clean
+    assert np.isfinite(gradient).all()
+
+
+def test_gradient_flows_through_the_policy_alone():
+    values = arrays()
+    floats = {key: jnp.asarray(x) for key, x in values.items() if key != "mask"}
+    gradients = jax.grad(lambda x: loss({**x, "mask": values["mask"]})[0])(floats)
+    assert np.abs(gradients.pop("logp")).max() > 0.01
+    for gradient in gradients.values():
+        np.testing.assert_array_equal(gradient, 0.0)
+
+
+def test_on_policy_gradient_is_that_of_policy_gradient():
+    """With the policy as its own sampler and no KL, d loss / d logp = -A / (|o| n)."""
+    values = arrays()
+    gradient = jax.grad(lambda x: loss({**values, "logp": x, "old_logp": x}, kl_coef=0.0)[0])
+    lengths = np.maximum(values["mask"].sum(-1, keepdims=True), 1)
+    expected = -values["advantages"][:, None] * values["mask"] / (lengths * len(lengths))
+    np.testing.assert_allclose(gradient(values["logp"]), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_absurd_real_tokens_leave_a_finite_gradient():
+    values = arrays()
+    for key, junk in (("logp", -300.0), ("old_logp", -500.0), ("ref_logp", -0.1)):
+        values[key][1, 0] = junk
+    total, gradient = jax.value_and_grad(lambda x: loss({**values, "logp": x})[0])(values["logp"])
+    assert np.isfinite(total)
+    assert np.isfinite(np.square(gradient)).all()  # what the gradient norm will do
+
+
+def test_arrays_that_do_not_match_are_refused():
+    values = arrays()
+    with pytest.raises(AssertionError):
+        loss({**values, "advantages": values["advantages"][:1]})
+    with pytest.raises(AssertionError):
+        loss({**values, "ref_logp": values["ref_logp"][:, :1]})

@@ -1,0 +1,250 @@
+"""One GRPO update."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from othink_jax import rl
+from othink_jax.config import LossConfig, OptimizerConfig
+from othink_jax.training.optimizer import make_optimizer
+from othink_jax.training.state import TrainState
+from othink_jax.training.update import grpo_update
+from tests.test_rl_losses import numpy_loss
+from tests.toy_policy import numpy_toy_logp, toy_batch, toy_logp, toy_params
+
+CONFIG = LossConfig(clip_low=0.1, clip_high=0.3)
+METRICS = {
+    *("loss", "policy_loss", "kl", "kl_loss", "beta", "clip_fraction", "ratio"),
+    *("grad_norm", "completion_length", "finite"),
+}
+
+
+def descent(kl=0.5):
+    """Plain gradient descent: parameters before minus parameters after is the gradient."""
+    return optax.chain(optax.sgd(1.0), rl.carry_kl_coef(rl.constant_kl(kl)))
+
+
+def make_update(tx, logp_fn=toy_logp, config=CONFIG):
+    return functools.partial(grpo_update, logp_fn=logp_fn, tx=tx, config=config)
+
+
+def equation_4(params, batch, kl):
+    def flat(x):
+        return x.reshape(-1, x.shape[-1])
+
+    logp = numpy_toy_logp(params, batch)
+    return numpy_loss(
+        *(flat(x) for x in (logp, batch.old_logp, batch.ref_logp)),
+        batch.advantages.ravel(),
+        flat(batch.mask),
+        kl_coef=kl,
+        clip_low=0.1,
+        clip_high=0.3,
+    )
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_update_descends_the_gradient_of_equation_4(compiled):
+    """Against central differences of the equation, written out for a policy written out."""
+    with jax.enable_x64(True):
+        batch = toy_batch(prompts=3, group=2, length=4)
+        params = {name: np.float64(x) for name, x in toy_params().items()}
+        tx = descent(kl=0.5)
+        update = jax.jit(make_update(tx)) if compiled else make_update(tx)
+        state, metrics = update(TrainState.create(jax.tree.map(jnp.asarray, params), tx), batch)
+        np.testing.assert_allclose(metrics["loss"], equation_4(params, batch, 0.5), rtol=1e-6)
+        norm = np.sqrt(sum(np.sum((params[k] - state.params[k]) ** 2) for k in params))
+        np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-6)
+        rng = np.random.default_rng(0)
+        for _ in range(12):
+            direction = {name: rng.normal(0, 1, x.shape) for name, x in params.items()}
+            shifted = [
+                equation_4({k: params[k] + sign * 1e-6 * direction[k] for k in params}, batch, 0.5)
+                for sign in (1, -1)
+            ]
+            slope = sum(np.sum((params[k] - state.params[k]) * direction[k]) for k in params)
+            np.testing.assert_allclose(slope, (shifted[0] - shifted[1]) / 2e-6, atol=1e-7)
+
+
+def test_metrics_are_what_they_are_called():
+    tx, batch = descent(kl=0.5), toy_batch()
+    state, metrics = make_update(tx)(TrainState.create(toy_params(), tx), batch)
+    assert set(metrics) == METRICS
+    for value in metrics.values():
+        assert value.shape == ()
+        assert value.dtype == jnp.float32
+    assert state.step == 1
+    assert metrics["finite"] == 1.0
+    assert metrics["beta"] == 0.5
+    assert 0 < metrics["clip_fraction"] < 1
+    np.testing.assert_allclose(metrics["completion_length"], batch.mask.sum() / 32)
+    np.testing.assert_allclose(
+        metrics["loss"], metrics["policy_loss"] + 0.5 * metrics["kl"], rtol=1e-6
+    )
+
+
+def test_batch_without_old_log_probabilities_is_on_policy():
+    tx, batch = descent(), toy_batch(on_policy=True)
+    state = TrainState.create(toy_params(), tx)
+    own = np.asarray(toy_logp(state.params, batch))
+    one, metrics = make_update(tx)(state, batch)
+    other, _ = make_update(tx)(state, dataclasses.replace(batch, old_logp=own))
+    assert metrics["ratio"] == pytest.approx(31 / 32)  # one completion of 32 is empty
+    assert metrics["clip_fraction"] == 0.0
+    for name in state.params:
+        np.testing.assert_array_equal(one.params[name], other.params[name])
+        assert np.abs(one.params[name] - state.params[name]).max() > 1e-3
+
+
+def test_later_updates_from_one_rollout_leave_the_ratio_one_and_clip():
+    batch = toy_batch(on_policy=True)
+    tx = optax.chain(optax.sgd(5.0), rl.carry_kl_coef(rl.constant_kl(0.0)))
+    update = jax.jit(make_update(tx))
+    state = TrainState.create(toy_params(), tx)
+    old_logp = np.asarray(toy_logp(state.params, batch))
+    batch = dataclasses.replace(batch, old_logp=old_logp)
+    state, first = update(state, batch)
+    ratio = np.exp(np.asarray(toy_logp(state.params, batch)) - old_logp)
+    _, second = update(state, batch)
+
+    advantages = batch.advantages[..., None]
+    clipped = np.where(advantages > 0, ratio > 1.3, ratio < 0.9)
+    lengths = np.maximum(batch.mask.sum(-1), 1)
+    share = np.mean((clipped & batch.mask).sum(-1) / lengths)
+    assert first["clip_fraction"] == 0.0
+    assert share > 0.05
+    np.testing.assert_allclose(second["clip_fraction"], share, rtol=1e-5)
+    mean_ratio = np.mean(np.where(batch.mask, ratio, 0).sum(-1) / lengths)
+    assert abs(mean_ratio - 1) > 0.01
+    np.testing.assert_allclose(second["ratio"], mean_ratio, rtol=1e-5)
+
+
+def test_updates_raise_the_probability_of_what_was_rewarded():
+    batch = toy_batch(on_policy=True)
+    tx = make_optimizer(OptimizerConfig(learning_rate=0.03), rl.constant_kl(0.0), 20)
+    update, state = jax.jit(make_update(tx)), TrainState.create(toy_params(), tx)
+
+    def agreement(params):
+        per_sequence = np.where(batch.mask, toy_logp(params, batch), 0).sum(-1)
+        return np.corrcoef(per_sequence.ravel(), batch.advantages.ravel())[0, 1]
+
+    before = agreement(state.params)
+    for _ in range(20):
+        state, _ = update(state, batch)
+    assert agreement(state.params) > before + 0.3
+
+
+def test_one_compilation_serves_the_whole_schedule():
+    traces = 0
+
+    def counting_logp(params, batch):
+        nonlocal traces
+        traces += 1
+        return toy_logp(params, batch)
+
+    schedule = rl.dynamic_kl(0.04, 0.1, 10)
+    tx = make_optimizer(OptimizerConfig(warmup_fraction=0.2), schedule, 10)
+    update = jax.jit(make_update(tx, counting_logp), donate_argnums=0)
+    state, batch = TrainState.create(toy_params(), tx), toy_batch()
+    betas = []
+    for _ in range(10):
+        state, metrics = update(state, batch)
+        betas.append(float(metrics["beta"]))
+        np.testing.assert_allclose(
+            metrics["loss"], metrics["policy_loss"] + betas[-1] * metrics["kl"], rtol=1e-5
+        )
+    assert traces == 1
+    np.testing.assert_allclose(betas, schedule(jnp.arange(10)), rtol=1e-6)
+    assert len(set(betas)) > 5
+
+
+def test_state_that_was_stored_goes_on_where_it_stood():
+    tx = make_optimizer(OptimizerConfig(learning_rate=0.01), rl.dynamic_kl(0.0, 0.5, 6), 6)
+    update = jax.jit(make_update(tx))
+
+    def run(state, seeds):
+        betas = []
+        for seed in seeds:
+            state, metrics = update(state, toy_batch(seed))
+            betas.append(float(metrics["beta"]))
+        return state, betas
+
+    whole, betas = run(TrainState.create(toy_params(), tx), range(6))
+    half, first = run(TrainState.create(toy_params(), tx), range(3))
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(half)]
+    fresh = TrainState.create(toy_params(seed=1), tx)
+    restored = jax.tree.unflatten(jax.tree.structure(fresh), leaves)
+    resumed, second = run(restored, range(3, 6))
+    assert first + second == betas
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+
+
+@pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf, 1e30])
+def test_junk_in_padding_does_not_reach_the_parameters(junk):
+    tx, batch = descent(), toy_batch()
+    update = jax.jit(make_update(tx))
+    dirty = dataclasses.replace(
+        batch,
+        ref_logp=np.where(batch.mask, batch.ref_logp, np.float32(junk)),
+        old_logp=np.where(batch.mask, batch.old_logp, np.float32(junk)),
+    )
+    state = TrainState.create(toy_params(), tx)
+    jax.tree.map(np.testing.assert_array_equal, update(state, dirty), update(state, batch))
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_update_that_is_not_finite_is_reported(where):
+    tx, batch = descent(), toy_batch()
+    params = toy_params()
+    if where == "loss":
+        params["out"][0, 0] = np.nan
+    # The square root has an infinite slope at 0, where its value is fine.
+    logp_fn = {
+        "loss": toy_logp,
+        "gradient": lambda p, b: toy_logp(p, b) + jnp.sqrt(0.0 * jnp.abs(p["out"]).sum()),
+    }[where]
+    _, metrics = make_update(tx, logp_fn)(TrainState.create(params, tx), batch)
+    assert np.isfinite(metrics["loss"]) == (where == "gradient")
+    assert metrics["finite"] == 0.0
+
+
+def test_optimizer_is_handed_the_measured_kl():
+    """A controller of beta that reacts to the KL fits into the chain."""
+
+    def update(updates, state, params=None, *, kl, **extra_args):
+        stronger = jnp.where(kl > 0.01, 2.0, 0.5) * state.kl_coef
+        return updates, rl.KLCoefState(kl_step=state.kl_step + 1, kl_coef=stronger)
+
+    init = rl.carry_kl_coef(rl.constant_kl(0.1)).init
+    tx = optax.chain(optax.sgd(0.0), optax.GradientTransformationExtraArgs(init, update))
+    state, batch = TrainState.create(toy_params(), tx), toy_batch()
+    same = dataclasses.replace(batch, ref_logp=np.asarray(toy_logp(state.params, batch)))
+    state, far = jax.jit(make_update(tx))(state, batch)
+    state, near = jax.jit(make_update(tx))(state, same)
+    _, last = jax.jit(make_update(tx))(state, same)
+    np.testing.assert_allclose([far["beta"], near["beta"], last["beta"]], [0.1, 0.2, 0.1])
+
+
+def test_bfloat16_parameters_are_updated_in_their_type():
+    tx, batch = descent(), toy_batch()
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), toy_params())
+
+    def logp_fn(params, batch):
+        return toy_logp(jax.tree.map(lambda x: x.astype(jnp.float32), params), batch)
+
+    state, metrics = jax.jit(make_update(tx, logp_fn))(TrainState.create(params, tx), batch)
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.bfloat16)}
+    exact = make_update(tx)(TrainState.create(jax.tree.map(np.float32, params), tx), batch)[1]
+    np.testing.assert_allclose(metrics["grad_norm"], exact["grad_norm"], rtol=5e-3)
+    assert rl.kl_coef(state.opt_state).dtype == jnp.float32
+
+
+def test_optimizer_without_a_kl_weight_is_refused():
+    tx = optax.sgd(1.0)
+    with pytest.raises(ValueError, match="put carry_kl_coef"):
+        make_update(tx)(TrainState.create(toy_params(), tx), toy_batch())
