@@ -10,6 +10,8 @@ import orbax.checkpoint as ocp
 from othink_jax.errors import UserError
 
 PARAMS = "params"  # the Orbax folder inside a model directory
+RUN_REFERENCE = "reference"  # the model directory inside a run directory
+RUN_CHECKPOINTS = "checkpoints"  # the training states inside a run directory
 
 # What travels with the weights: everything of a Hugging Face directory but the weights themselves.
 _COMPANIONS = ("*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model")
@@ -68,7 +70,7 @@ class TrainingStore:
 
 
 def save_model(directory: Path, params: Any, *, companions: Path) -> None:
-    """Write a model directory: Orbax parameters, with configuration and tokenizer files beside them.
+    """Write a model directory: Orbax parameters, with configuration and tokenizer beside them.
 
     Args:
       directory: must not exist; it appears whole or not at all.
@@ -94,3 +96,19 @@ def load_params(directory: Path, like: Any) -> Any:
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(directory.absolute() / PARAMS, abstract)
+
+
+def load_run_params(run: Path, like: Any) -> Any:
+    """Parameters of a run's last checkpoint, in the structure, shapes and dtypes of `like`.
+
+    Before the first checkpoint they are those of the reference.
+    """
+    steps = ocp.utils.checkpoint_steps(run / RUN_CHECKPOINTS)
+    if not steps:
+        return load_params(run / RUN_REFERENCE, like)
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    state = run.absolute() / RUN_CHECKPOINTS / str(max(steps)) / "state"
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        return checkpointer.restore(
+            state, args=ocp.args.PyTreeRestore(item={"params": abstract}, partial_restore=True)
+        )["params"]

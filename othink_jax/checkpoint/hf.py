@@ -1,0 +1,154 @@
+"""Hugging Face model directories: config.json and safetensors, in and out; strict both ways."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from jaxtyping import DTypeLike
+from safetensors import SafetensorError, safe_open
+from safetensors.flax import save_file
+
+from othink_jax.checkpoint.keymap import Entry, entries, hub_name
+from othink_jax.errors import UserError
+from othink_jax.model.config import Qwen2VLConfig
+from othink_jax.model.stack import stack_layers
+
+TINY = Path(__file__).parents[1] / "assets" / "tiny"
+_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+# What a model needs; weights in pickles are not fetched and not read: loading one runs its code.
+_FETCHED = ("*.json", "*.jinja", "*.txt", "*.safetensors")
+
+
+def resolve(model: str | Path) -> Path:
+    """The directory of a model: `tiny`, a local directory, or a hub id (fetched or from the cache).
+
+    Raises:
+      UserError: there is no such directory and the hub has or gives none.
+    """
+    if str(model) == "tiny":
+        return TINY
+    if Path(model).is_dir():
+        return Path(model)
+    try:
+        return Path(snapshot_download(str(model), allow_patterns=list(_FETCHED)))
+    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{model} is neither a directory nor a model that the hub gives us: {reason}"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a model directory; raises UserError if it is absent or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} has no {path.name}: it is not a model directory") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+
+
+def load_config(directory: Path) -> Qwen2VLConfig:
+    """The model's shape from config.json."""
+    return Qwen2VLConfig.from_hf(read_json(directory / "config.json"))
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    if (directory / _INDEX).is_file():
+        names = sorted(set(read_json(directory / _INDEX)["weight_map"].values()))
+    elif (directory / _SINGLE).is_file():
+        names = [_SINGLE]
+    elif list(directory.glob("*.bin")):
+        raise UserError(
+            f"{directory} holds its weights as pickles (.bin), which can run code when they are"
+            " read; convert them to safetensors first"
+        )
+    else:
+        raise UserError(f"{directory} has no {_SINGLE} and no {_INDEX}")
+    absent = [name for name in names if not (directory / name).is_file()]
+    if absent:
+        raise UserError(f"{directory}: the index names files that are absent: {', '.join(absent)}")
+    return [directory / name for name in names]
+
+
+def _tensors(files: list[Path]) -> Iterator[tuple[str, Any]]:
+    """Name (in the hub's layout) and lazily read tensor, file after file."""
+    for file in files:
+        try:
+            with safe_open(file, framework="flax") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                    yield hub_name(name), tensors.get_tensor(name)
+        except SafetensorError as error:
+            raise UserError(f"{file} is damaged: {error}") from error
+
+
+def load_params(
+    directory: Path, config: Qwen2VLConfig, *, dtype: DTypeLike, scan_layers: bool = False
+) -> dict[str, Any]:
+    """Parameters as a nested dict of arrays of `dtype`.
+
+    Raises:
+      UserError: a tensor is missing, unknown or of another shape (all of them are listed), a file
+        is damaged, or there are no safetensors.
+    """
+    wanted = {entry.name: entry for entry in entries(config)}
+    found: dict[Entry, jax.Array] = {}
+    faults = []
+    for name, tensor in _tensors(_weight_files(directory)):
+        entry = wanted.get(name)
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue  # some files hold the tied head a second time
+        if entry is None:
+            faults.append(f"unknown {name}")
+        elif tensor.shape != entry.hub_shape:
+            faults.append(f"{name} is {tensor.shape}, not {entry.hub_shape}")
+        else:
+            found[entry] = jnp.asarray(entry.from_hub(tensor), dtype)
+    seen = {entry.name for entry in found}
+    faults += [f"missing {name}" for name in wanted if name not in seen and name not in str(faults)]
+    if faults:
+        raise UserError(f"{directory} does not fit its config.json: {'; '.join(faults)}")
+    params = _nested(found)
+    if scan_layers:
+        for tower in params.values():
+            tower["layers"] = stack_layers(tower["layers"])
+    return params
+
+
+def _nested(found: dict[Entry, Any]) -> dict[str, Any]:
+    tree: dict[Any, Any] = {}
+    for entry, tensor in found.items():
+        *parents, leaf = entry.path
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[leaf] = tensor
+    return tree
+
+
+def save(directory: Path, config: Qwen2VLConfig, params: Any) -> None:
+    """Write config.json and model.safetensors, names and shapes as on the hub; the dtype is kept.
+
+    `params` are those of unrolled layers. Each file appears whole or not at all.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for entry in entries(config):
+        leaf = params
+        for key in entry.path:
+            leaf = leaf[key]
+        tensors[entry.name] = jnp.asarray(np.ascontiguousarray(entry.to_hub(np.asarray(leaf))))
+    unfinished = directory / f".{_SINGLE}.unfinished"
+    # transformers wants to know which framework's layout the file has: torch's.
+    save_file(tensors, unfinished, metadata={"format": "pt"})
+    os.replace(unfinished, directory / _SINGLE)
+    unfinished = directory / ".config.json.unfinished"
+    unfinished.write_text(json.dumps(config.to_hf(), indent=2) + "\n", encoding="utf-8")
+    os.replace(unfinished, directory / "config.json")

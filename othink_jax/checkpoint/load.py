@@ -1,0 +1,84 @@
+"""`load`: any model, wherever it lies, as one object."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from othink_jax.checkpoint import hf, store
+from othink_jax.data.processing import Processor
+from othink_jax.errors import UserError
+from othink_jax.model.config import Qwen2VLConfig
+from othink_jax.model.qwen2_vl import Qwen2VL, split
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A model with all that is needed to use it."""
+
+    config: Qwen2VLConfig
+    graphdef: Any  # static part of the module; `merge(graphdef, params)` is the model
+    params: dict[str, Any]  # nested dict of arrays
+    processor: Processor
+    directory: Path  # where its configuration and tokenizer were read from
+
+
+def abstract_model(config: Qwen2VLConfig, dtype: str, *, scan_layers: bool) -> tuple[Any, Any]:
+    """Static part and abstract parameters of a model: shapes and dtypes, no memory."""
+    number_type = jnp.dtype(dtype)
+    return split(
+        nnx.eval_shape(
+            lambda: Qwen2VL(
+                config,
+                rngs=nnx.Rngs(0),
+                dtype=number_type,
+                param_dtype=number_type,
+                scan_layers=scan_layers,
+            )
+        )
+    )
+
+
+def load(
+    model: str | Path,
+    *,
+    dtype: str = "float32",
+    scan_layers: bool = False,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+) -> Checkpoint:
+    """Load a model.
+
+    Args:
+      model: a Hugging Face directory or hub id, a directory written by `convert`, a run directory
+        (its last checkpoint), or `tiny`, the embedded model.
+      dtype: of parameters and computation, `float32` or `bfloat16`.
+      scan_layers: scan over stacked layers instead of unrolling them.
+      min_pixels, max_pixels: bounds of an image's size instead of the model's own.
+
+    Raises:
+      UserError: there is no such model, or something of it is missing, damaged or does not fit.
+    """
+    directory = hf.resolve(model)
+    run = directory if (directory / store.RUN_REFERENCE).is_dir() else None
+    if run is not None:
+        directory = run / store.RUN_REFERENCE
+    config = hf.load_config(directory)
+    graphdef, abstract = abstract_model(config, dtype, scan_layers=scan_layers)
+    if run is not None:
+        params = store.load_run_params(run, abstract)
+    elif (directory / store.PARAMS).is_dir():
+        params = store.load_params(directory, abstract)
+    else:
+        params = hf.load_params(directory, config, dtype=jnp.dtype(dtype), scan_layers=scan_layers)
+    processor = Processor.from_pretrained(directory, min_pixels=min_pixels, max_pixels=max_pixels)
+    if processor.image_token_id != config.image_token_id:
+        raise UserError(
+            f"{directory}: the tokenizer's image placeholder is {processor.image_token_id}, but"
+            f" config.json says {config.image_token_id}"
+        )
+    return Checkpoint(
+        config=config, graphdef=graphdef, params=params, processor=processor, directory=directory
+    )

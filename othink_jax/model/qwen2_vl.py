@@ -1,0 +1,153 @@
+"""Qwen2-VL, complete: images and tokens to hidden states, in two motions.
+
+    prefill(prompts)            a prompt and its images, once          -> states and a Prefix
+    extend(completions, prefix) G completions of each prompt           -> states
+
+See Qwen2-VL (arXiv 2409.12191); numerically equal to the implementation in transformers.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, DTypeLike, Float, Int, PyTree
+
+from othink_jax.model.config import Qwen2VLConfig
+from othink_jax.model.text import TextTower
+from othink_jax.model.vision import VisionTower
+from othink_jax.types import Cache, Prefix, Prompts
+
+
+class Qwen2VL(nnx.Module):
+    """The model. `split` it once after loading; from there on its parameters are a plain dict."""
+
+    def __init__(
+        self,
+        config: Qwen2VLConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        scan_layers: bool = False,
+    ) -> None:
+        """Random weights.
+
+        Args:
+          config: the shape.
+          rngs: for the weights.
+          dtype: of the computation; norms, rotary positions, softmax and logits stay in f32.
+          param_dtype: of the parameters.
+          scan_layers: scan over stacked layers instead of unrolling them; the numbers are the same.
+        """
+        dtypes = {"dtype": dtype, "param_dtype": param_dtype}
+        self.config = config
+        self.dtype = dtype
+        self.visual = VisionTower(config.vision, rngs=rngs, scan_layers=scan_layers, **dtypes)
+        self.text = TextTower(
+            config.text,
+            tied=config.tie_word_embeddings,
+            rngs=rngs,
+            scan_layers=scan_layers,
+            **dtypes,
+        )
+
+    def encode_images(self, prompts: Prompts) -> Float[Array, "B M D"]:
+        """Merged features of each prompt's images, slot after slot (M = I * K / merge^2)."""
+        batch, slots = prompts.patches.shape[:2]
+
+        def per_image(x: jax.Array) -> jax.Array:
+            return x.reshape(batch * slots, *x.shape[2:])
+
+        features = self.visual(
+            per_image(prompts.patches),
+            per_image(prompts.patch_positions),
+            per_image(prompts.patch_mask),
+        )
+        return features.reshape(batch, -1, features.shape[-1])
+
+    def embed(self, prompts: Prompts) -> Float[Array, "B P D"]:
+        """Token embeddings, with image features in the place of the placeholders."""
+        x = self.text.embed(prompts.tokens)
+        if prompts.patches.shape[1] == 0:
+            return x
+        index = prompts.image_index[..., None]
+        features = jnp.take_along_axis(self.encode_images(prompts), jnp.maximum(index, 0), axis=1)
+        return jnp.where(index >= 0, features, x)
+
+    def prefill(self, prompts: Prompts) -> tuple[Float[Array, "B P D"], Prefix]:
+        """Final states of the prompts' tokens, and all that completions need of them."""
+        hidden, kept = self.text.prefill(self.embed(prompts), prompts.positions, prompts.mask)
+        last = prompts.mask.sum(axis=1) - 1
+        return hidden, Prefix(
+            keys=tuple(key for key, _ in kept),
+            values=tuple(value for _, value in kept),
+            mask=prompts.mask,
+            last_hidden=jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0],
+            next_position=prompts.next_position,
+        )
+
+    def extend(
+        self, tokens: Int[Array, "B G T"], prefix: Prefix, cache: Cache | None = None
+    ) -> tuple[Float[Array, "B G T D"], Cache | None]:
+        """Final states of completion tokens.
+
+        Token t of a completion sees the whole prompt and its completion up to itself, so padding on
+        the right changes nothing. Positions go on from the prompt's, equal on the three axes.
+
+        Args:
+          tokens: completion tokens; with a cache, the T that follow those in it.
+          prefix: from `prefill`.
+          cache: keys and values of the completion so far, from `init_cache`; None for a completion
+            given whole.
+
+        Returns:
+          the states and, with a cache, the cache with these tokens in it.
+        """
+        start: Any = 0 if cache is None else cache.length
+        own = None if cache is None else tuple(zip(cache.keys, cache.values, strict=True))
+        positions = prefix.next_position[:, None] + start + jnp.arange(tokens.shape[2])
+        hidden, kept = self.text.extend(
+            self.text.embed(tokens),
+            jnp.broadcast_to(positions[:, None, None], (len(positions), 1, 3, tokens.shape[2])),
+            tuple(zip(prefix.keys, prefix.values, strict=True)),
+            prefix.mask,
+            own,
+            start,
+        )
+        if cache is None:
+            return hidden, None
+        return hidden, Cache(
+            keys=tuple(key for key, _ in kept),
+            values=tuple(value for _, value in kept),
+            length=cache.length + tokens.shape[2],
+        )
+
+    def logits(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:
+        """Next-token logits in f32."""
+        return self.text.logits(hidden)
+
+
+def init_cache(
+    config: Qwen2VLConfig, batch: int, group: int, capacity: int, dtype: DTypeLike
+) -> Cache:
+    """An empty cache for `group` completions of up to `capacity` tokens of each prompt."""
+    text = config.text
+    shape = (batch, group, capacity, text.num_key_value_heads, text.head_dim)
+    layers = range(text.num_hidden_layers)
+    return Cache(
+        keys=tuple(jnp.zeros(shape, dtype) for _ in layers),
+        values=tuple(jnp.zeros(shape, dtype) for _ in layers),
+        length=jnp.int32(0),
+    )
+
+
+def split(model: Qwen2VL) -> tuple[Any, dict[str, Any]]:
+    """The static part of a model and its parameters as a nested plain dict."""
+    graphdef, state = nnx.split(model, nnx.Param)
+    return graphdef, nnx.to_pure_dict(state)
+
+
+def merge(graphdef: Any, params: PyTree) -> Qwen2VL:
+    """The model again; cheap, and meant to be called inside jit."""
+    return nnx.merge(graphdef, params)

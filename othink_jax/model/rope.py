@@ -1,0 +1,47 @@
+"""Rotary positions: two axes for patches (rows, columns), three for tokens (M-RoPE)."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+def _inverse_frequencies(count: int, theta: float) -> Float[np.ndarray, " F"]:
+    return (1.0 / theta ** (np.arange(count, dtype=np.float64) / count)).astype(np.float32)
+
+
+def vision_angles(
+    positions: Int[Array, "N K 2"], head_dim: int, theta: float = 10_000.0
+) -> Float[Array, "N K half"]:
+    """Rotary angles of patches: the first half of the frequencies by row, the second by column."""
+    frequencies = _inverse_frequencies(head_dim // 4, theta)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return angles.reshape(*positions.shape[:-1], head_dim // 2)
+
+
+def text_angles(
+    positions: Int[Array, "*b 3 S"], section: Sequence[int], theta: float
+) -> Float[Array, "*b S half"]:
+    """M-RoPE (Qwen2-VL, section 2.1): each frequency follows one axis of the position.
+
+    Args:
+      positions: temporal, height and width position of each token.
+      section: how many frequencies follow each axis, in that order.
+      theta: base of the frequencies.
+    """
+    axis_of_frequency = np.repeat(np.arange(3), section)
+    frequencies = _inverse_frequencies(len(axis_of_frequency), theta)
+    by_frequency = jnp.moveaxis(positions, -2, -1)[..., axis_of_frequency]
+    # f32: bf16 cannot represent position 257.
+    return by_frequency.astype(jnp.float32) * frequencies
+
+
+def rotate(
+    x: Float[Array, "*b heads H"], angles: Float[Array, "*b half"]
+) -> Float[Array, "*b heads H"]:
+    """Turn each pair (x[i], x[i + H/2]) by angle i, in f32; the result has the dtype of `x`."""
+    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)

@@ -1,0 +1,63 @@
+"""A stack of equal layers, unrolled or scanned, behind one call.
+
+Unrolled layers compile longer and run faster; scanned ones hold their parameters stacked, with a
+leading layer axis, and compile once for any depth.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+def make_stack(
+    make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs, scan: bool
+) -> nnx.Module:
+    """`depth` layers as an `nnx.List`, or one module whose parameters lead with the layer."""
+    if not scan:
+        return nnx.List([make(rngs) for _ in range(depth)])
+    return nnx.vmap(make, in_axes=0)(rngs.fork(split=depth))
+
+
+def run_stack(
+    stack: nnx.Module,
+    x: jax.Array,
+    apply: Callable[[Any, jax.Array, Any], tuple[jax.Array, Any]],
+    extras: tuple[Any, ...] | None = None,
+) -> tuple[jax.Array, tuple[Any, ...]]:
+    """Send `x` through the layers.
+
+    Args:
+      stack: from `make_stack`.
+      x: what the first layer gets.
+      apply: `(layer, x, extra of this layer) -> (x, output of this layer)`.
+      extras: one entry a layer, such as its keys and values; None gives every layer None.
+
+    Returns:
+      what the last layer puts out, and the layers' outputs, one entry a layer.
+    """
+    if isinstance(stack, nnx.List):
+        outputs = []
+        for number, layer in enumerate(stack):
+            x, output = apply(layer, x, None if extras is None else extras[number])
+            outputs.append(output)
+        return x, tuple(outputs)
+
+    graphdef, params = nnx.split(stack)
+    depth = jax.tree.leaves(params)[0].shape[0]
+    stacked = None if extras is None else jax.tree.map(lambda *rows: jnp.stack(rows), *extras)
+
+    def body(x: jax.Array, row: Any) -> tuple[jax.Array, Any]:
+        layer_params, extra = row
+        return apply(nnx.merge(graphdef, layer_params), x, extra)
+
+    x, outputs = jax.lax.scan(body, x, (params, stacked))
+    return x, tuple(jax.tree.map(lambda rows: rows[i], outputs) for i in range(depth))
+
+
+def stack_layers(layers: dict[Any, Any]) -> dict[Any, Any]:
+    """Parameters of an unrolled stack (keyed by layer number) as those of a scanned one."""
+    rows = [layers[number] for number in sorted(layers)]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
