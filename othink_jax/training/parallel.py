@@ -4,9 +4,10 @@ Arrays stand in one of three places: on the host (numpy, leading B), on the devi
 (`shard`, leading axes as the implementation likes), or on the devices as a state (`replicate`).
 """
 
+import abc
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -22,13 +23,12 @@ AXIS = "batch"  # name of the axis over which `pmap` averages
 _T = TypeVar("_T")
 
 
-class Parallel(Protocol):
+class Parallel(abc.ABC):
     """Puts arrays on devices, compiles functions for them, brings results back."""
 
-    @property
-    def devices(self) -> tuple[jax.Device, ...]:
-        """The devices in use."""
+    devices: tuple[jax.Device, ...]  # those in use
 
+    @abc.abstractmethod
     def replicate(self, tree: _T) -> _T:
         """A copy of a state or of parameters on every device. The argument stays valid.
 
@@ -36,15 +36,18 @@ class Parallel(Protocol):
         and the frozen reference may start from the same arrays.
         """
 
+    @abc.abstractmethod
     def unreplicate(self, tree: _T) -> _T:
         """The first device's copy, for a checkpoint; the others are not read.
 
         On one device it is the argument itself, so `update` ends its life too.
         """
 
+    @abc.abstractmethod
     def check_batch(self, size: int) -> None:
         """Refuse a number of prompts (B) that does not divide over the devices, with UserError."""
 
+    @abc.abstractmethod
     def shard(self, batch: _T) -> _T:
         """Put a batch (leaves of numpy or jax, all with a leading B) on the devices, cut along B.
 
@@ -52,9 +55,11 @@ class Parallel(Protocol):
             UserError: B does not divide over the devices.
         """
 
+    @abc.abstractmethod
     def gather(self, batch: PyTree) -> PyTree:
         """A sharded batch back on the host: numpy leaves, leading B, in the order it was cut."""
 
+    @abc.abstractmethod
     def update(self, fn: Callable[..., Any]) -> Callable[[TrainState, Any], Any]:
         """Compile fn(state, batch, *, axis_name) -> (state, metrics), such as `grpo_update`.
 
@@ -63,6 +68,7 @@ class Parallel(Protocol):
         scalars, the same on every device.
         """
 
+    @abc.abstractmethod
     def apply(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Compile fn(params, *batches) -> batch, each row of the result from its rows alone.
 
@@ -94,7 +100,7 @@ def make_parallel(config: ParallelConfig) -> Parallel:
     return Replicas(tuple(visible[:count]))
 
 
-class OneDevice:
+class OneDevice(Parallel):
     """`jit` on one device: placing is all there is to do."""
 
     def __init__(self, device: jax.Device) -> None:
@@ -122,7 +128,7 @@ class OneDevice:
         return jax.jit(fn)
 
 
-class Replicas:
+class Replicas(Parallel):
     """`pmap`: a copy of the state on each device, the prompts of a batch divided among them.
 
     With D devices a state's leaves are [D, ...] and a batch's [D, B/D, ...], cut along D.

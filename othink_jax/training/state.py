@@ -11,7 +11,7 @@ from othink_jax.types import pytree
 class TrainState:
     """Parameters and the state of their optimizer. Copied to D devices, every leaf leads with D."""
 
-    step: Int[Array, "*D"]  # int32; updates made
+    step: Int[Array, ""]  # int32; updates made
     params: PyTree  # nested dict of arrays
     opt_state: optax.OptState  # holds the KL weight too, see `rl.carry_kl_coef`
 
