@@ -21,8 +21,9 @@ def toy_logp(params, batch):
     prompts = batch.prompts
     embedded = jnp.where(prompts.mask[..., None], params["prompt"][prompts.tokens], 0.0)
     state = embedded.sum(axis=1) / prompts.mask.sum(axis=1)[:, None]
-    patches = jnp.where(prompts.patch_mask[..., None], prompts.patches, 0.0)
-    state += jnp.einsum("bikc,cw->bw", patches, params["image"])
+    if prompts.patches.shape[1]:  # as the model, which leaves out its vision tower
+        patches = jnp.where(prompts.patch_mask[..., None], prompts.patches, 0.0)
+        state += jnp.einsum("bikc,cw->bw", patches, params["image"])
     previous = jnp.pad(batch.completions[..., :-1], ((0, 0), (0, 0), (1, 0)))
     hidden = jnp.tanh(state[:, None, None] + params["token"][previous])
     logps = jax.nn.log_softmax(hidden @ params["out"], axis=-1)
