@@ -1,5 +1,246 @@
-"""The commands."""
+"""The commands.
+
+Rooms are imported inside the commands: `--help`, `grade` and a wrong usage answer without the
+seconds that JAX and the tokenizer library take to import.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from othink_jax.config import (
+    TINY_TEMPLATE,
+    EvaluateConfig,
+    Grader,
+    GRPOConfig,
+    SamplingConfig,
+    Task,
+)
+from othink_jax.errors import UserError
+
+_GENERATE_SAMPLING = SamplingConfig(max_new_tokens=256)
+_TINY_DATA = ("--template", TINY_TEMPLATE, "--min-pixels", "None", "--max-pixels", "None")
+PRESETS: dict[str, dict[str, tuple[str, ...]]] = {
+    # The defaults of the config classes are the paper's.
+    "grpo": {
+        "paper": (),
+        "tiny": (
+            *_TINY_DATA,
+            *("--steps", "150", "--prompts-per-step", "8", "--max-new-tokens", "40"),
+            *("--top-k", "0", "--learning-rate", "1e-4", "--lr-schedule", "constant"),
+            *("--checkpoint-every", "50"),
+        ),
+    },
+    "evaluate": {
+        # R1-V evaluates with the image bounds of the model's own processor.
+        "paper": ("--min-pixels", "None", "--max-pixels", "None"),
+        "tiny": (
+            *_TINY_DATA,
+            *("--max-new-tokens", "40", "--top-k", "0", "--batch-size", "64"),
+        ),
+    },
+}
+
+
+def grpo(config: GRPOConfig) -> None:
+    """Post-train a model with GRPO or GRPO-D. `--resume RUN`, alone, continues an interrupted run.
+
+    `--preset tiny` (the default with `--model tiny`) stands for settings that suit the embedded
+    model, `--preset paper` for R1-V's; whatever else is given goes over them.
+    """
+    from othink_jax.report import write_report
+    from othink_jax.training.grpo import train
+
+    print(f"report: {write_report(train(config))}")
+
+
+def resume_grpo(resume: Path) -> None:
+    """Continue the GRPO run in this directory from its last checkpoint."""
+    from othink_jax.report import write_report
+    from othink_jax.training.grpo import resume as continue_run
+
+    print(f"report: {write_report(continue_run(resume))}")
+
+
+def evaluate(config: EvaluateConfig) -> None:
+    """Accuracy over a test set, with its 95% interval; greedy unless a temperature is given."""
+    from othink_jax.evaluation import evaluate as run_evaluation
+
+    result = run_evaluation(config)
+    low, high = result["interval"]
+    print(
+        f"accuracy {result['accuracy']:.1%} (95% interval {low:.1%} to {high:.1%},"
+        f" n = {result['n']}, {result['grader']} grader, {result['decoding']})"
+    )
+
+
+def generate(
+    model: tyro.conf.Positional[str],
+    *,
+    prompt: str,
+    image: tyro.conf.UseAppendAction[tuple[Path, ...]] = (),
+    greedy: bool = False,
+    json: bool = False,
+    sampling: SamplingConfig = _GENERATE_SAMPLING,
+    seed: int = 0,
+) -> None:
+    """Answer one prompt.
+
+    Args:
+      model: Hugging Face directory or hub id, Orbax checkpoint, run directory, or `tiny`.
+      prompt: the user's words.
+      image: an image file; may be given several times.
+      greedy: take the likeliest token each time (temperature 0).
+      json: print one JSON object with text, token_ids and logprobs.
+      sampling: how the completion is drawn.
+      seed: of sampling.
+    """
+    from othink_jax.checkpoint.load import load
+    from othink_jax.data.processing import open_image
+    from othink_jax.generation import answer
+
+    if greedy:
+        sampling = dataclasses.replace(sampling, temperature=0.0)
+    images = [open_image(path) for path in image]
+    made = answer(load(model), prompt, images, sampling=sampling, seed=seed)
+    print(_json(made) if json else made["text"])
+
+
+def convert(model: tyro.conf.Positional[str], out: tyro.conf.Positional[Path]) -> None:
+    """Hugging Face -> Orbax: write MODEL as a directory of Orbax parameters and its companions."""
+    from othink_jax.checkpoint.load import load
+    from othink_jax.checkpoint.store import save_model
+
+    checkpoint = load(model)
+    save_model(out, checkpoint.params, companions=checkpoint.directory)
+
+
+def grade(
+    predictions: tyro.conf.Positional[Path],
+    *,
+    task: Task,
+    grader: Grader = "strict",
+    json: bool = False,
+) -> None:
+    """Grade stored predictions again.
+
+    Args:
+      predictions: JSONL with question, ground_truth and model_output in each row.
+      task: what the questions are.
+      grader: `strict`, or `r1v` for R1-V's published verdicts.
+      json: print {"accuracy": ..., "n": ...} instead of a sentence.
+    """
+    from othink_jax.rewards import regrade
+
+    try:
+        result = regrade(predictions, task=task, grader=grader)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if json:
+        print(_json(result))
+    else:
+        print(f"accuracy {result['accuracy']:.1%} (n = {result['n']}, {grader} grader)")
+
+
+def report(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
+    """Write the HTML page of each run directory."""
+    from othink_jax.report import write_report
+
+    if not runs:
+        raise UserError("give at least one run directory")
+    for run in runs:
+        print(write_report(run))
+
+
+def data(
+    action: tyro.conf.Positional[Literal["preview"]],
+    *,
+    task: Task,
+    split: str = "train",
+    count: int = 12,
+    seed: int = 0,
+    out: Path = Path("preview.png"),
+) -> None:
+    """Look at data: `data preview` writes a sheet of samples of a synthetic task as a PNG."""
+    from othink_jax.data.synthetic import preview
+
+    preview(task, split, count, out, seed)
+    print(out)
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "grpo": grpo,
+    "evaluate": evaluate,
+    "generate": generate,
+    "convert": convert,
+    "grade": grade,
+    "report": report,
+    "data": data,
+}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _with_preset(command: str, arguments: Sequence[str]) -> list[str]:
+    """Put the settings of the preset before the user's own, which so go over them."""
+    rest = list(arguments)
+    options = [argument.partition("=")[0] for argument in rest]
+    name = "paper"
+    if "--preset" in options:
+        at = options.index("--preset")
+        _, equals, name = rest[at].partition("=")
+        if not equals:
+            name = rest[at + 1] if at + 1 < len(rest) else ""
+            del rest[at + 1 : at + 2]
+        del rest[at]
+    elif _value(rest, "--model") == "tiny":
+        name = "tiny"
+    presets = PRESETS[command]
+    if name not in presets:
+        print(f"othink-jax: --preset must be one of {', '.join(presets)}", file=sys.stderr)
+        raise SystemExit(2)
+    return [*presets[name], *rest]
+
+
+def _value(arguments: Sequence[str], option: str) -> str | None:
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument == option:
+            return following
+        if argument.startswith(option + "="):
+            return argument.partition("=")[2]
+    return None
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run one command line; raises what the command raises, and SystemExit(2) on a wrong usage."""
+    commands, arguments = dict(COMMANDS), list(arguments)
+    command = arguments[0] if arguments else ""
+    if command == "grpo" and _value(arguments, "--resume") is not None:
+        commands["grpo"] = resume_grpo
+    elif command in PRESETS:
+        arguments = [command, *_with_preset(command, arguments[1:])]
+    tyro.extras.subcommand_cli_from_dict(
+        commands,
+        prog="othink-jax",
+        description="Vision-language reinforcement learning in JAX.",
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+    )
 
 
 def main() -> None:
-    raise SystemExit(0)
+    """Entry point: exit code 0 done, 1 failed (one clear line), 2 wrong usage, 130 interrupted."""
+    try:
+        run(sys.argv[1:])
+    except UserError as error:
+        print(f"othink-jax: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

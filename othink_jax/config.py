@@ -54,7 +54,7 @@ class OptimizerConfig:
     """AdamW behind a global-norm clip."""
 
     learning_rate: float = 1e-6  # peak
-    schedule: Literal["linear", "cosine", "constant"] = "linear"  # decay to 0 over the run
+    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"  # decay to 0 over the run
     warmup_fraction: float = 0.0  # share of the updates spent rising linearly from 0
     b1: float = 0.9
     b2: float = 0.999
@@ -75,22 +75,24 @@ class OptimizerConfig:
 class KLConfig:
     """The weight of the KL term. `dynamic` is GRPO-D (Eq. 3), `constant` is plain GRPO."""
 
-    schedule: Literal["dynamic", "constant"] = "dynamic"
-    min: float = 0.04  # lowest weight (dynamic); the paper: 0.04 for counting, 0.0 for geometry
-    max: float = 0.10  # highest weight (dynamic); the paper: 0.10 for counting, 0.02 for geometry
-    exploration_fraction: float = 0.3  # w / t: share of the updates spent falling to `min`
-    value: float = 0.04  # the weight (constant); the paper's best: 0.04 counting, 0.01 geometry
+    kl_schedule: Literal["dynamic", "constant"] = "dynamic"
+    kl_min: float = 0.04  # lowest weight (dynamic); the paper: 0.04 for counting, 0.0 for geometry
+    kl_max: float = (
+        0.10  # highest weight (dynamic); the paper: 0.10 for counting, 0.02 for geometry
+    )
+    exploration_fraction: float = 0.3  # w / t: share of the updates spent falling to `kl_min`
+    kl_value: float = 0.04  # the weight (constant); the paper's best: 0.04 counting, 0.01 geometry
 
     def __post_init__(self) -> None:
         _require(
-            0 <= self.min <= self.max,
-            f"kl.min must be >= 0 and at most kl.max, got min {self.min} and max {self.max}",
+            0 <= self.kl_min <= self.kl_max,
+            f"kl_min must be >= 0 and at most kl_max, got min {self.kl_min} and max {self.kl_max}",
         )
         _require(
             0 < self.exploration_fraction < 1,
-            f"kl.exploration_fraction must be in (0, 1), got {self.exploration_fraction}",
+            f"exploration_fraction must be in (0, 1), got {self.exploration_fraction}",
         )
-        _require(self.value >= 0, f"kl.value must be >= 0, got {self.value}")
+        _require(self.kl_value >= 0, f"kl_value must be >= 0, got {self.kl_value}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,14 +101,17 @@ class LossConfig:
 
     clip_low: float = 0.2  # the ratio is clipped to [1 - clip_low, 1 + clip_high]
     clip_high: float = 0.2
-    ddof: int = 1  # of the group's standard deviation; R1-V: 1
+    advantage_ddof: int = 1  # of the group's standard deviation; R1-V: 1
     advantage_eps: float = 1e-4  # added to the group's standard deviation; R1-V: 1e-4
     logp_chunk: int = 1024  # tokens whose logits exist at one time
 
     def __post_init__(self) -> None:
         _require(0 < self.clip_low < 1, f"clip_low must be in (0, 1), got {self.clip_low}")
         _require(self.clip_high > 0, f"clip_high must be > 0, got {self.clip_high}")
-        _require(self.ddof in (0, 1), f"ddof must be 0 or 1, got {self.ddof}")
+        _require(
+            self.advantage_ddof in (0, 1),
+            f"advantage_ddof must be 0 or 1, got {self.advantage_ddof}",
+        )
         _require(self.advantage_eps > 0, f"advantage_eps must be > 0, got {self.advantage_eps}")
         _require(self.logp_chunk >= 1, f"logp_chunk must be >= 1, got {self.logp_chunk}")
 
@@ -117,13 +122,18 @@ class RewardConfig:
 
     format_weight: float = 1.0  # alpha
     grader: Grader = "strict"  # `r1v` reproduces R1-V's published verdicts, quirks included
-    timeout_s: float = 5.0  # wall-clock limit for grading one completion, seconds
-    workers: int = 2  # processes that grade what the fast path cannot
+    grading_timeout_s: float = 5.0  # wall-clock limit for grading one completion, seconds
+    grading_workers: int = 2  # processes that grade what the fast path cannot
 
     def __post_init__(self) -> None:
         _require(self.format_weight >= 0, f"format_weight must be >= 0, got {self.format_weight}")
-        _require(self.timeout_s > 0, f"timeout_s must be > 0, got {self.timeout_s}")
-        _require(self.workers >= 1, f"workers must be >= 1, got {self.workers}")
+        _require(
+            self.grading_timeout_s > 0,
+            f"grading_timeout_s must be > 0, got {self.grading_timeout_s}",
+        )
+        _require(
+            self.grading_workers >= 1, f"grading_workers must be >= 1, got {self.grading_workers}"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,20 +147,22 @@ class DataConfig:
     limit_seed: int = 0
     template: str = TRAIN_TEMPLATE  # the user's turn; {question} is replaced
     max_prompt_tokens: int = 1024  # a longer prompt is skipped and counted, never cut
-    min_pixels: int = 3136  # images are resized to at least and at most so many pixels
-    max_pixels: int = 401408
+    # images are resized to at least and at most so many pixels; None: the model's own bounds
+    min_pixels: int | None = 3136
+    max_pixels: int | None = 401408
 
     def __post_init__(self) -> None:
         _require(
             (self.task is None) != (self.dataset is None),
-            "give either --data.task (counting, geometry) or --data.dataset, and not both",
+            "give either --task (counting, geometry) or --dataset, and not both",
         )
-        _require("{question}" in self.template, "data.template must contain {question}")
-        _require(
-            0 < self.min_pixels <= self.max_pixels,
-            f"min_pixels must be > 0 and at most max_pixels, got {self.min_pixels} and"
-            f" {self.max_pixels}",
-        )
+        _require("{question}" in self.template, "template must contain {question}")
+        if self.min_pixels is not None and self.max_pixels is not None:
+            _require(
+                0 < self.min_pixels <= self.max_pixels,
+                f"min_pixels must be > 0 and at most max_pixels, got {self.min_pixels} and"
+                f" {self.max_pixels}",
+            )
         _require(self.limit is None or self.limit >= 1, f"limit must be >= 1, got {self.limit}")
         _require(self.max_prompt_tokens >= 1, "max_prompt_tokens must be >= 1")
 
@@ -159,7 +171,7 @@ class DataConfig:
 class ParallelConfig:
     """How one update is spread over devices."""
 
-    kind: Literal["jit", "pmap"] = "jit"  # jit: one device; pmap: replicas, prompts divided
+    strategy: Literal["jit", "pmap"] = "jit"  # jit: one device; pmap: replicas, prompts divided
     devices: int | None = None  # how many (pmap); all that are visible if not given
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 """Completions from a policy: one prefill a prompt, then one token at a time for all G of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
 
 from othink_jax.config import SamplingConfig
-from othink_jax.model.qwen2_vl import Qwen2VL, init_cache
+from othink_jax.data.processing import Processor
+from othink_jax.model.qwen2_vl import Qwen2VL, init_cache, merge
 from othink_jax.types import Cache, Prompts, Rollout, pytree
 
 
@@ -138,3 +140,23 @@ def sample(
         ),
     )
     return jax.lax.while_loop(unfinished, draw_one, start).rollout
+
+
+def make_sampler(
+    graphdef: Any, processor: Processor, config: SamplingConfig, *, group_size: int = 1
+) -> Callable[..., Rollout]:
+    """`sample` for one model and tokenizer, as a pure function of `(params, prompts, key_data)`."""
+
+    def sampler(params: Any, prompts: Prompts, key_data: UInt32[Array, "B 2"]) -> Rollout:
+        return sample(
+            merge(graphdef, params),
+            prompts,
+            key_data,
+            group_size=group_size,
+            config=config,
+            eos_token_ids=processor.eos_token_ids,
+            never_sampled=processor.never_sampled,
+            pad_token_id=processor.pad_token_id,
+        )
+
+    return sampler

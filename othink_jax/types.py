@@ -15,13 +15,21 @@ nothing is ever inferred from a token's value.
 """
 
 import dataclasses
-from typing import TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Bool, Float, Int
 
 _T = TypeVar("_T")
+
+# What travels is made on the host and lives on devices; both kinds are used alike, so a type checker
+# that told them apart would ask for casts at every border.
+if TYPE_CHECKING:
+    Array = Any
+else:
+    Array = jax.Array | np.ndarray
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)

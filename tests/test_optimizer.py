@@ -26,7 +26,7 @@ NO_KL = rl.constant_kl(0.0)
     ],
 )
 def test_learning_rate_equals_hand_computed_values(schedule, warmup, expected):
-    config = OptimizerConfig(learning_rate=1.0, schedule=schedule, warmup_fraction=warmup)
+    config = OptimizerConfig(learning_rate=1.0, lr_schedule=schedule, warmup_fraction=warmup)
     rate = learning_rate_schedule(config, 10)
     counts = [0, 1, 5, 9, 10]
     np.testing.assert_allclose(rate(jnp.array(counts)), expected, atol=1e-6)

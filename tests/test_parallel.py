@@ -16,9 +16,9 @@ from othink_jax.training.state import TrainState
 from othink_jax.training.update import grpo_update
 from tests.toy_policy import toy_batch, toy_logp, toy_params
 
-ONE = ParallelConfig(kind="jit")
-EIGHT = ParallelConfig(kind="pmap")
-ALL = [ONE, ParallelConfig(kind="pmap", devices=1), ParallelConfig(kind="pmap", devices=4), EIGHT]
+ONE = ParallelConfig(strategy="jit")
+EIGHT = ParallelConfig(strategy="pmap")
+ALL = [ONE, ParallelConfig(strategy="pmap", devices=1), ParallelConfig(strategy="pmap", devices=4), EIGHT]
 
 
 def optimizer():
@@ -45,7 +45,7 @@ def train(config, logp_fn=toy_logp, **batch_settings):
 @pytest.mark.parametrize("images", [0, 2])
 def test_pmap_on_eight_devices_trains_as_jit_on_one(images, on_policy):
     one, one_rows = train(ONE, images=images, on_policy=on_policy)
-    for config in (EIGHT, ParallelConfig(kind="pmap", devices=2)):
+    for config in (EIGHT, ParallelConfig(strategy="pmap", devices=2)):
         other, other_rows = train(config, images=images, on_policy=on_policy)
         for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
             assert x.shape == y.shape
@@ -145,10 +145,10 @@ def test_batch_that_does_not_divide_over_the_devices_is_refused():
 
 
 def test_more_devices_than_there_are_is_refused():
-    with pytest.raises(UserError, match=r"parallel\.devices=9, but only 8 cpu device"):
-        make_parallel(ParallelConfig(kind="pmap", devices=9))
+    with pytest.raises(UserError, match="--devices is 9, but only 8 cpu device"):
+        make_parallel(ParallelConfig(strategy="pmap", devices=9))
 
 
 def test_several_devices_without_pmap_are_refused():
-    with pytest.raises(UserError, match=r"parallel\.devices=4: set parallel\.kind to pmap"):
-        make_parallel(ParallelConfig(kind="jit", devices=4))
+    with pytest.raises(UserError, match="--devices is 4: use --strategy pmap"):
+        make_parallel(ParallelConfig(strategy="jit", devices=4))

@@ -97,6 +97,6 @@ def entries(config: Qwen2VLConfig) -> list[Entry]:
 
 
 def hub_name(name: str) -> str:
-    """A tensor's name in the hub's layout, from that or from the in-memory one of transformers 5."""
+    """A tensor's name on the hub, from that or from the in-memory name of transformers 5."""
     name = re.sub(r"^model\.visual\.", "visual.", name)
     return re.sub(r"^model\.language_model\.", "model.", name)

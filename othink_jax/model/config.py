@@ -60,7 +60,7 @@ class Qwen2VLConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "Qwen2VLConfig":
-        """Read a config.json: the flat layout of the hub (2024) or the nested one of transformers 5.
+        """Read a config.json, in the flat layout of the hub or the nested one of transformers 5.
 
         Raises:
           UserError: another model type, a missing entry, or a feature that Qwen2-VL lacks.

@@ -24,7 +24,6 @@ def completion_logp(
     """
     _, prefix = model.prefill(prompts)
     later, _ = model.extend(completions[..., :-1], prefix)
-    group = completions.shape[1]
     first = jnp.broadcast_to(
         prefix.last_hidden[:, None, None], (*later.shape[:2], 1, later.shape[-1])
     )

@@ -4,6 +4,7 @@ Unrolled layers compile longer and run faster; scanned ones hold their parameter
 leading layer axis, and compile once for any depth.
 """
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -54,7 +55,7 @@ def run_stack(
         return apply(nnx.merge(graphdef, layer_params), x, extra)
 
     x, outputs = jax.lax.scan(body, x, (params, stacked))
-    return x, tuple(jax.tree.map(lambda rows: rows[i], outputs) for i in range(depth))
+    return x, tuple(jax.tree.map(operator.itemgetter(i), outputs) for i in range(depth))
 
 
 def stack_layers(layers: dict[Any, Any]) -> dict[Any, Any]:

@@ -1,6 +1,7 @@
 """The language model of Qwen2-VL, in the two motions of this project: prefill and extend."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,8 +22,10 @@ class TextBlock(nnx.Module):
 
     def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, **dtypes: Any) -> None:
         width, kv_heads = config.hidden_size, config.num_key_value_heads
-        linear = functools.partial(nnx.Linear, rngs=rngs, **dtypes)
-        norm = functools.partial(nnx.RMSNorm, epsilon=config.rms_norm_eps, rngs=rngs, **dtypes)
+        linear: Callable[..., nnx.Linear] = functools.partial(nnx.Linear, rngs=rngs, **dtypes)
+        norm: Callable[..., nnx.RMSNorm] = functools.partial(
+            nnx.RMSNorm, epsilon=config.rms_norm_eps, rngs=rngs, **dtypes
+        )
         self.kv_heads = kv_heads
         self.head_dim = config.head_dim
         self.norm1 = norm(width)
@@ -108,7 +111,7 @@ class TextTower(nnx.Module):
         positions: Int[Array, "B 3 P"],
         mask: Bool[Array, "B P"],
     ) -> tuple[Float[Array, "B P D"], tuple[KeyValue, ...]]:
-        """Final states of prompt tokens (padding on the right), and each layer's keys and values."""
+        """Final states of prompt tokens, padded on the right, and each layer's keys and values."""
         angles = text_angles(positions, self.config.mrope_section, self.config.rope_theta)
         count = x.shape[1]
         causal = jnp.tril(jnp.ones((count, count), bool))[None] & mask[:, None]

@@ -1,6 +1,7 @@
 """The vision tower of Qwen2-VL: patches in, one vector a merge window out."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,7 +27,7 @@ class VisionBlock(nnx.Module):
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, **dtypes: Any) -> None:
         width, hidden = config.embed_dim, int(config.embed_dim * config.mlp_ratio)
-        linear = functools.partial(nnx.Linear, rngs=rngs, **dtypes)
+        linear: Callable[..., nnx.Linear] = functools.partial(nnx.Linear, rngs=rngs, **dtypes)
         self.heads = config.num_heads
         self.norm1 = nnx.LayerNorm(width, epsilon=_EPS, rngs=rngs, **dtypes)
         self.norm2 = nnx.LayerNorm(width, epsilon=_EPS, rngs=rngs, **dtypes)
@@ -53,7 +54,7 @@ class VisionTower(nnx.Module):
         self, config: VisionConfig, *, rngs: nnx.Rngs, scan_layers: bool, **dtypes: Any
     ) -> None:
         window = config.embed_dim * config.spatial_merge_size**2
-        linear = functools.partial(nnx.Linear, rngs=rngs, **dtypes)
+        linear: Callable[..., nnx.Linear] = functools.partial(nnx.Linear, rngs=rngs, **dtypes)
         self.config = config
         self.patch_embed = linear(config.patch_dim, config.embed_dim, use_bias=False)
         self.layers = make_stack(

@@ -7,8 +7,8 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from othink_jax.config import OptimizerConfig
-from othink_jax.rl import carry_kl_coef
+from othink_jax.config import KLConfig, OptimizerConfig
+from othink_jax.rl import carry_kl_coef, constant_kl, dynamic_kl
 
 
 def make_optimizer(
@@ -58,7 +58,7 @@ def learning_rate_schedule(config: OptimizerConfig, total_updates: int) -> optax
         "linear": optax.linear_schedule(peak, 0.0, total_updates - warmup),
         "cosine": optax.cosine_decay_schedule(peak, total_updates - warmup),
         "constant": optax.constant_schedule(peak),
-    }[config.schedule]
+    }[config.lr_schedule]
 
     def schedule(count: ArrayLike) -> Float[Array, "..."]:
         count = jnp.asarray(count)
@@ -66,3 +66,10 @@ def learning_rate_schedule(config: OptimizerConfig, total_updates: int) -> optax
         return jnp.where(count < warmup, rising, decay(count - warmup)).astype(jnp.float32)
 
     return schedule
+
+
+def kl_schedule(config: KLConfig, total_updates: int) -> optax.Schedule:
+    """The KL weight over the updates of a run: Eq. 3 of OThink-MR1, or a constant."""
+    if config.kl_schedule == "constant":
+        return constant_kl(config.kl_value)
+    return dynamic_kl(config.kl_min, config.kl_max, total_updates, config.exploration_fraction)

@@ -84,17 +84,17 @@ def make_parallel(config: ParallelConfig) -> Parallel:
         UserError: more devices are asked for than there are, or several without `pmap`.
     """
     visible = jax.local_devices()
-    if config.kind == "jit":
+    if config.strategy == "jit":
         if config.devices not in (None, 1):
             raise UserError(
-                f"parallel.kind=jit uses one device, but parallel.devices={config.devices}:"
-                " set parallel.kind to pmap"
+                f"--strategy jit uses one device, but --devices is {config.devices}:"
+                " use --strategy pmap"
             )
         return OneDevice(visible[0])
     count = len(visible) if config.devices is None else config.devices
     if count > len(visible):
         raise UserError(
-            f"parallel.devices={count}, but only {len(visible)} {visible[0].platform} device(s)"
+            f"--devices is {count}, but only {len(visible)} {visible[0].platform} device(s)"
             " are visible"
         )
     return Replicas(tuple(visible[:count]))

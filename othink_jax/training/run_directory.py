@@ -18,6 +18,7 @@ from typing import Any
 import jax
 from PIL import Image
 
+from othink_jax.checkpoint.store import RUN_CHECKPOINTS, RUN_REFERENCE
 from othink_jax.errors import UserError
 
 _VERSIONS_OF = ("othink_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "transformers")
@@ -43,8 +44,8 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.reference = path / "reference"
-        self.checkpoints = path / "checkpoints"
+        self.reference = path / RUN_REFERENCE
+        self.checkpoints = path / RUN_CHECKPOINTS
         self._config = path / "config.json"
         self._metrics = path / "metrics.jsonl"
 

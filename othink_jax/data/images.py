@@ -1,0 +1,102 @@
+"""Images to patches, as Qwen2-VL's image processor makes them, in numpy and PIL."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from othink_jax.errors import UserError
+
+_MAX_ASPECT_RATIO = 200  # of the processor in transformers
+
+
+def open_image(path: Path) -> Image.Image:
+    """Read an image file whole, turned as its EXIF orientation says.
+
+    Raises:
+      UserError: the file is missing or is not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except FileNotFoundError:
+        raise UserError(f"there is no image {path}") from None
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as an image: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageSettings:
+    """The entries of preprocessor_config.json that shape the patches."""
+
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    min_pixels: int
+    max_pixels: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def resized_shape(height: int, width: int, settings: ImageSettings) -> tuple[int, int]:
+    """Height and width whose sides are multiples of a merge window, within the pixel bounds.
+
+    The aspect ratio is kept as closely as that allows.
+
+    Raises:
+      UserError: one side is over 200 times the other.
+    """
+    if max(height, width) / min(height, width) > _MAX_ASPECT_RATIO:
+        raise UserError(
+            f"an image of {width}x{height} pixels is too narrow: one side may be at most"
+            f" {_MAX_ASPECT_RATIO} times the other"
+        )
+    unit = settings.patch_size * settings.merge_size
+    rows, columns = round(height / unit) * unit, round(width / unit) * unit
+    if rows * columns > settings.max_pixels:
+        shrink = math.sqrt(height * width / settings.max_pixels)
+        rows = max(unit, math.floor(height / shrink / unit) * unit)
+        columns = max(unit, math.floor(width / shrink / unit) * unit)
+    elif rows * columns < settings.min_pixels:
+        grow = math.sqrt(settings.min_pixels / (height * width))
+        rows = math.ceil(height * grow / unit) * unit
+        columns = math.ceil(width * grow / unit) * unit
+    return rows, columns
+
+
+def patchify(
+    image: Image.Image, settings: ImageSettings
+) -> tuple[Float[np.ndarray, "K C"], Int[np.ndarray, "K 2"]]:
+    """Normalised patches (float32) in merge-window order, and the row and column of each (int32).
+
+    The image is resized (bicubic), scaled to [0, 1], normalised, repeated to fill a temporal patch
+    and cut; a patch's numbers are ordered channel, frame, row, column.
+    """
+    height, width = resized_shape(image.height, image.width, settings)
+    image = image.convert("RGB")
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    # One multiplication and one subtraction a value: scale and shift are folded.
+    scale = (1.0 / (255.0 * np.asarray(settings.std))).astype(np.float32)
+    shift = (np.asarray(settings.mean) / np.asarray(settings.std)).astype(np.float32)
+    pixels = np.asarray(image, np.float32) * scale - shift
+    size, merge = settings.patch_size, settings.merge_size
+    rows, columns = height // size, width // size
+    cut = pixels.reshape(rows // merge, merge, size, columns // merge, merge, size, 3)
+    # window row, window column, patch row, patch column, channel, pixel row, pixel column
+    cut = cut.transpose(0, 3, 1, 4, 6, 2, 5)
+    frames = np.repeat(
+        cut.reshape(rows * columns, 3, 1, size, size), settings.temporal_patch_size, axis=2
+    )
+    return frames.reshape(rows * columns, -1), patch_positions(rows, columns, merge)
+
+
+def patch_positions(rows: int, columns: int, merge: int) -> Int[np.ndarray, "K 2"]:
+    """Row and column of each patch of a grid, in merge-window order (int32)."""
+    grid = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1)
+    windows = grid.reshape(rows // merge, merge, columns // merge, merge, 2)
+    return windows.transpose(0, 2, 1, 3, 4).reshape(-1, 2).astype(np.int32)

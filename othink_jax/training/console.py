@@ -1,0 +1,90 @@
+"""What a run shows while it goes: a progress bar, and event files for those who watch curves."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_COLUMNS = {
+    "reward": "reward {:.2f}",
+    "kl": "KL {:.4f}",
+    "beta": "beta {:.3f}",
+    "completion_length": "length {:.0f}",
+    "tokens_per_second": "{:.0f} tok/s",
+}
+
+
+def summary(row: Mapping[str, Any]) -> str:
+    """The figures of a step that are worth a glance, in one line."""
+    return "  ".join(form.format(row[name]) for name, form in _COLUMNS.items() if name in row)
+
+
+class Monitor:
+    """Shows the rows of a run in the terminal, TensorBoard and, if asked, Weights & Biases.
+
+    TensorBoard files are written where the extra `tensorboard` is installed.
+    """
+
+    def __init__(self, directory: Path, *, total: int, done: int, wandb: bool) -> None:
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task("grpo", total=total, completed=done, figures="")
+        self._total = total
+        self._events = self._open_events(directory)
+        self._wandb = self._open_wandb(directory) if wandb else None
+
+    def _open_events(self, directory: Path) -> Any:
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            return None
+        return SummaryWriter(str(directory / "tensorboard"))
+
+    def _open_wandb(self, directory: Path) -> Any:
+        import wandb
+
+        return wandb.init(project="othink_jax", name=directory.name, dir=str(directory))
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+        if self._events is not None:
+            self._events.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False)
+
+    def show(self, row: Mapping[str, Any]) -> None:
+        """One step's row of metrics."""
+        step = row["step"]
+        self._progress.update(self._task, completed=step, figures=summary(row))
+        every = max(1, self._total // 20)
+        if not self._console.is_terminal and (step % every == 0 or step == self._total):
+            self.say(f"step {step}/{self._total}  {summary(row)}")
+        numbers = {name: value for name, value in row.items() if name != "step"}
+        if self._events is not None:
+            for name, value in numbers.items():
+                self._events.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=step)

@@ -1,0 +1,342 @@
+"""The GRPO loop: data, rollout, rewards, advantages, update; one direction, no back and forth."""
+
+import dataclasses
+import datetime
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jaxtyping import Float
+
+from othink_jax import rl
+from othink_jax.checkpoint.load import Checkpoint, load
+from othink_jax.checkpoint.store import TrainingStore, save_model
+from othink_jax.config import GRPOConfig, from_dict, to_dict
+from othink_jax.data.example import Example
+from othink_jax.data.loader import PromptLoader
+from othink_jax.data.sources import open_source
+from othink_jax.errors import UserError
+from othink_jax.model.log_probs import completion_logp
+from othink_jax.model.qwen2_vl import merge
+from othink_jax.rewards import Grade, GradingPool
+from othink_jax.sampling import make_sampler, prompt_keys
+from othink_jax.training.console import Monitor
+from othink_jax.training.interrupt import StopRequest
+from othink_jax.training.optimizer import kl_schedule, learning_rate_schedule, make_optimizer
+from othink_jax.training.parallel import Parallel, make_parallel
+from othink_jax.training.run_directory import RunDirectory, environment
+from othink_jax.training.state import TrainState
+from othink_jax.training.update import grpo_update
+from othink_jax.types import GRPOBatch, Prompts, Rollout
+
+_LENGTH_BUCKET = 64  # completions are cut to a multiple of this: few shapes, few compilations
+_SAMPLED_PROMPTS = 2  # prompts whose completions are stored at a time
+
+
+def total_steps(config: GRPOConfig, examples: int) -> int:
+    """Steps of a run over a source of `examples`."""
+    if config.steps is not None:
+        return config.steps
+    return math.ceil(config.epochs * examples / config.prompts_per_step)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Compiled:
+    """The three device programs of a step."""
+
+    sample: Callable[..., Rollout]  # params, prompts, key_data
+    logp: Callable[..., Float[jax.Array, "B G T"]]  # params, prompts, completions
+    update: Callable[..., tuple[TrainState, dict[str, jax.Array]]]  # state, batch
+
+
+def _compile(
+    checkpoint: Checkpoint,
+    config: GRPOConfig,
+    parallel: Parallel,
+    tx: optax.GradientTransformationExtraArgs,
+) -> _Compiled:
+    def logp(params: Any, prompts: Prompts, completions: jax.Array) -> jax.Array:
+        model = merge(checkpoint.graphdef, params)
+        return completion_logp(model, prompts, completions, chunk=config.loss.logp_chunk)
+
+    def update(
+        state: TrainState, batch: GRPOBatch, *, axis_name: str | None = None
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        return grpo_update(
+            state,
+            batch,
+            logp_fn=lambda params, batch: logp(params, batch.prompts, batch.completions),
+            tx=tx,
+            config=config.loss,
+            axis_name=axis_name,
+        )
+
+    sampler = make_sampler(
+        checkpoint.graphdef,
+        checkpoint.processor,
+        config.sampling,
+        group_size=config.group_size,
+    )
+    return _Compiled(
+        sample=parallel.apply(sampler), logp=parallel.apply(logp), update=parallel.update(update)
+    )
+
+
+def _cut_padding(rollout: Rollout) -> Rollout:
+    """Drop the columns that no completion reaches, up to a multiple of `_LENGTH_BUCKET`."""
+    longest = int(rollout.mask.sum(axis=-1).max())
+    kept = min(rollout.mask.shape[-1], math.ceil(longest / _LENGTH_BUCKET) * _LENGTH_BUCKET)
+    return dataclasses.replace(
+        rollout,
+        tokens=rollout.tokens[..., :kept],
+        mask=rollout.mask[..., :kept],
+        logp=rollout.logp[..., :kept],
+        entropy=rollout.entropy[..., :kept],
+    )
+
+
+def _rollout_metrics(
+    rollout: Rollout, grades: Sequence[Grade], rewards: Float[np.ndarray, "B G"]
+) -> dict[str, float]:
+    mask = np.asarray(rollout.mask)
+    spread = rewards.std(axis=1, ddof=1)
+    return {
+        "reward": float(rewards.mean()),
+        "reward_std": float(rewards.std()),
+        "reward_accuracy": float(np.mean([grade.accuracy for grade in grades])),
+        "reward_format": float(np.mean([grade.format for grade in grades])),
+        "group_std": float(spread.mean()),
+        "no_signal_share": float((spread == 0).mean()),
+        "entropy": float(np.asarray(rollout.entropy)[mask].mean()),
+        "truncated_share": float(1 - np.asarray(rollout.finished).mean()),
+        "ungradable": sum(grade.ungradable for grade in grades),
+    }
+
+
+def _sample_rows(
+    step: int,
+    examples: Sequence[Example],
+    texts: Sequence[str],
+    grades: Sequence[Grade],
+    rewards: Float[np.ndarray, "B G"],
+    rollout: Rollout,
+) -> list[dict[str, Any]]:
+    group = rewards.shape[1]
+    lengths, finished = np.asarray(rollout.mask).sum(axis=-1), np.asarray(rollout.finished)
+    return [
+        {
+            "step": step,
+            "id": example.id,
+            "question": example.question,
+            "ground_truth": example.answer,
+            "completions": [
+                {
+                    "text": texts[b * group + g],
+                    "reward": float(rewards[b, g]),
+                    "accuracy": grades[b * group + g].accuracy,
+                    "format": grades[b * group + g].format,
+                    "length": int(lengths[b, g]),
+                    "finished": bool(finished[b, g]),
+                }
+                for g in range(group)
+            ],
+        }
+        for b, example in enumerate(examples[:_SAMPLED_PROMPTS])
+    ]
+
+
+class GRPOTrainer:
+    """One run, from its directory; `train` and `resume` are the ways in."""
+
+    def __init__(self, config: GRPOConfig, checkpoint: Checkpoint) -> None:
+        """Check and build everything that can be wrong before a byte is written."""
+        self.config = config
+        self.checkpoint = checkpoint
+        self.parallel = make_parallel(config.parallel)
+        self.parallel.check_batch(config.prompts_per_step)
+        source = open_source(config.data)
+        self.steps = total_steps(config, len(source))
+        updates = self.steps * config.inner_updates
+        self.tx = make_optimizer(config.optimizer, kl_schedule(config.kl, updates), updates)
+        self.learning_rate = learning_rate_schedule(config.optimizer, updates)
+        self.compiled = _compile(checkpoint, config, self.parallel, self.tx)
+        self.reference = self.parallel.replicate(checkpoint.params)
+        self.loader = PromptLoader(
+            source,
+            checkpoint.processor,
+            batch_size=config.prompts_per_step,
+            seed=config.seed,
+            template=config.data.template,
+            max_prompt_tokens=config.data.max_prompt_tokens,
+        )
+
+    def run(self, directory: RunDirectory, *, resumed: bool) -> None:
+        """Train from the last checkpoint, or from the reference, to the last step."""
+        config = self.config
+        store = TrainingStore(directory.checkpoints, keep=config.keep_checkpoints)
+        done, state = 0, TrainState.create(self.checkpoint.params, self.tx)
+        if resumed and store.latest_step() is not None:
+            state, progress = store.restore(jax.eval_shape(lambda: state))
+            done = int(state.step) // config.inner_updates
+            self.loader.set_state(progress["loader"])
+        directory.keep_metrics_until(done)
+        state = self.parallel.replicate(state)
+        self.started = time.perf_counter()
+        with (
+            StopRequest() as stop,
+            Monitor(directory.path, total=self.steps, done=done, wandb=config.wandb) as monitor,
+            GradingPool(
+                config.reward.grader,
+                task=config.data.task,
+                timeout_s=config.reward.grading_timeout_s,
+                workers=config.reward.grading_workers,
+            ) as pool,
+        ):
+            for step in range(done + 1, self.steps + 1):
+                state, row = self.step(step, state, pool, directory)
+                if not row.pop("finite"):
+                    raise UserError(
+                        f"step {step}: the loss or its gradient is not finite; the last good"
+                        f" checkpoint is step {store.latest_step()} of {directory.path}."
+                        " Lower optimizer.learning-rate or use --dtype float32"
+                    )
+                directory.append_metrics(row)
+                monitor.show(row)
+                if step % config.checkpoint_every == 0 or step == self.steps or stop.made:
+                    progress = {"loader": self.loader.get_state()}
+                    store.save(step, self.parallel.unreplicate(state), progress)
+                if stop.made and step < self.steps:
+                    store.close()
+                    monitor.say(
+                        f"Stopped after step {step} of {self.steps}; everything is saved. Continue"
+                        f" with: othink-jax grpo --resume {directory.path}"
+                    )
+                    raise KeyboardInterrupt
+            store.close()
+
+    def step(
+        self, step: int, state: Any, pool: GradingPool, directory: RunDirectory
+    ) -> tuple[Any, dict[str, Any]]:
+        """One rollout and the updates made from it; returns the state and the row of metrics."""
+        config, parallel = self.config, self.parallel
+        times = [time.perf_counter()]
+
+        def lap() -> float:
+            times.append(time.perf_counter())
+            return times[-1] - times[-2]
+
+        examples, encoded = next(self.loader)
+        prompts = self.checkpoint.processor.batch(encoded)
+        seconds = {"seconds_data": lap()}
+
+        keys = prompt_keys(config.seed, step, len(examples))
+        device_prompts = parallel.shard(prompts)
+        rollout = parallel.gather(
+            self.compiled.sample(state.params, device_prompts, parallel.shard(keys))
+        )
+        rollout = _cut_padding(rollout)
+        seconds["seconds_rollout"] = lap()
+
+        # The reference's log-probabilities are computed while the host grades.
+        completions = parallel.shard(rollout.tokens)
+        ref_logp = self.compiled.logp(self.reference, device_prompts, completions)
+        old_logp = None
+        if config.inner_updates > 1:
+            old_logp = self.compiled.logp(state.params, device_prompts, completions)
+        texts, grades, rewards = self.grade(examples, rollout, pool)
+        advantages = rl.group_advantages(
+            rewards, ddof=config.loss.advantage_ddof, eps=config.loss.advantage_eps
+        )
+        seconds["seconds_reward"] = lap()
+
+        batch = GRPOBatch(
+            prompts=device_prompts,
+            completions=completions,
+            mask=parallel.shard(rollout.mask),
+            advantages=parallel.shard(np.asarray(advantages)),
+            ref_logp=ref_logp,
+            old_logp=old_logp,
+        )
+        learning_rate = float(self.learning_rate((step - 1) * config.inner_updates))
+        for _ in range(config.inner_updates):
+            state, measured = self.compiled.update(state, batch)
+        figures = {name: float(value) for name, value in jax.device_get(measured).items()}
+        seconds["seconds_update"] = lap()
+
+        if step % config.sample_every == 0 or step in (1, self.steps):
+            rows = _sample_rows(step, examples, texts, grades, rewards, rollout)
+            pictures = [example.images for example in examples[: len(rows)]]
+            directory.write_samples(step, rows, pictures)
+        seconds["seconds_step"] = time.perf_counter() - times[0]
+        return state, {
+            "step": step,
+            **_rollout_metrics(rollout, grades, rewards),
+            **figures,
+            "learning_rate": learning_rate,
+            "skipped": sum(self.loader.skipped.values()),
+            "tokens_per_second": float(rollout.mask.sum() / seconds["seconds_step"]),
+            **{name: round(value, 4) for name, value in seconds.items()},
+            "elapsed": round(time.perf_counter() - self.started, 2),
+        }
+
+    def grade(
+        self, examples: Sequence[Example], rollout: Rollout, pool: GradingPool
+    ) -> tuple[list[str], list[Grade], Float[np.ndarray, "B G"]]:
+        """Texts and grades of all completions, prompt after prompt, and their rewards (Eq. 1)."""
+        batch, group, length = rollout.tokens.shape
+        tokens, mask = rollout.tokens.reshape(-1, length), rollout.mask.reshape(-1, length)
+        decode = self.checkpoint.processor.decode
+        texts = [decode(row, real) for row, real in zip(tokens, mask, strict=True)]
+        golds = [example.answer for example in examples for _ in range(group)]
+        grades = pool.grade_all(texts, golds)
+        rewards = rl.total_reward(
+            np.array([grade.accuracy for grade in grades], np.float32),
+            np.array([grade.format for grade in grades], np.float32),
+            alpha=self.config.reward.format_weight,
+        )
+        return texts, grades, np.asarray(rewards).reshape(batch, group)
+
+
+def train(config: GRPOConfig) -> Path:
+    """Start a run in `config.out` and take it to its end; returns the run directory.
+
+    Raises UserError for what is wrong with the settings, the model or the data, before anything is
+    written, and KeyboardInterrupt after an interrupted run has been saved.
+    """
+    checkpoint = load(
+        config.model,
+        dtype=config.dtype,
+        min_pixels=config.data.min_pixels,
+        max_pixels=config.data.max_pixels,
+    )
+    trainer = GRPOTrainer(config, checkpoint)
+    record = {
+        "kind": "grpo",
+        "config": to_dict(config),
+        "total_steps": trainer.steps,
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **environment(),
+    }
+    directory = RunDirectory.create(config.out, record)
+    save_model(directory.reference, checkpoint.params, companions=checkpoint.directory)
+    trainer.run(directory, resumed=False)
+    return directory.path
+
+
+def resume(path: Path) -> Path:
+    """Continue the run in `path` from its last checkpoint, with its own settings and reference."""
+    directory = RunDirectory.open(path)
+    config = dataclasses.replace(from_dict(GRPOConfig, directory.record()["config"]), out=path)
+    checkpoint = load(
+        directory.reference,
+        dtype=config.dtype,
+        min_pixels=config.data.min_pixels,
+        max_pixels=config.data.max_pixels,
+    )
+    GRPOTrainer(config, checkpoint).run(directory, resumed=True)
+    return directory.path
