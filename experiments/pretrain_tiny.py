@@ -22,12 +22,8 @@ import optax
 import tyro
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
-from othink_jax.data.processing import PadTo, Processor
-from othink_jax.model.config import Qwen2VLConfig, TextConfig, VisionConfig
-from othink_jax.model.log_probs import completion_logp
-from othink_jax.model.qwen2_vl import Qwen2VL, merge, split
 
-from experiments.pretraining_corpus import CorpusConfig, corpus_texts, sample
+from experiments.pretraining_corpus import DEFAULT, CorpusConfig, corpus_texts, sample
 from experiments.tiny_tokenizer import (
     IMAGE_PAD,
     VIDEO_PAD,
@@ -38,10 +34,14 @@ from experiments.tiny_tokenizer import (
 )
 from othink_jax import compilation_cache
 from othink_jax.checkpoint import hf
+from othink_jax.data.processing import PadTo, Processor
+from othink_jax.model.config import Qwen2VLConfig, TextConfig, VisionConfig
+from othink_jax.model.log_probs import completion_logp
+from othink_jax.model.qwen2_vl import Qwen2VL, merge, split
 from othink_jax.types import Prompts
 
 PAD = PadTo(prompt_tokens=64, image_slots=1, patches=64)
-MAX_RESPONSE = 48  # tokens, the end-of-turn token included
+MAX_RESPONSE = 36  # tokens, the end-of-turn token included
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,14 +49,14 @@ class PretrainConfig:
     """Settings of the pre-training; the defaults made the embedded model."""
 
     out: Path  # directory of the finished model
-    steps: int = 3600  # updates
+    steps: int = 5000  # updates
     batch_size: int = 32  # samples an update
     learning_rate: float = 1.5e-3
     warmup_steps: int = 100
     decay_fraction: float = 0.27  # share of the updates in which the rate falls linearly to 0
     seed: int = 0
     save_every: int = 1000  # steps between intermediate saves (`out` beside `-step-N`)
-    corpus: CorpusConfig = CorpusConfig()
+    corpus: CorpusConfig = DEFAULT
 
 
 def tiny_config(vocab_size: int, token_id: Any) -> Qwen2VLConfig:

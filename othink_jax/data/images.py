@@ -3,30 +3,32 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from jaxtyping import Float, Int
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from othink_jax.errors import UserError
 
 _MAX_ASPECT_RATIO = 200  # of the processor in transformers
 
 
-def open_image(path: Path) -> Image.Image:
-    """Read an image file whole, turned as its EXIF orientation says.
+def open_image(file: Path | IO[bytes]) -> Image.Image:
+    """Read an image whole, turned as its EXIF orientation says.
 
     Raises:
       UserError: the file is missing or is not an image.
     """
+    name = file if isinstance(file, Path) else "the image"
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             image.load()
             return ImageOps.exif_transpose(image)
     except FileNotFoundError:
-        raise UserError(f"there is no image {path}") from None
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as an image: {error}") from error
+        raise UserError(f"there is no image {name}") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{name} cannot be read: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,218 @@
+"""What the embedded model is pre-trained on: a broad mix of things to say about synthetic images.
+
+Counting and geometry questions come with three kinds of response, mixed as text on the web mixes
+the careful and the careless:
+
+    direct  <answer>3</answer>
+    look    <think>quick look</think> <answer>3</answer>
+    steps   <think>1 red sphere 2 blue cube 3 red cube</think> <answer>3</answer>
+
+Direct and stepwise responses are right. A quick look is hasty: with probability `hasty_error` its
+answer is wrong in a systematic way (it misses one object; it reads an angle ten degrees too large).
+So a model of this corpus prefers a style that often fails, while it can do better: that is the
+headroom that reinforcement learning finds, and it is engineered. `hasty_error=0` gives a calibrated
+model without it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from PIL import Image
+
+from othink_jax.config import TINY_TEMPLATE
+from othink_jax.data.example import solution_text
+from othink_jax.data.synthetic import counting, diagrams, geometry, scenes, sprites
+from othink_jax.data.synthetic.counting import CountingDifficulty, CountingProblem, Selection
+from othink_jax.data.synthetic.geometry import GeometryDifficulty, GeometryProblem
+from othink_jax.data.synthetic.splits import pick
+from othink_jax.errors import UserError
+
+SPLIT = "train"  # every content shown here belongs to the tasks' training split
+_SIDE = 112  # pixels of every image
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """The mixture. Shares of kinds need not add up to one."""
+
+    counting: float = 0.40
+    geometry: float = 0.34
+    describe: float = 0.10
+    compare: float = 0.04
+    locate: float = 0.04
+    read: float = 0.05
+    arithmetic: float = 0.03
+    steps_style: float = 0.25  # share of stepwise responses
+    direct_style: float = 0.15  # share of direct ones; the rest are quick looks
+    hasty_error: float = 0.5  # probability that the answer of a quick look is wrong
+    easy_until: float = 0.12  # share of the training that begins with easy scenes and figures
+
+    def __post_init__(self) -> None:
+        for name in ("steps_style", "direct_style", "hasty_error", "easy_until"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.steps_style + self.direct_style > 1:
+            raise UserError("steps_style and direct_style must not add up to more than 1")
+
+
+DEFAULT = CorpusConfig()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CorpusItem:
+    """One sample: what is shown, what the user says, what the assistant answers."""
+
+    kind: str  # the field of CorpusConfig that holds its share
+    images: tuple[Image.Image, ...]
+    question: str  # the whole user turn
+    response: str  # the whole assistant turn, without its end token
+    style: str | None = None  # direct, look or steps, where the kind has styles
+
+
+_Make = Callable[[np.random.Generator, CorpusConfig, bool], CorpusItem]
+
+
+def sample(
+    rng: np.random.Generator, *, config: CorpusConfig = DEFAULT, progress: float = 1.0
+) -> CorpusItem:
+    """One sample; `progress` in [0, 1] is how far the training has come (easy ones come first)."""
+    easy = progress < config.easy_until and rng.random() < 0.8
+    shares = np.array([getattr(config, kind) for kind in _KINDS])
+    kind = list(_KINDS)[rng.choice(len(shares), p=shares / shares.sum())]
+    return _KINDS[kind](rng, config, easy)
+
+
+def corpus_texts(count: int, seed: int) -> Iterator[str]:
+    """The texts of `count` samples, for training a tokenizer."""
+    for index in range(count):
+        item = sample(np.random.default_rng([seed, index]))
+        yield "system\nYou are a helpful assistant."
+        yield f"user\n{item.question}"
+        yield f"assistant\n{item.response}"
+
+
+def _styled(
+    rng: np.random.Generator, config: CorpusConfig, steps: str, right: int, hasty: int
+) -> tuple[str, str]:
+    """A style and a response in it."""
+    style = rng.random()
+    if style < config.steps_style:
+        return "steps", solution_text(steps, str(right))
+    if style < config.steps_style + config.direct_style:
+        return "direct", f"<answer>{right}</answer>"
+    wrong = rng.random() < config.hasty_error
+    return "look", solution_text("quick look", str(hasty if wrong else right))
+
+
+def _scene(rng: np.random.Generator, easy: bool) -> CountingProblem:
+    difficulty: CountingDifficulty = counting.LEVELS["easy" if easy else "default"]
+    return counting.sample_problem(rng, SPLIT, difficulty)
+
+
+def _figure(rng: np.random.Generator, easy: bool) -> GeometryProblem:
+    difficulty: GeometryDifficulty = geometry.LEVELS["easy" if easy else "default"]
+    return geometry.sample_problem(rng, SPLIT, difficulty)
+
+
+def _counting(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> CorpusItem:
+    problem = _scene(rng, easy)
+    right = problem.answer
+    style, response = _styled(rng, config, problem.steps, right, max(right - 1, 0))
+    return CorpusItem(
+        kind="counting",
+        images=(scenes.render(problem.scene),),
+        question=TINY_TEMPLATE.format(question=problem.question),
+        response=response,
+        style=style,
+    )
+
+
+def _geometry(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> CorpusItem:
+    problem = _figure(rng, easy)
+    right = problem.answer
+    style, response = _styled(rng, config, problem.steps, right, right + 10)
+    return CorpusItem(
+        kind="geometry",
+        images=(diagrams.render(problem.diagram),),
+        question=TINY_TEMPLATE.format(question=problem.question),
+        response=response,
+        style=style,
+    )
+
+
+def _describe(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> CorpusItem:
+    scene = _scene(rng, easy).scene
+    return CorpusItem(
+        kind="describe",
+        images=(scenes.render(scene),),
+        question="Describe the image.",
+        response=counting.enumerate_looks([item.look for item in scene.items]),
+    )
+
+
+def _compare(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> CorpusItem:
+    scene = _scene(rng, easy).scene
+    first = Selection(colour=pick(rng, scene.items).look.colour)
+    others = [colour for colour in sprites.COLOURS if colour != first.colour]
+    second = Selection(colour=pick(rng, others))
+    count, other = (
+        sum(selection.matches(item.look) for item in scene.items) for selection in (first, second)
+    )
+    return CorpusItem(
+        kind="compare",
+        images=(scenes.render(scene),),
+        question=f"Are there more {first.plural} than {second.plural}?",
+        response="yes" if count > other else "no",
+    )
+
+
+def _locate(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> CorpusItem:
+    scene = _scene(rng, easy).scene
+    item = pick(rng, scene.items)
+    alike = [
+        other
+        for other in scene.items
+        if (other.look.colour, other.look.shape) == (item.look.colour, item.look.shape)
+    ]
+    leftmost = min(alike, key=lambda other: other.x)
+    column = ("left", "middle", "right")[min(3 * leftmost.x // _SIDE, 2)]
+    row = ("top", "middle", "bottom")[min(3 * leftmost.y // _SIDE, 2)]
+    which = "the" if len(alike) == 1 else "the leftmost"
+    return CorpusItem(
+        kind="locate",
+        images=(scenes.render(scene),),
+        question=f"Where is {which} {item.look.colour} {item.look.shape}?",
+        response=f"{row} {column}",
+    )
+
+
+def _read(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> CorpusItem:
+    diagram = _figure(rng, easy).diagram
+    values = sorted(
+        (text for text in diagram.texts if text.is_value), key=lambda text: text.centre[0]
+    )
+    return CorpusItem(
+        kind="read",
+        images=(diagrams.render(diagram),),
+        question="Read the values in the image.",
+        response=" ".join(value.text for value in values),
+    )
+
+
+def _arithmetic(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> CorpusItem:
+    a, b = (5 * int(value) for value in rng.integers(3, 31, 2))
+    sums = [(f"{a}+{b}", a + b), (f"180-{a}", 180 - a), (f"{2 * b}/2", b)]
+    text, value = pick(rng, sums)
+    return CorpusItem(kind="arithmetic", images=(), question=f"{text}=?", response=f"{value}")
+
+
+_KINDS: dict[str, _Make] = {
+    "counting": _counting,
+    "geometry": _geometry,
+    "describe": _describe,
+    "compare": _compare,
+    "locate": _locate,
+    "read": _read,
+    "arithmetic": _arithmetic,
+}

@@ -1,0 +1,189 @@
+"""Visual counting: CLEVR-like scenes and questions about how many things there are."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from othink_jax.data.synthetic import scenes, sprites
+from othink_jax.data.synthetic.scenes import Look, Scene
+from othink_jax.data.synthetic.splits import Split, draw, pick
+from othink_jax.errors import UserError
+
+_TOTAL_PHRASES = (
+    "How many different items are there in the image?",
+    "How many objects are there?",
+    "How many objects can you see?",
+    "Count the objects in the image.",
+)
+_SUBSET_PHRASES = (
+    "How many {things} are there?",
+    "How many {things} can you see?",
+    "How many {things} are in the image?",
+    "Count the {things}.",
+)
+# Which attributes a question names, and how often it does. No question of `test-ood` names a shape:
+# its shapes have no words in training, and the shift under test is in the pictures.
+_NAMED: tuple[tuple[str, ...], ...] = (
+    *((),) * 10,
+    *(("colour",),) * 4,
+    *(("size",),) * 2,
+    *(("shape",),) * 3,
+    ("colour", "shape"),
+)
+_OOD_NAMED = tuple(named for named in _NAMED if "shape" not in named)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CountingDifficulty:
+    """How hard the scenes are."""
+
+    min_objects: int = 1
+    max_objects: int = 9
+    max_occlusion: float = 0.35  # largest share of a thing's area that others may hide
+    clutter: int = 12  # at most so many small grey marks on the ground
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_objects <= self.max_objects <= 12:
+            raise UserError(
+                "difficulty: need 1 <= min_objects <= max_objects <= 12 (more do not fit), got"
+                f" {self.min_objects} and {self.max_objects}"
+            )
+        if not 0 <= self.max_occlusion < 1:
+            raise UserError(
+                f"difficulty: max_occlusion must be in [0, 1), got {self.max_occlusion}"
+            )
+        if self.clutter < 0:
+            raise UserError(f"difficulty: clutter must be >= 0, got {self.clutter}")
+
+
+LEVELS = {
+    "easy": CountingDifficulty(max_objects=3, max_occlusion=0.1, clutter=4),
+    "default": CountingDifficulty(),
+    "hard": CountingDifficulty(min_objects=5, max_objects=12, max_occlusion=0.5, clutter=25),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which things a question is about; None is any."""
+
+    shape: str | None = None
+    colour: str | None = None
+    size: str | None = None
+
+    def matches(self, look: Look) -> bool:
+        return all(
+            wanted is None or wanted == had
+            for wanted, had in zip((self.shape, self.colour, self.size), look, strict=True)
+        )
+
+    @property
+    def plural(self) -> str:
+        """Such as `small objects` or `red spheres`."""
+        noun = "objects" if self.shape is None else f"{self.shape}s"
+        return " ".join(word for word in (self.size, self.colour, noun) if word)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CountingProblem:
+    """A scene and what is asked about it."""
+
+    scene: Scene
+    selection: Selection
+    question: str
+
+    @property
+    def answer(self) -> int:
+        return len(self.selected)
+
+    @property
+    def selected(self) -> list[Look]:
+        """The looks of the things asked for, from left to right."""
+        looks = (item.look for item in self.scene.items)
+        return [look for look in looks if self.selection.matches(look)]
+
+    @property
+    def steps(self) -> str:
+        """The things asked for, numbered from left to right."""
+        return enumerate_looks(self.selected)
+
+
+def enumerate_looks(looks: list[Look]) -> str:
+    """Such as `1 red sphere 2 blue cube`, or `none`."""
+    numbered = (f"{n} {look.colour} {look.shape}" for n, look in enumerate(looks, start=1))
+    return " ".join(numbered) or "none"
+
+
+def sample_looks(
+    rng: np.random.Generator, count: int, selection: Selection, selected: int, ood: bool = False
+) -> tuple[Look, ...]:
+    """`count` looks of which exactly `selected` match the selection."""
+    looks = []
+    while len(looks) < count:
+        look = _random_look(rng, ood)
+        if len(looks) < selected:
+            look = Look(
+                selection.shape or look.shape,
+                selection.colour or look.colour,
+                selection.size or look.size,
+            )
+        elif selection.matches(look):
+            continue
+        looks.append(look)
+    return tuple(looks)
+
+
+def sample_question(rng: np.random.Generator, ood: bool = False) -> tuple[Selection, str]:
+    """What to ask for, and how the question is put."""
+    named = pick(rng, _OOD_NAMED if ood else _NAMED)
+    if not named:
+        return Selection(), pick(rng, _TOTAL_PHRASES)
+    look = _random_look(rng, ood)._asdict()
+    selection = Selection(**{attribute: look[attribute] for attribute in named})
+    return selection, pick(rng, _SUBSET_PHRASES).format(things=selection.plural)
+
+
+def sample_problem(
+    rng: np.random.Generator, split: Split, difficulty: CountingDifficulty
+) -> CountingProblem:
+    """A problem whose scene belongs to the split.
+
+    Raises:
+        UserError: the difficulty asks for more things than fit, or leaves the split no scene.
+    """
+    ood = split == "test-ood"
+    propose = functools.partial(_propose, difficulty=difficulty, ood=ood)
+    for _ in range(20):
+        selection, question, looks = propose(rng)[1] if ood else draw(rng, split, propose)
+        scene = scenes.place(
+            rng,
+            looks,
+            max_occlusion=difficulty.max_occlusion,
+            clutter=difficulty.clutter,
+            backdrop="outdoors" if ood else "studio",
+        )
+        if scene is not None:
+            return CountingProblem(scene=scene, selection=selection, question=question)
+    raise UserError(
+        f"difficulty: {difficulty.max_objects} objects do not fit with so little overlap"
+    )
+
+
+def _propose(
+    rng: np.random.Generator, *, difficulty: CountingDifficulty, ood: bool
+) -> tuple[str, tuple[Selection, str, tuple[Look, ...]]]:
+    selection, question = sample_question(rng, ood)
+    count = int(rng.integers(difficulty.min_objects, difficulty.max_objects + 1))
+    # Uniform, so that no answer is a good guess; a plain scene seldom has many of a kind.
+    selected = count if selection == Selection() else int(rng.integers(count + 1))
+    looks = sample_looks(rng, count, selection, selected, ood)
+    return scenes.content(looks), (selection, question, looks)
+
+
+_COLOURS, _SIZES = tuple(sprites.COLOURS), tuple(sprites.SIZES)
+
+
+def _random_look(rng: np.random.Generator, ood: bool) -> Look:
+    shapes = sprites.OOD_SHAPES if ood else sprites.SHAPES
+    return Look(pick(rng, shapes), pick(rng, _COLOURS), pick(rng, _SIZES))

@@ -1,0 +1,225 @@
+"""Geometry figures on paper: a legible layout of a sketch, and the picture of it."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageDraw, ImageFont
+
+from othink_jax.data.synthetic.figures import Mark, Point, Sketch
+
+IMAGE_SIDE = 112  # pixels
+_OVERSAMPLE = 2
+_FONT_SIZE = 15  # its digits are 11 pixels high
+_LINE = 1.5  # width of a line, pixels
+_ARC_RADIUS = 9.0  # of the arc that marks an angle, pixels
+_CLEARANCE = 2.0  # least distance of a text from a line, pixels
+_EDGE = 1.0  # least distance of a text from the edge of the paper, pixels
+_LABEL_DISTANCE = 9.0  # of a point's name from the point, pixels
+_DOTS = 40  # points of a line that are tested against the texts
+_LAYOUT_TRIES = 60
+_INK, _VALUE_INK = (24, 24, 28), (20, 60, 200)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text:
+    """A text on the paper."""
+
+    text: str
+    centre: Point  # pixels
+    is_value: bool  # at an angle; otherwise the name of a point
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Diagram:
+    """A sketch on paper: pixels, y downwards. All that `render` needs."""
+
+    points: Mapping[str, Point]
+    segments: tuple[tuple[str, str], ...]
+    marks: tuple[Mark, ...]
+    radius: float | None  # of a circle around O, pixels
+    texts: tuple[Text, ...]
+    paper: int  # grey value of the background
+
+
+@functools.cache
+def _glyphs(text: str) -> Image.Image:
+    """The ink of a text as a mask, cut to its size."""
+    font = ImageFont.load_default(_FONT_SIZE)
+    left, top, right, bottom = (round(edge) for edge in font.getbbox(text))
+    mask = Image.new("L", (right - left, bottom - top))
+    ImageDraw.Draw(mask).text((-left, -top), text, fill=255, font=font)
+    return mask
+
+
+def lay_out(rng: np.random.Generator, sketch: Sketch) -> Diagram | None:
+    """Turn, mirror, scale and place a sketch so that every text is legible; None if none is found.
+
+    Texts keep off each other, off every line and inside the paper; the measure of an angle lies
+    between its two sides.
+    """
+    for _ in range(_LAYOUT_TRIES):
+        points, radius = _on_paper(rng, sketch)
+        texts = _texts(sketch, points)
+        if _legible(sketch, points, radius, texts):
+            return Diagram(
+                points=points,
+                segments=sketch.segments,
+                marks=sketch.marks,
+                radius=radius,
+                texts=texts,
+                paper=int(rng.integers(236, 256)),
+            )
+    return None
+
+
+def _on_paper(rng: np.random.Generator, sketch: Sketch) -> tuple[dict[str, Point], float | None]:
+    """Pixel coordinates of the points after a random motion, and the circle's radius."""
+    turn, mirror = rng.random() * 2 * math.pi, 1 if rng.random() < 0.5 else -1
+    cos, sin = math.cos(turn), math.sin(turn)
+    turned = np.array(list(sketch.points.values())) * (mirror, 1) @ ((cos, sin), (-sin, cos))
+    if sketch.radius is None:
+        low, high = turned.min(axis=0), turned.max(axis=0)
+    else:
+        low, high = np.full(2, -sketch.radius), np.full(2, sketch.radius)
+    margin = rng.uniform(13, 18)
+    scale = (IMAGE_SIDE - 2 * margin) / (high - low).max()
+    room = IMAGE_SIDE - 2 * margin - (high - low) * scale
+    origin = margin + room * rng.random(2) - low * scale
+    placed = (origin + turned * scale).tolist()
+    points = {name: (x, y) for name, (x, y) in zip(sketch.points, placed, strict=True)}
+    return points, None if sketch.radius is None else sketch.radius * scale
+
+
+def _bearing(origin: Point, target: Point) -> float:
+    return math.atan2(target[1] - origin[1], target[0] - origin[0])
+
+
+def sector(mark: Mark, points: Mapping[str, Point]) -> tuple[float, float]:
+    """Where the marked angle begins and how wide it opens, radians, in pixel coordinates."""
+    origin = points[mark.vertex]
+    first, second = (_bearing(origin, points[arm]) for arm in mark.arms)
+    opening = (second - first) % (2 * math.pi)
+    if opening <= math.pi:
+        return first, opening
+    return second, 2 * math.pi - opening
+
+
+def _texts(sketch: Sketch, points: Mapping[str, Point]) -> tuple[Text, ...]:
+    values = tuple(
+        Text(text=mark.text, centre=_value_centre(mark, points), is_value=True)
+        for mark in sketch.marks
+    )
+    names = tuple(
+        Text(text=name, centre=_name_centre(name, sketch, points), is_value=False)
+        for name in points
+        if not name.startswith("_")
+    )
+    return values + names
+
+
+def _value_centre(mark: Mark, points: Mapping[str, Point]) -> Point:
+    """On the bisector, as near to the vertex as the two sides and the arc allow."""
+    start, opening = sector(mark, points)
+    width, height = _glyphs(mark.text).size
+    reach = max(
+        abs(math.sin(side)) * width / 2 + abs(math.cos(side)) * height / 2
+        for side in (start, start + opening)
+    )
+    distance = (reach + _CLEARANCE + _LINE / 2) / math.sin(opening / 2)
+    middle = start + opening / 2
+    along = abs(math.cos(middle)) * width / 2 + abs(math.sin(middle)) * height / 2
+    distance = max(distance, _ARC_RADIUS + 1 + along)
+    x, y = points[mark.vertex]
+    return x + distance * math.cos(middle), y + distance * math.sin(middle)
+
+
+def _name_centre(name: str, sketch: Sketch, points: Mapping[str, Point]) -> Point:
+    """In the middle of the widest gap between the lines that meet at the point."""
+    here = points[name]
+    through = [
+        other
+        for pair in sketch.segments
+        for other in pair
+        if other != name and (name in pair or _between(here, points[pair[0]], points[pair[1]]))
+    ]
+    bearings = sorted(_bearing(here, points[other]) for other in through)
+    gaps = [
+        (after - before, before)
+        for before, after in zip(bearings, [*bearings[1:], bearings[0] + 2 * math.pi], strict=True)
+    ]
+    width, begin = max(gaps)
+    middle = begin + width / 2
+    x, y = here
+    return x + _LABEL_DISTANCE * math.cos(middle), y + _LABEL_DISTANCE * math.sin(middle)
+
+
+def _between(point: Point, first: Point, second: Point) -> bool:
+    """Whether the point lies on the segment, within a hundredth of a pixel."""
+    return abs(math.dist(point, first) + math.dist(point, second) - math.dist(first, second)) < 1e-2
+
+
+def _legible(
+    sketch: Sketch, points: Mapping[str, Point], radius: float | None, texts: tuple[Text, ...]
+) -> bool:
+    centres = np.array([text.centre for text in texts])
+    halves = np.array([_glyphs(text.text).size for text in texts]) / 2
+    if (np.minimum(centres - halves, IMAGE_SIDE - centres - halves) < _EDGE).any():
+        return False
+    apart = np.abs(centres[:, None] - centres) - halves[:, None] - halves
+    np.einsum("iij->ij", apart)[:] = np.inf
+    if (apart.max(axis=-1) < _CLEARANCE).any():
+        return False
+    dots = _line_dots(sketch, points, radius)
+    away = np.abs(dots[:, None] - centres) - halves
+    return bool((away.max(axis=-1) >= _CLEARANCE).all())
+
+
+def _line_dots(
+    sketch: Sketch, points: Mapping[str, Point], radius: float | None
+) -> Float[np.ndarray, "dots 2"]:
+    """Points along every line of the figure, a few pixels apart."""
+    ends = np.array([(points[a], points[b]) for a, b in sketch.segments])
+    share = np.linspace(0, 1, _DOTS)[:, None, None]
+    dots = (ends[:, 0] * (1 - share) + ends[:, 1] * share).reshape(-1, 2)
+    if radius is None:
+        return dots
+    turn = np.linspace(0, 2 * np.pi, 4 * _DOTS)[:, None]
+    ring = np.array(points["O"]) + radius * np.concatenate([np.cos(turn), np.sin(turn)], axis=1)
+    return np.concatenate([dots, ring])
+
+
+def render(diagram: Diagram) -> Image.Image:
+    """The picture of a diagram, RGB, IMAGE_SIDE by IMAGE_SIDE pixels."""
+    side = IMAGE_SIDE * _OVERSAMPLE
+    large = Image.new("RGB", (side, side), (diagram.paper,) * 3)
+    pen = ImageDraw.Draw(large)
+    width = round(_LINE * _OVERSAMPLE)
+    for mark in diagram.marks:
+        start, opening = sector(mark, diagram.points)
+        degrees = math.degrees(start), math.degrees(start + opening)
+        box = _box(diagram.points[mark.vertex], _ARC_RADIUS)
+        pen.arc(box, *degrees, fill=_VALUE_INK, width=width - 1)
+    for first, second in diagram.segments:
+        ends = (diagram.points[name] for name in (first, second))
+        pen.line([(x * _OVERSAMPLE, y * _OVERSAMPLE) for x, y in ends], fill=_INK, width=width)
+    if diagram.radius is not None:
+        centre = diagram.points["O"]
+        pen.ellipse(_box(centre, diagram.radius), outline=_INK, width=width)
+        pen.ellipse(_box(centre, _LINE), fill=_INK)
+    picture = large.reduce(_OVERSAMPLE)
+    for text in diagram.texts:
+        glyphs = _glyphs(text.text)
+        left = round(text.centre[0] - glyphs.width / 2)
+        top = round(text.centre[1] - glyphs.height / 2)
+        picture.paste(_VALUE_INK if text.is_value else _INK, (left, top), glyphs)
+    return picture
+
+
+def _box(centre: Point, radius: float) -> tuple[float, float, float, float]:
+    x, y = centre
+    low_x, low_y, high_x, high_y = x - radius, y - radius, x + radius, y + radius
+    return low_x * _OVERSAMPLE, low_y * _OVERSAMPLE, high_x * _OVERSAMPLE, high_y * _OVERSAMPLE

@@ -1,0 +1,122 @@
+"""Geometry reasoning: a drawn diagram, a text that names its angles, an answer in whole degrees.
+
+The given measures stand in the diagram only. Answers are the bare number: `70`, not `70°`.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from othink_jax.data.synthetic import diagrams
+from othink_jax.data.synthetic.diagrams import Diagram
+from othink_jax.data.synthetic.figures import KINDS, Givens, Kind
+from othink_jax.data.synthetic.splits import Split, draw, pick
+from othink_jax.errors import UserError
+
+_PHRASES = (
+    "{fact} What is angle {asked}?",
+    "{fact} Find angle {asked}.",
+    "{fact} What is the size of angle {asked}?",
+)
+_BY_NAME = {kind.name: kind for kind in KINDS}
+# Both angles at a crossing of lines look alike near 90 degrees.
+_CLOSE_TO_RIGHT = 15
+_CROSSINGS = ("corresponding", "alternate", "co-interior")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GeometryDifficulty:
+    """How hard the figures are."""
+
+    step: int = 5  # every angle of a problem is a multiple of so many degrees
+    min_angle: int = 30  # smallest angle of a problem, degrees; narrower ones hold no number
+    kinds: tuple[str, ...] = tuple(_BY_NAME)  # names of `figures.KINDS`
+
+    def __post_init__(self) -> None:
+        if self.step not in (1, 2, 5, 10):
+            raise UserError(f"difficulty: step must be 1, 2, 5 or 10 degrees, got {self.step}")
+        if not 25 <= self.min_angle <= 40:
+            raise UserError(f"difficulty: min_angle must be in [25, 40], got {self.min_angle}")
+        if unknown := sorted(set(self.kinds) - set(_BY_NAME)):
+            raise UserError(f"difficulty: no such kind of figure: {', '.join(unknown)}")
+        if not self.kinds:
+            raise UserError("difficulty: name at least one kind of figure")
+
+
+LEVELS = {
+    "easy": GeometryDifficulty(
+        step=10, kinds=("corresponding", "alternate", "co-interior", "diameter", "bisected")
+    ),
+    "default": GeometryDifficulty(),
+    "hard": GeometryDifficulty(step=1),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GeometryProblem:
+    """A diagram and what is asked about it."""
+
+    kind: Kind
+    givens: Givens  # degrees
+    diagram: Diagram
+    question: str
+
+    @property
+    def answer(self) -> int:
+        return round(self.kind.angles(*self.givens)[-1])
+
+    @property
+    def steps(self) -> str:
+        return self.kind.steps(*self.givens)
+
+
+def content(kind: Kind, givens: Givens) -> str:
+    """What decides the split of a problem: its kind and its given angles."""
+    ordered = sorted(givens) if kind.symmetric else givens
+    return f"figure {kind.name} " + ",".join(str(given) for given in ordered)
+
+
+@functools.cache
+def legal_givens(kind_name: str, step: int, min_angle: int) -> tuple[Givens, ...]:
+    """All givens of a kind at a difficulty, in rising order."""
+    kind = _BY_NAME[kind_name]
+    grid = range(step * -(-min_angle // step), 180, step)
+    candidates = [(a,) for a in grid] if kind.arity == 1 else [(a, b) for a in grid for b in grid]
+    return tuple(
+        givens
+        for givens in candidates
+        if all(
+            angle % step == 0 and min_angle <= angle <= 180 - min_angle
+            for angle in kind.angles(*givens)
+        )
+        and not (kind.name in _CROSSINGS and abs(givens[0] - 90) < _CLOSE_TO_RIGHT)
+    )
+
+
+def sample_problem(
+    rng: np.random.Generator, split: Split, difficulty: GeometryDifficulty
+) -> GeometryProblem:
+    """A problem whose content belongs to the split.
+
+    Raises:
+        UserError: the difficulty leaves the split no content.
+    """
+    kinds = tuple(kind for name in difficulty.kinds for kind in [_BY_NAME[name]] * _weight(name))
+
+    def propose(rng: np.random.Generator) -> tuple[str, tuple[Kind, Givens]]:
+        kind = pick(rng, kinds)
+        givens = pick(rng, legal_givens(kind.name, difficulty.step, difficulty.min_angle))
+        return content(kind, givens), (kind, givens)
+
+    while True:
+        kind, givens = draw(rng, split, propose)
+        diagram = diagrams.lay_out(rng, kind.sketch(*givens))
+        # A few narrow figures have no legible layout and are never shown.
+        if diagram is not None:
+            question = pick(rng, _PHRASES).format(fact=kind.fact, asked=kind.asked)
+            return GeometryProblem(kind=kind, givens=givens, diagram=diagram, question=question)
+
+
+def _weight(name: str) -> int:
+    return _BY_NAME[name].weight
