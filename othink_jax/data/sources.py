@@ -36,8 +36,8 @@ def open_source(config: DataConfig, *, size: int | None = None) -> Source:
     """The examples that the settings ask for.
 
     Args:
-      config: a task, or a data set: a JSONL file with an image folder, a parquet file or a folder of
-        them, a folder written by `datasets.save_to_disk`, or a hub id.
+      config: a task, or a data set: a JSONL file with an image folder, a parquet file or a folder
+        of them, a folder written by `datasets.save_to_disk`, or a hub id.
       size: how many examples of a synthetic task; `config.limit` goes before it.
 
     Raises:

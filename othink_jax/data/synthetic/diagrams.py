@@ -13,12 +13,11 @@ from othink_jax.data.synthetic.figures import Mark, Point, Sketch
 
 IMAGE_SIDE = 112  # pixels
 _OVERSAMPLE = 2
-_FONT_SIZE = 15  # its digits are 11 pixels high
+_VALUE_SIZE, _NAME_SIZE = 15, 13  # of the font; digits are 11 pixels high, capitals 9
 _LINE = 1.5  # width of a line, pixels
 _ARC_RADIUS = 9.0  # of the arc that marks an angle, pixels
 _CLEARANCE = 2.0  # least distance of a text from a line, pixels
 _EDGE = 1.0  # least distance of a text from the edge of the paper, pixels
-_LABEL_DISTANCE = 9.0  # of a point's name from the point, pixels
 _DOTS = 40  # points of a line that are tested against the texts
 _LAYOUT_TRIES = 60
 _INK, _VALUE_INK = (24, 24, 28), (20, 60, 200)
@@ -46,9 +45,9 @@ class Diagram:
 
 
 @functools.cache
-def _glyphs(text: str) -> Image.Image:
+def _glyphs(text: str, is_value: bool) -> Image.Image:
     """The ink of a text as a mask, cut to its size."""
-    font = ImageFont.load_default(_FONT_SIZE)
+    font = ImageFont.load_default(_VALUE_SIZE if is_value else _NAME_SIZE)
     left, top, right, bottom = (round(edge) for edge in font.getbbox(text))
     mask = Image.new("L", (right - left, bottom - top))
     ImageDraw.Draw(mask).text((-left, -top), text, fill=255, font=font)
@@ -85,7 +84,7 @@ def _on_paper(rng: np.random.Generator, sketch: Sketch) -> tuple[dict[str, Point
         low, high = turned.min(axis=0), turned.max(axis=0)
     else:
         low, high = np.full(2, -sketch.radius), np.full(2, sketch.radius)
-    margin = rng.uniform(13, 18)
+    margin = rng.uniform(9, 17)
     scale = (IMAGE_SIDE - 2 * margin) / (high - low).max()
     room = IMAGE_SIDE - 2 * margin - (high - low) * scale
     origin = margin + room * rng.random(2) - low * scale
@@ -122,39 +121,45 @@ def _texts(sketch: Sketch, points: Mapping[str, Point]) -> tuple[Text, ...]:
 
 
 def _value_centre(mark: Mark, points: Mapping[str, Point]) -> Point:
-    """On the bisector, as near to the vertex as the two sides and the arc allow."""
     start, opening = sector(mark, points)
-    width, height = _glyphs(mark.text).size
-    reach = max(
-        abs(math.sin(side)) * width / 2 + abs(math.cos(side)) * height / 2
-        for side in (start, start + opening)
-    )
-    distance = (reach + _CLEARANCE + _LINE / 2) / math.sin(opening / 2)
-    middle = start + opening / 2
-    along = abs(math.cos(middle)) * width / 2 + abs(math.sin(middle)) * height / 2
-    distance = max(distance, _ARC_RADIUS + 1 + along)
-    x, y = points[mark.vertex]
-    return x + distance * math.cos(middle), y + distance * math.sin(middle)
+    size = _glyphs(mark.text, True).size
+    return _wedged(points[mark.vertex], start, opening, size, _ARC_RADIUS + 1)
 
 
 def _name_centre(name: str, sketch: Sketch, points: Mapping[str, Point]) -> Point:
-    """In the middle of the widest gap between the lines that meet at the point."""
-    here = points[name]
-    through = [
-        other
+    """Outside of a circle, else in the middle of the widest gap between the lines that meet."""
+    here, size = points[name], _glyphs(name, False).size
+    if sketch.radius is not None and name != "O":
+        return _wedged(here, _bearing(points["O"], here) - math.pi / 2, math.pi, size, 0)
+    bearings = sorted(
+        _bearing(here, points[other])
         for pair in sketch.segments
         for other in pair
         if other != name and (name in pair or _between(here, points[pair[0]], points[pair[1]]))
-    ]
-    bearings = sorted(_bearing(here, points[other]) for other in through)
-    gaps = [
-        (after - before, before)
-        for before, after in zip(bearings, [*bearings[1:], bearings[0] + 2 * math.pi], strict=True)
-    ]
-    width, begin = max(gaps)
-    middle = begin + width / 2
-    x, y = here
-    return x + _LABEL_DISTANCE * math.cos(middle), y + _LABEL_DISTANCE * math.sin(middle)
+    )
+    turned = [*bearings[1:], bearings[0] + 2 * math.pi]
+    opening, start = max((b - a, a) for a, b in zip(bearings, turned, strict=True))
+    return _wedged(here, start, opening, size, 0)
+
+
+def _wedged(
+    vertex: Point, start: float, opening: float, size: tuple[int, int], least: float
+) -> Point:
+    """Centre of a text on the bisector of a sector, as near to the vertex as its sides allow.
+
+    The text also keeps `least` pixels away from the vertex itself.
+    """
+    width, height = size
+    middle = start + opening / 2
+    along = abs(math.cos(middle)) * width / 2 + abs(math.sin(middle)) * height / 2
+    distance = max(least, _CLEARANCE + _LINE / 2) + along
+    if opening < math.pi:
+        reach = max(
+            abs(math.sin(side)) * width / 2 + abs(math.cos(side)) * height / 2
+            for side in (start, start + opening)
+        )
+        distance = max(distance, (reach + _CLEARANCE + _LINE / 2) / math.sin(opening / 2))
+    return vertex[0] + distance * math.cos(middle), vertex[1] + distance * math.sin(middle)
 
 
 def _between(point: Point, first: Point, second: Point) -> bool:
@@ -166,7 +171,7 @@ def _legible(
     sketch: Sketch, points: Mapping[str, Point], radius: float | None, texts: tuple[Text, ...]
 ) -> bool:
     centres = np.array([text.centre for text in texts])
-    halves = np.array([_glyphs(text.text).size for text in texts]) / 2
+    halves = np.array([_glyphs(text.text, text.is_value).size for text in texts]) / 2
     if (np.minimum(centres - halves, IMAGE_SIDE - centres - halves) < _EDGE).any():
         return False
     apart = np.abs(centres[:, None] - centres) - halves[:, None] - halves
@@ -212,7 +217,7 @@ def render(diagram: Diagram) -> Image.Image:
         pen.ellipse(_box(centre, _LINE), fill=_INK)
     picture = large.reduce(_OVERSAMPLE)
     for text in diagram.texts:
-        glyphs = _glyphs(text.text)
+        glyphs = _glyphs(text.text, text.is_value)
         left = round(text.centre[0] - glyphs.width / 2)
         top = round(text.centre[1] - glyphs.height / 2)
         picture.paste(_VALUE_INK if text.is_value else _INK, (left, top), glyphs)

@@ -87,7 +87,7 @@ def _extended_triangle(a: int, b: int, marks: tuple[Mark, ...]) -> Sketch:
     triangle = _triangle(a, b, marks)
     return dataclasses.replace(
         triangle,
-        points={**triangle.points, "D": (1.5, 0)},
+        points={**triangle.points, "D": (1.3, 0)},
         segments=(("A", "B"), ("B", "D"), ("C", "A")),
     )
 
@@ -114,13 +114,13 @@ def _parallels(given_at: tuple[str, str, str], asked_at: tuple[str, str, str], v
 
     The places are (vertex, arm, arm).
     """
-    gap = 0.55
+    gap = 0.7
     f, e = (0.0, 0.0), _along((0, 0), v, gap / math.sin(math.radians(v)))
-    top, bottom = _along(e, v, 0.32), _along(f, v, -0.32)
+    top, bottom = _along(e, v, 0.28), _along(f, v, -0.28)
     middle = (e[0] + f[0]) / 2
     points = {
-        **{"A": (middle - 0.6, gap), "B": (middle + 0.6, gap)},
-        **{"C": (middle - 0.6, 0.0), "D": (middle + 0.6, 0.0)},
+        **{"A": (middle - 0.5, gap), "B": (middle + 0.5, gap)},
+        **{"C": (middle - 0.5, 0.0), "D": (middle + 0.5, 0.0)},
         **{"_E": e, "_F": f, "_T": top, "_S": bottom},
     }
     marks = (_mark((given_at[0], given_at[1:]), v), _mark((asked_at[0], asked_at[1:]), X))
@@ -171,11 +171,6 @@ _INSCRIBED = (("O", "A"), ("O", "B"), ("C", "A"), ("C", "B"))
 def _inscribed(central: int) -> Sketch:
     degrees = {"A": -90 - central / 2, "B": -90 + central / 2, "C": 90}
     return _circle(degrees, _INSCRIBED, _mark(("O", ("A", "B")), central))
-
-
-def _central(inscribed: int) -> Sketch:
-    degrees = {"A": -90 - inscribed, "B": -90 + inscribed, "C": 90}
-    return _circle(degrees, _INSCRIBED, _mark(("C", ("A", "B")), inscribed))
 
 
 def _diameter(a: int) -> Sketch:
@@ -290,23 +285,13 @@ KINDS = (
     ),
     Kind(
         name="inscribed",
-        weight=1,
+        weight=2,
         arity=1,
         fact="O is the centre.",
         asked="ACB",
         angles=lambda central: (central, central / 2),
         steps=lambda central: f"{central}/2={central // 2}",
         sketch=_inscribed,
-    ),
-    Kind(
-        name="central",
-        weight=1,
-        arity=1,
-        fact="O is the centre.",
-        asked="AOB",
-        angles=lambda inscribed: (inscribed, 2 * inscribed),
-        steps=lambda inscribed: f"{inscribed}+{inscribed}={2 * inscribed}",
-        sketch=_central,
     ),
     Kind(
         name="diameter",

@@ -1,0 +1,35 @@
+"""A sheet of samples to look at."""
+
+import textwrap
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from othink_jax.config import Task
+from othink_jax.data.synthetic.source import generate
+from othink_jax.data.synthetic.splits import Split
+
+_COLUMNS, _ZOOM, _MARGIN, _CAPTION = 4, 2, 12, 76  # images, factor, pixels, pixels
+
+
+def preview(task: Task, split: Split, count: int, path: Path, seed: int = 0) -> None:
+    """Write a PNG of the first `count` examples, each with its question and answer beneath."""
+    examples = [generate(task, split, index, seed=seed) for index in range(count)]
+    side = _ZOOM * max(example.images[0].width for example in examples)
+    rows = -(-count // _COLUMNS)
+    sheet = Image.new(
+        "RGB",
+        (
+            _COLUMNS * (side + _MARGIN) + _MARGIN,
+            rows * (side + _CAPTION + _MARGIN) + _MARGIN,
+        ),
+        "white",
+    )
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for number, example in enumerate(examples):
+        x = _MARGIN + number % _COLUMNS * (side + _MARGIN)
+        y = _MARGIN + number // _COLUMNS * (side + _CAPTION + _MARGIN)
+        sheet.paste(example.images[0].resize((side, side), Image.Resampling.NEAREST), (x, y))
+        caption = [*textwrap.wrap(example.question, 34), f"answer: {example.answer}"]
+        draw.text((x, y + side + 4), "\n".join(caption), fill="black", font=font)
+    sheet.save(path, format="PNG")
