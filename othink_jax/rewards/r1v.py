@@ -1,0 +1,45 @@
+"""R1-V's published verdicts, quirks included, so that published numbers can be compared with.
+
+Do not train or judge by these alone. Counting takes the first tag that holds nothing but digits, so
+a second answer goes unnoticed. Geometry parses the whole completion instead of its answer: a number
+in the reasoning can win over the one in the tag, ground truths with a root or pi lose it (`8√{3}`
+becomes 8) or do not parse at all, and the two sides of the comparison are swapped.
+
+The verdicts on geometry are those of the installed math-verify; R1-V did not pin its version.
+"""
+
+import re
+
+_COUNT = re.compile(r"<answer>\s*(\d+)\s*</answer>")
+_INTEGER = re.compile(r"\s*[+-]?\d+\s*")
+# Python refuses to convert longer ones, and no count has so many digits.
+_MAX_DIGITS = 4000
+
+
+def quick_verdict(text: str, gold: str, task: str | None) -> bool | None:
+    """Verdict on a counting completion; None on a geometry one, which takes symbolic algebra.
+
+    Without a task, an integer ground truth means counting.
+    """
+    integer = _INTEGER.fullmatch(gold) is not None and len(gold) < _MAX_DIGITS
+    if task == "geometry" or (task is None and not integer):
+        return None
+    match = _COUNT.search(text)
+    if match is None or not integer or len(match[1]) > _MAX_DIGITS:
+        return False
+    return int(match[1]) == int(gold)
+
+
+def symbolic_verdict(text: str, gold: str) -> bool:
+    """Verdict on a geometry completion.
+
+    It may take any time and memory, so call it in a process that can be killed.
+    """
+    from math_verify import parse, verify
+
+    # No time limit of math-verify's own: see strict.symbolic_verdict. Where R1-V's ran out, its
+    # verdict was 0, as that of a killed worker is.
+    answer = parse(text, parsing_timeout=None)
+    truth = parse(gold, parsing_timeout=None)
+    # The answer in the place of the gold: R1-V's order, and the comparison is not symmetric.
+    return bool(verify(answer, truth, timeout_seconds=None))

@@ -1,0 +1,81 @@
+"""Grading stored predictions again."""
+
+import json
+import math
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from othink_jax.rewards.pool import GradingPool
+from othink_jax.rewards.verdict import Grader, Task
+
+
+def regrade(
+    path: str | PathLike[str], *, task: Task | None = None, grader: Grader = "strict"
+) -> dict[str, Any]:
+    """Grade the predictions of a JSONL file.
+
+    Args:
+      path: one JSON object a line, with the texts `question` and `model_output`, and `ground_truth`,
+        a text or a number. Other keys are allowed; blank lines are skipped.
+      task: see `grade`.
+      grader: `strict`, or `r1v` for R1-V's published verdicts.
+
+    Returns:
+      `accuracy` in [0, 1], `n` rows, and how many of them were `ungradable`.
+
+    Raises:
+      ValueError: the file cannot be read, a row is not as described (with its line number), or
+        there is none.
+    """
+    rows = list(_rows(Path(path)))
+    if not rows:
+        raise ValueError(f"{path}: the file holds no predictions")
+    with GradingPool(grader, task=task) as pool:
+        grades = pool.grade_all([text for text, _ in rows], [gold for _, gold in rows])
+    return {
+        "accuracy": sum(grade.accuracy for grade in grades) / len(grades),
+        "n": len(grades),
+        "ungradable": sum(grade.ungradable for grade in grades),
+    }
+
+
+def _rows(path: Path) -> Iterator[tuple[str, str]]:
+    """Completion and ground truth of each row."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield _row(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+
+
+def _row(line: bytes) -> tuple[str, str]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not a JSON object ({error})") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"not a JSON object but {type(row).__name__}")
+    missing = [key for key in ("question", "ground_truth", "model_output") if key not in row]
+    if missing:
+        raise ValueError(f"missing {', '.join(missing)}")
+    if not isinstance(row["model_output"], str):
+        raise ValueError(f"model_output must be a text, got {type(row['model_output']).__name__}")
+    return row["model_output"], _gold(row["ground_truth"])
+
+
+def _gold(value: object) -> str:
+    if isinstance(value, str) and value.strip():
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return str(int(value)) if value.is_integer() else repr(value)
+    raise ValueError(f"ground_truth must be a non-empty text or a finite number, got {value!r}")

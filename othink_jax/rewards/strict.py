@@ -1,0 +1,97 @@
+"""The strict grader: only the answer tag counts, and its value must equal the ground truth.
+
+Two values are equal if they are the same number, or if exactly one of them is a decimal and both
+agree to six decimals (math-verify's rule, so 0.333333 is 1/3 and 0.33 is not). A unit may be left
+out; one that contradicts the ground truth's is wrong, and none is converted. A percentage equals
+its hundredth; where only the ground truth bears the sign, the bare figure is right too.
+"""
+
+from fractions import Fraction
+
+from othink_jax.rewards.answers import Answer, extract_answer, read_answer
+
+_DECIMALS = 6
+
+
+def quick_verdict(text: str, gold: str) -> bool | None:
+    """Verdict on a completion where it takes no symbolic algebra; None where it does.
+
+    Never raises, and takes time linear in the text.
+    """
+    content = extract_answer(text)
+    if content is None or not gold.strip():
+        return False
+    if content == gold.strip():
+        return True
+    answer, truth = read_answer(content), read_answer(gold.strip())
+    if truth.choice and answer.choice:
+        if truth.choice != answer.choice:
+            return False
+        if not (truth.value and answer.value):
+            return True
+    return _equal_values(answer, truth)
+
+
+def _equal_values(answer: Answer, truth: Answer) -> bool | None:
+    if not (answer.value and truth.value):
+        return False
+    if answer.unit and truth.unit and answer.unit != truth.unit:
+        return False
+    if answer.number is not None and truth.number is not None:
+        return _equal_numbers(answer, truth)
+    if answer.value.casefold() == truth.value.casefold():
+        return True
+    if truth.arithmetic:
+        # Whatever else stands in the answer, a letter or a second number, it is not that value.
+        return None if answer.arithmetic else False
+    # A ground truth without a digit is a word: nothing to compute.
+    return None if any(c.isdecimal() for c in truth.value) else False
+
+
+def _equal_numbers(answer: Answer, truth: Answer) -> bool:
+    assert truth.number is not None
+    if truth.unit == "%" and not answer.unit and _same(answer, truth, truth.number * 100):
+        return True
+    return _same(answer, truth, truth.number)
+
+
+def _same(answer: Answer, truth: Answer, value: Fraction) -> bool:
+    assert answer.number is not None
+    if answer.number == value:
+        return True
+    # Two decimals are compared as they stand; only a decimal of a fraction can have been rounded.
+    return answer.decimal != truth.decimal and (
+        round(answer.number, _DECIMALS) == round(value, _DECIMALS)
+    )
+
+
+def symbolic_verdict(text: str, gold: str) -> bool:
+    """Verdict by symbolic algebra, for what `quick_verdict` leaves open.
+
+    It may take any time and memory, so call it in a process that can be killed.
+    """
+    from math_verify import verify
+
+    content = extract_answer(text)
+    if content is None:
+        return False
+    truth = _parse(read_answer(gold.strip()).value)
+    answer = _parse(read_answer(content).value)
+    # No time limit of math-verify's own: it sets signal.alarm, which raises outside the main
+    # thread, cancels the caller's alarm, and cannot interrupt one long operation on large integers.
+    return bool(
+        truth and answer and verify(truth, answer, float_rounding=_DECIMALS, timeout_seconds=None)
+    )
+
+
+def _parse(value: str) -> list[object]:
+    """Parsed expression as a list of one, or an empty list where it is no mathematics."""
+    from math_verify import LatexExtractionConfig, parse
+
+    # No fallback to text: texts that fail to parse must not be compared letter by letter.
+    return parse(
+        f"${value}$",
+        extraction_config=[LatexExtractionConfig()],
+        fallback_mode="no_fallback",
+        parsing_timeout=None,
+    )

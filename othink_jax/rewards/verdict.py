@@ -1,0 +1,64 @@
+"""One verdict on one completion, by either grader."""
+
+import dataclasses
+from typing import Literal
+
+from othink_jax.rewards import r1v, strict
+from othink_jax.rewards.format import format_reward
+
+Grader = Literal["strict", "r1v"]
+Task = Literal["counting", "geometry"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Grade:
+    """Verdict on a completion."""
+
+    accuracy: float  # 1.0 if the answer is right, else 0.0
+    format: float  # 1.0 if the tags are as asked for, else 0.0
+    ungradable: bool = False  # true if time, memory or the grader's process gave out; accuracy is 0
+
+
+def check_grader(grader: str, task: str | None) -> None:
+    """Raise ValueError unless both names are known."""
+    if grader not in ("strict", "r1v"):
+        raise ValueError(f"grader must be strict or r1v, got {grader!r}")
+    if task not in ("counting", "geometry", None):
+        raise ValueError(f"task must be counting or geometry, got {task!r}")
+
+
+def quick_verdict(text: str, gold: str, grader: Grader, task: Task | None) -> bool | None:
+    """Verdict where it takes no symbolic algebra, in linear time; None where it does."""
+    if grader == "r1v":
+        return r1v.quick_verdict(text, gold, task)
+    return strict.quick_verdict(text, gold)
+
+
+def symbolic_verdict(text: str, gold: str, grader: Grader) -> bool | None:
+    """Verdict by symbolic algebra; None if memory or stack gave out."""
+    try:
+        return (r1v if grader == "r1v" else strict).symbolic_verdict(text, gold)
+    except (MemoryError, RecursionError):
+        return None
+
+
+def grade(text: str, gold: str, grader: Grader = "strict", task: Task | None = None) -> Grade:
+    """Grade one completion in this process, without any limit on time or memory.
+
+    For many completions, or for such as a model wrote, use `GradingPool`.
+
+    Args:
+      text: the whole completion.
+      gold: the ground truth.
+      grader: `strict`, or `r1v` for R1-V's published verdicts.
+      task: decides between R1-V's two graders; without it an integer gold grades as counting. The
+        strict grader treats both alike.
+
+    Raises:
+      ValueError: the grader or the task is unknown.
+    """
+    check_grader(grader, task)
+    right = quick_verdict(text, gold, grader, task)
+    if right is None:
+        right = symbolic_verdict(text, gold, grader)
+    return Grade(float(right or 0), format_reward(text), ungradable=right is None)
