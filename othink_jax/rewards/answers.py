@@ -94,12 +94,13 @@ _NUMBER_WORDS = {word: str(number) for number, word in enumerate(_COUNTED.split(
 _CHOICE = re.compile(r"(?:\(([A-Ha-h])\)[.:]?|([A-Ha-h])(?:[.:)]|$))\s*")
 _NAME = re.compile(r"[^=≈<>]*[=≈]")  # `x =`, `\angle CED =`
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
-_MIXED = re.compile(r"(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}|(\d+)\s+(\d+)/(\d+)")
+_MIXED = re.compile(r"(-?)\s*(\d+)(?:\s*\\frac\{(\d+)\}\{(\d+)\}|\s+(\d+)/(\d+))")
+_COMMAND_AT_END = re.compile(r"\\[A-Za-z]+$")
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
 _RATIONAL = re.compile(
     rf"([+-]?){_NUMBER}(?:/{_NUMBER})?|([+-]?)\\frac\{{{_NUMBER}\}}\{{{_NUMBER}\}}", re.ASCII
 )
-_ARITHMETIC = re.compile(r"(?:[0-9.+\-/^(){}\[\] ]|\\(?:frac|sqrt|pi|cdot)(?![A-Za-z]))*")
+_ARITHMETIC = re.compile(r"(?:[0-9.+\-/^(){}\[\]]|\\(?:frac|sqrt|pi|cdot)(?![A-Za-z]))*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,11 +131,15 @@ def extract_answer(text: str) -> str | None:
     return text[start : text.index("</answer>", start)].strip()
 
 
-@functools.lru_cache(maxsize=4096)
 def read_answer(text: str) -> Answer:
     """Read the content of an answer tag, or a ground truth. Never raises; see `Answer`."""
     if len(text) > MAX_ANSWER_CHARS:
         return Answer(choice="", value="", unit="", number=None, decimal=False)
+    return _read_answer(text)
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_answer(text: str) -> Answer:
     text = text.translate(_SAME_CHARACTER).replace(r"\cdot \cdot ", "")  # `**bold**`
     for pattern, replacement in _SAME_SPELLING:
         text = pattern.sub(replacement, text)
@@ -145,8 +150,11 @@ def read_answer(text: str) -> Answer:
     value, unit = _split_unit(text)
     value = _plain_value(value)
     number = _rational(value)
-    if number is not None and unit == "%":
-        number /= 100
+    if unit == "%":
+        if number is None:  # the sign is part of the expression, not a unit that may be left out
+            value, unit = f"{value}%", ""
+        else:
+            number /= 100
     return Answer(choice=choice, value=value, unit=unit, number=number, decimal="." in value)
 
 
@@ -176,15 +184,19 @@ def _plain_value(text: str) -> str:
     text = _NUMBER_WORDS.get(text.strip().lower(), text)
     text = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text).strip()
     if mixed := _MIXED.fullmatch(text):
-        whole, top, bottom = (group for group in mixed.groups() if group is not None)
-        text = f"({whole}+\\frac{{{top}}}{{{bottom}}})"
-        if int(bottom):
-            text = f"{int(whole) * int(bottom) + int(top)}/{bottom}"
-    # Spaces may stand anywhere but between two digits: `3 4` is not 34.
-    text = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
+        sign, whole, top, bottom = (group for group in mixed.groups() if group is not None)
+        text = f"{sign}{int(whole) * int(bottom) + int(top)}/{bottom}"
+    text = functools.reduce(_join, text.split(), "")
     while _is_one_group(text):
         text = text[1:-1]
     return text
+
+
+def _join(left: str, right: str) -> str:
+    """Close a gap, but keep `3 4` from becoming 34, and `\\pi r` from becoming a new command."""
+    two_numbers = left[-1:].isdigit() and right[0].isdigit()
+    command = _COMMAND_AT_END.search(left) is not None and right[0].isalpha()
+    return f"{left} {right}" if two_numbers or command else left + right
 
 
 def _is_one_group(text: str) -> bool:

@@ -17,8 +17,8 @@ def regrade(
     """Grade the predictions of a JSONL file.
 
     Args:
-      path: one JSON object a line, with the texts `question` and `model_output`, and `ground_truth`,
-        a text or a number. Other keys are allowed; blank lines are skipped.
+      path: one JSON object a line, with the texts `question` and `model_output`, and
+        `ground_truth`, a text or a number. Other keys are allowed; blank lines are skipped.
       task: see `grade`.
       grader: `strict`, or `r1v` for R1-V's published verdicts.
 

@@ -6,11 +6,14 @@ out; one that contradicts the ground truth's is wrong, and none is converted. A 
 its hundredth; where only the ground truth bears the sign, the bare figure is right too.
 """
 
+import re
 from fractions import Fraction
 
 from othink_jax.rewards.answers import Answer, extract_answer, read_answer
 
 _DECIMALS = 6
+# `3/2√3` reads from left to right; math-verify would put the root under the bar.
+_FACTOR = re.compile(r"(?<![\d.^)}/])(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)(?=\\sqrt|\\pi|\()")
 
 
 def quick_verdict(text: str, gold: str) -> bool | None:
@@ -88,6 +91,7 @@ def _parse(value: str) -> list[object]:
     """Parsed expression as a list of one, or an empty list where it is no mathematics."""
     from math_verify import LatexExtractionConfig, parse
 
+    value = _FACTOR.sub(r"\\frac{\1}{\2}", value)
     # No fallback to text: texts that fail to parse must not be compared letter by letter.
     return parse(
         f"${value}$",

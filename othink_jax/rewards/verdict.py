@@ -16,7 +16,7 @@ class Grade:
 
     accuracy: float  # 1.0 if the answer is right, else 0.0
     format: float  # 1.0 if the tags are as asked for, else 0.0
-    ungradable: bool = False  # true if time, memory or the grader's process gave out; accuracy is 0
+    ungradable: bool = False  # true if time, memory or the grader gave out; accuracy is 0
 
 
 def check_grader(grader: str, task: str | None) -> None:
@@ -35,10 +35,12 @@ def quick_verdict(text: str, gold: str, grader: Grader, task: Task | None) -> bo
 
 
 def symbolic_verdict(text: str, gold: str, grader: Grader) -> bool | None:
-    """Verdict by symbolic algebra; None if memory or stack gave out."""
+    """Verdict by symbolic algebra; None if it gave up, for lack of memory or stack for example."""
     try:
         return (r1v if grader == "r1v" else strict).symbolic_verdict(text, gold)
-    except (MemoryError, RecursionError):
+    except Exception:
+        # Computer algebra can raise anything on what a model writes. No completion may end a
+        # training run, and none that failed goes unseen: it counts as ungradable.
         return None
 
 

@@ -1,0 +1,77 @@
+"""Wilson's interval: published values and exact properties."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from othink_jax.statistics import wilson_interval
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "low", "high"),
+    [
+        # Newcombe (1998), Statistics in Medicine 17, table I, method 3.
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_equals_published_values(correct: int, n: int, low: float, high: float) -> None:
+    assert wilson_interval(correct, n) == pytest.approx((low, high), abs=5e-5)
+
+
+counts = st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
+
+
+@given(counts)
+def test_holds_the_proportion_and_stays_within_zero_and_one(count: tuple[int, int]) -> None:
+    correct, n = count
+    low, high = wilson_interval(correct, n)
+    assert 0.0 <= low <= correct / n <= high <= 1.0
+    assert (low == 0.0) == (correct == 0)
+    assert (high == 1.0) == (correct == n)
+
+
+@given(counts)
+def test_ends_solve_the_score_equation(count: tuple[int, int]) -> None:
+    # The ends are the proportions p at distance z standard errors, the error taken at p itself.
+    correct, n = count
+    z = 1.959963984540054
+    for p in wilson_interval(correct, n):
+        assert (correct / n - p) ** 2 == pytest.approx(z**2 * p * (1 - p) / n, rel=1e-6, abs=1e-12)
+
+
+@given(counts)
+def test_mirrors_right_and_wrong(count: tuple[int, int]) -> None:
+    correct, n = count
+    low, high = wilson_interval(correct, n)
+    assert wilson_interval(n - correct, n) == pytest.approx((1 - high, 1 - low), abs=1e-12)
+
+
+def test_narrows_with_more_trials_and_widens_with_confidence() -> None:
+    def width(interval: tuple[float, float]) -> float:
+        return interval[1] - interval[0]
+
+    assert width(wilson_interval(500, 1000)) < width(wilson_interval(50, 100))
+    assert width(wilson_interval(50, 100, 0.99)) > width(wilson_interval(50, 100))
+    # For many trials it is the normal approximation: 1.96 * sqrt(0.25 / n) on either side.
+    half = width(wilson_interval(500_000, 1_000_000)) / 2
+    assert half == pytest.approx(1.959964 * math.sqrt(0.25 / 1_000_000), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 0), "n must be"),
+        ((-1, 5), "correct must be"),
+        ((6, 5), "correct must be"),
+        ((1, 5, 1.0), "confidence must be"),
+        ((1, 5, float("nan")), "confidence must be"),
+    ],
+)
+def test_numbers_out_of_range_are_named(arguments: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        wilson_interval(*arguments)
