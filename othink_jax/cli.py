@@ -68,7 +68,10 @@ def resume_grpo(resume: Path) -> None:
 
 
 def evaluate(config: EvaluateConfig) -> None:
-    """Accuracy over a test set, with its 95% interval; greedy unless a temperature is given."""
+    """`evaluate MODEL ...`: accuracy over a test set, with its 95% interval.
+
+    Decoding is greedy unless a temperature is given. Presets are as for `grpo`.
+    """
     from othink_jax.evaluation import evaluate as run_evaluation
 
     result = run_evaluation(config)
@@ -108,7 +111,7 @@ def generate(
         sampling = dataclasses.replace(sampling, temperature=0.0)
     images = [open_image(path) for path in image]
     made = answer(load(model), prompt, images, sampling=sampling, seed=seed)
-    print(_json(made) if json else made["text"])
+    print(_json(dataclasses.asdict(made)) if json else made.text)
 
 
 def convert(model: tyro.conf.Positional[str], out: tyro.conf.Positional[Path]) -> None:
@@ -222,6 +225,8 @@ def run(arguments: Sequence[str]) -> None:
     """Run one command line; raises what the command raises, and SystemExit(2) on a wrong usage."""
     commands, arguments = dict(COMMANDS), list(arguments)
     command = arguments[0] if arguments else ""
+    if command == "evaluate" and len(arguments) > 1 and not arguments[1].startswith("-"):
+        arguments.insert(1, "--model")  # `evaluate MODEL` is `evaluate --model MODEL`
     if command == "grpo" and _value(arguments, "--resume") is not None:
         commands["grpo"] = resume_grpo
     elif command in PRESETS:

@@ -231,6 +231,7 @@ class EvaluateConfig:
     sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_new_tokens=1024)
     reward: RewardConfig = RewardConfig()
     seed: int = 0  # of sampling, where temperature > 0
+    stage: Literal["before", "after"] | None = None  # training it belongs to, for a run's report
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:

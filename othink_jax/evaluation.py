@@ -77,15 +77,12 @@ def grade(predictions: Sequence[Prediction], config: EvaluateConfig, grader: Gra
         )
 
 
-def evaluate(
-    config: EvaluateConfig, *, checkpoint: Checkpoint | None = None, **about: Any
-) -> dict[str, Any]:
+def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
     """Evaluate a model and write `predictions.jsonl` and `result.json` into `config.out`.
 
     Args:
       config: what to evaluate, on what, and how.
       checkpoint: the model, if it is loaded already; else `config.model` is loaded.
-      about: further entries of result.json (`stage="before"`, `step=100`).
 
     Returns:
       The contents of result.json: `accuracy` by the chosen grader, `interval` (95%, Wilson), the
@@ -116,7 +113,8 @@ def evaluate(
     chosen = verdicts[config.reward.grader]
     right = int(sum(verdict.accuracy for verdict in chosen))
     result = {
-        **about,
+        "model": config.model,
+        "stage": config.stage,
         "task": config.data.task,
         "dataset": config.data.dataset,
         "split": config.data.split,

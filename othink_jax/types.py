@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 
 _T = TypeVar("_T")
 
-# What travels is made on the host and lives on devices; both kinds are used alike, so a type checker
+# What travels is made on the host and lives on devices; both kinds are used alike, so a checker
 # that told them apart would ask for casts at every border.
 if TYPE_CHECKING:
     Array = Any

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from othink_jax.model.stack import stack_layers
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 # What a model needs; weights in pickles are not fetched and not read: loading one runs its code.
-_FETCHED = ("*.json", "*.jinja", "*.txt", "*.safetensors")
+_COMPANIONS = ("*.json", "*.jinja", "*.txt")
+_FETCHED = (*_COMPANIONS, "*.safetensors")
 
 
 def resolve(model: str | Path) -> Path:
@@ -131,6 +133,14 @@ def _nested(found: dict[Entry, Any]) -> dict[str, Any]:
             node = node.setdefault(key, {})
         node[leaf] = tensor
     return tree
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy what travels with the weights: configuration, tokenizer, image settings, template."""
+    for pattern in _COMPANIONS:
+        for file in source.glob(pattern):
+            if file.name != _INDEX:
+                shutil.copyfile(file, target / file.name)
 
 
 def save(directory: Path, config: Qwen2VLConfig, params: Any) -> None:

@@ -82,3 +82,21 @@ def load(
     return Checkpoint(
         config=config, graphdef=graphdef, params=params, processor=processor, directory=directory
     )
+
+
+def save_hf(checkpoint: Checkpoint, directory: str | Path) -> Path:
+    """Write a Hugging Face directory that transformers loads; returns it.
+
+    Configuration, tokenizer, image settings and chat template come along; names and shapes of the
+    tensors are the hub's, and their dtype is that of `checkpoint.params`.
+
+    Raises:
+      UserError: the directory exists and is not empty.
+    """
+    target = Path(directory)
+    if target.exists() and any(target.iterdir()):
+        raise UserError(f"{target} is not empty; give another place or remove it first")
+    target.mkdir(parents=True, exist_ok=True)
+    hf.save(target, checkpoint.config, checkpoint.params)
+    hf.copy_companions(checkpoint.directory, target)  # with the model's own config.json
+    return target

@@ -7,14 +7,12 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from othink_jax.checkpoint.hf import copy_companions
 from othink_jax.errors import UserError
 
 PARAMS = "params"  # the Orbax folder inside a model directory
 RUN_REFERENCE = "reference"  # the model directory inside a run directory
 RUN_CHECKPOINTS = "checkpoints"  # the training states inside a run directory
-
-# What travels with the weights: everything of a Hugging Face directory but the weights themselves.
-_COMPANIONS = ("*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model")
 
 
 class TrainingStore:
@@ -82,10 +80,7 @@ def save_model(directory: Path, params: Any, *, companions: Path) -> None:
     unfinished = directory.with_name(f".{directory.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    for pattern in _COMPANIONS:
-        for file in companions.glob(pattern):
-            if not file.name.endswith(".index.json"):
-                shutil.copyfile(file, unfinished / file.name)
+    copy_companions(companions, unfinished)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(unfinished.absolute() / PARAMS, params)
     unfinished.rename(directory)

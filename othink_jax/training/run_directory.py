@@ -53,7 +53,7 @@ class RunDirectory:
     def create(cls, path: Path, record: Mapping[str, Any]) -> "RunDirectory":
         """A new run whose config.json is `record`; raises UserError if one is there already."""
         run = cls(path)
-        if path.exists() and any(path.iterdir()):
+        if path.exists() and any(file.name != "evaluations" for file in path.iterdir()):
             raise UserError(
                 f"{path} is not empty: give another --out, or continue it with --resume"
             )

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from othink_jax.data.synthetic.figures import Mark, Point, Sketch
 
 IMAGE_SIDE = 112  # pixels
-_OVERSAMPLE = 2
+_OVERSAMPLE = 4
 _VALUE_SIZE, _NAME_SIZE = 15, 13  # of the font; digits are 11 pixels high, capitals 9
 _LINE = 1.5  # width of a line, pixels
 _ARC_RADIUS = 9.0  # of the arc that marks an angle, pixels
@@ -58,7 +58,7 @@ def lay_out(rng: np.random.Generator, sketch: Sketch) -> Diagram | None:
     """Turn, mirror, scale and place a sketch so that every text is legible; None if none is found.
 
     Texts keep off each other, off every line and inside the paper; the measure of an angle lies
-    between its two sides.
+    between its two sides and nearer to its vertex than to any other point.
     """
     for _ in range(_LAYOUT_TRIES):
         points, radius = _on_paper(rng, sketch)
@@ -170,6 +170,9 @@ def _between(point: Point, first: Point, second: Point) -> bool:
 def _legible(
     sketch: Sketch, points: Mapping[str, Point], radius: float | None, texts: tuple[Text, ...]
 ) -> bool:
+    for mark, text in zip(sketch.marks, texts, strict=False):
+        if min(points, key=lambda name: math.dist(points[name], text.centre)) != mark.vertex:
+            return False
     centres = np.array([text.centre for text in texts])
     halves = np.array([_glyphs(text.text, text.is_value).size for text in texts]) / 2
     if (np.minimum(centres - halves, IMAGE_SIDE - centres - halves) < _EDGE).any():
@@ -199,23 +202,8 @@ def _line_dots(
 
 def render(diagram: Diagram) -> Image.Image:
     """The picture of a diagram, RGB, IMAGE_SIDE by IMAGE_SIDE pixels."""
-    side = IMAGE_SIDE * _OVERSAMPLE
-    large = Image.new("RGB", (side, side), (diagram.paper,) * 3)
-    pen = ImageDraw.Draw(large)
-    width = round(_LINE * _OVERSAMPLE)
-    for mark in diagram.marks:
-        start, opening = sector(mark, diagram.points)
-        degrees = math.degrees(start), math.degrees(start + opening)
-        box = _box(diagram.points[mark.vertex], _ARC_RADIUS)
-        pen.arc(box, *degrees, fill=_VALUE_INK, width=width - 1)
-    for first, second in diagram.segments:
-        ends = (diagram.points[name] for name in (first, second))
-        pen.line([(x * _OVERSAMPLE, y * _OVERSAMPLE) for x, y in ends], fill=_INK, width=width)
-    if diagram.radius is not None:
-        centre = diagram.points["O"]
-        pen.ellipse(_box(centre, diagram.radius), outline=_INK, width=width)
-        pen.ellipse(_box(centre, _LINE), fill=_INK)
-    picture = large.reduce(_OVERSAMPLE)
+    picture = Image.new("RGB", (IMAGE_SIDE, IMAGE_SIDE), (diagram.paper,) * 3)
+    picture.paste(_INK, mask=_lines(diagram))
     for text in diagram.texts:
         glyphs = _glyphs(text.text, text.is_value)
         left = round(text.centre[0] - glyphs.width / 2)
@@ -224,7 +212,30 @@ def render(diagram: Diagram) -> Image.Image:
     return picture
 
 
+def _lines(diagram: Diagram) -> Image.Image:
+    """The ink of lines, arcs and circle as a mask."""
+    side = IMAGE_SIDE * _OVERSAMPLE
+    large = Image.new("L", (side, side))
+    pen = ImageDraw.Draw(large)
+    width = round(_LINE * _OVERSAMPLE)
+    for first, second in diagram.segments:
+        ends = (diagram.points[name] for name in (first, second))
+        pen.line([(x * _OVERSAMPLE, y * _OVERSAMPLE) for x, y in ends], fill=255, width=width)
+    for mark in diagram.marks:
+        start, opening = sector(mark, diagram.points)
+        degrees = math.degrees(start), math.degrees(start + opening)
+        arc = _box(diagram.points[mark.vertex], _ARC_RADIUS)
+        pen.arc(arc, *degrees, fill=255, width=width * 2 // 3)
+    if diagram.radius is not None:
+        centre = diagram.points["O"]
+        pen.ellipse(_box(centre, diagram.radius), outline=255, width=width)
+        pen.ellipse(_box(centre, 1.5 * _LINE), fill=255)
+    return large.reduce(_OVERSAMPLE)
+
+
 def _box(centre: Point, radius: float) -> tuple[float, float, float, float]:
-    x, y = centre
-    low_x, low_y, high_x, high_y = x - radius, y - radius, x + radius, y + radius
-    return low_x * _OVERSAMPLE, low_y * _OVERSAMPLE, high_x * _OVERSAMPLE, high_y * _OVERSAMPLE
+    """The square around a circle, in oversampled pixels."""
+    low_x, low_y, high_x, high_y = (
+        (coordinate + offset) * _OVERSAMPLE for offset in (-radius, radius) for coordinate in centre
+    )
+    return low_x, low_y, high_x, high_y

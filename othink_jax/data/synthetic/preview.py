@@ -5,14 +5,12 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from othink_jax.config import Task
 from othink_jax.data.synthetic.source import generate
-from othink_jax.data.synthetic.splits import Split
 
 _COLUMNS, _ZOOM, _MARGIN, _CAPTION = 4, 2, 12, 76  # images, factor, pixels, pixels
 
 
-def preview(task: Task, split: Split, count: int, path: Path, seed: int = 0) -> None:
+def preview(task: str, split: str, count: int, path: Path, seed: int = 0) -> None:
     """Write a PNG of the first `count` examples, each with its question and answer beneath."""
     examples = [generate(task, split, index, seed=seed) for index in range(count)]
     side = _ZOOM * max(example.images[0].width for example in examples)

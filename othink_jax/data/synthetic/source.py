@@ -1,7 +1,7 @@
 """A synthetic task as a source of examples."""
 
 import hashlib
-from typing import get_args
+from typing import cast, get_args
 
 import numpy as np
 
@@ -16,13 +16,14 @@ from othink_jax.errors import UserError
 Difficulty = CountingDifficulty | GeometryDifficulty
 
 
-def _check(task: str, split: str) -> None:
+def _checked(task: str, split: str) -> tuple[Task, Split]:
     if task not in get_args(Task):
         raise UserError(f"there is no task {task!r}; choose one of {', '.join(get_args(Task))}")
     if split not in SPLITS:
         raise UserError(f"task {task} has no split {split!r}; choose one of {', '.join(SPLITS)}")
     if split == "test-ood" and task != "counting":
         raise UserError(f"task {task} has no split test-ood; only counting has")
+    return cast(Task, task), cast(Split, split)
 
 
 def _generator(task: Task, split: Split, seed: int, index: int) -> np.random.Generator:
@@ -32,8 +33,8 @@ def _generator(task: Task, split: Split, seed: int, index: int) -> np.random.Gen
 
 
 def generate(
-    task: Task,
-    split: Split,
+    task: str,
+    split: str,
     index: int,
     *,
     seed: int = 0,
@@ -44,7 +45,7 @@ def generate(
     Raises:
         UserError: there is no such task or split, or the difficulty belongs to the other task.
     """
-    _check(task, split)
+    task, split = _checked(task, split)
     rng = _generator(task, split, seed, index)
     problem: counting.CountingProblem | geometry.GeometryProblem
     if task == "counting":
@@ -74,16 +75,16 @@ class SyntheticSource:
 
     def __init__(
         self,
-        task: Task,
-        split: Split,
+        task: str,
+        split: str,
         size: int,
         *,
         seed: int = 0,
         difficulty: Difficulty | None = None,
     ) -> None:
         """Raises UserError as `generate` does."""
-        _check(task, split)
-        self._task, self._split, self._size = task, split, size
+        self._task, self._split = _checked(task, split)
+        self._size = size
         self._seed, self._difficulty = seed, difficulty
 
     def __len__(self) -> int:
