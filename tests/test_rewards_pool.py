@@ -1,0 +1,214 @@
+"""The grading pool: limits of time and memory, order, threads, an end without leftovers."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from othink_jax.rewards import Grade, GradingPool, grade, pool
+
+RIGHT, WRONG, UNGRADABLE = Grade(1.0, 0.0), Grade(0.0, 0.0), Grade(0.0, 0.0, ungradable=True)
+
+
+def tagged(answer: str) -> str:
+    return f"<answer>{answer}</answer>"
+
+
+@pytest.fixture(scope="module")
+def strict_pool() -> Iterator[GradingPool]:
+    with GradingPool("strict", timeout_s=2.0, workers=2) as strict:
+        yield strict
+
+
+def test_results_come_in_the_order_of_the_texts(strict_pool: GradingPool) -> None:
+    # Fast path, workers and workers that are killed, mixed.
+    answers = ["8√3", "8", "9^{9^{9^9}}", "\\sqrt{192}", "four", "24/\\sqrt{3}", "8√2"]
+    expected = [RIGHT, WRONG, UNGRADABLE, RIGHT, WRONG, RIGHT, WRONG]
+    assert strict_pool.grade_all([tagged(a) for a in answers], ["8√{3}"] * 7) == expected
+
+
+def test_agrees_with_grading_in_this_process(strict_pool: GradingPool) -> None:
+    texts = [tagged(f"\\sqrt{{{n * n * 3}}}") for n in range(1, 20)] + ["<think></think>", "5"]
+    golds = ["7√{3}"] * len(texts)
+    expected = [grade(text, gold) for text, gold in zip(texts, golds, strict=True)]
+    assert strict_pool.grade_all(texts, golds) == expected
+    assert sum(result.accuracy for result in expected) == 1.0
+
+
+HOSTILE = [
+    "9^9^9^9",
+    "9^{9^{9^9}}",
+    "10^9!",
+    "2^{99999999999}",
+    "\\binom{10^9}{5\\cdot10^8}",
+    "\\sqrt{" * 60 + "2" + "}" * 60,
+    "(" * 120 + "5" + ")" * 120,
+    "(" * 120,
+    "{" * 10_000 + "}" * 10_000,
+    "5" * 10**6,
+    "nan",
+    "inf",
+    "\\infty",
+    "",
+    "\ud800",
+    "8\ud800√3",
+    "<answer>",
+    "\x00",
+]
+
+
+@pytest.mark.parametrize("gold", ["8√{3}", "5", "2x+1"])
+def test_hostile_answers_score_zero(strict_pool: GradingPool, gold: str) -> None:
+    texts = [tagged(answer) for answer in HOSTILE if answer != "(" * 120 + "5" + ")" * 120]
+    texts += ["<answer>5", "5</answer>", "<answer>" * 1000, ""]
+    # The last is right: no hostile neighbour harms it.
+    grades = strict_pool.grade_all([*texts, tagged(gold)], [gold] * (len(texts) + 1))
+    assert [result.accuracy for result in grades] == [0.0] * len(texts) + [1.0]
+
+
+def test_hostile_texts_score_zero_with_r1v() -> None:
+    texts = [f"it is ${answer}$" for answer in HOSTILE] + ["it is 140"]
+    with GradingPool("r1v", task="geometry", timeout_s=2.0) as r1v:
+        grades = r1v.grade_all(texts, ["140°"] * len(texts))
+    assert [result.accuracy for result in grades] == [0.0] * len(HOSTILE) + [1.0]
+
+
+def scripted_verdict(text: str, gold: str, grader: str) -> bool:
+    """Stands in for the algebra in workers, so that each way to fail comes surely."""
+    if "sleep" in text:
+        time.sleep(600)
+    if "loop in C" in text:
+        return bool(9 ** (9**9))
+    if "crash" in text:
+        os.abort()
+    if "memory" in text:
+        return bool(bytearray(8 << 30))
+    return "right" in text
+
+
+def test_each_way_to_fail_is_counted_and_harms_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "symbolic_verdict", scripted_verdict)
+    texts = ["right", "sleep", "crash", "right", "memory", "loop in C", "wrong", "crash", "right"]
+    with GradingPool("r1v", task="geometry", timeout_s=1.0) as scripted:
+        for _ in range(2):  # the replaced workers are as good as the first
+            grades = scripted.grade_all(texts, ["1"] * len(texts))
+            assert [result.accuracy for result in grades] == [1, 0, 0, 1, 0, 0, 0, 0, 1]
+            assert [result.ungradable for result in grades] == [
+                text in ("sleep", "crash", "memory", "loop in C") for text in texts
+            ]
+
+
+def test_workers_start_only_when_needed_and_are_gone_after() -> None:
+    before = set(multiprocessing.active_children())
+    with GradingPool("strict", workers=2) as strict:
+        assert strict.grade_all([tagged("5"), "no tag"], ["5", "5"]) == [RIGHT, WRONG]
+        assert strict.grade_all([], []) == []
+        assert set(multiprocessing.active_children()) == before
+        assert strict.grade_all([tagged("\\sqrt{25}")], ["5"]) == [RIGHT]
+        workers = set(multiprocessing.active_children()) - before
+        assert len(workers) == 2
+    assert set(multiprocessing.active_children()) == before
+    assert not any(worker.is_alive() for worker in workers)
+
+
+def test_a_pool_whose_workers_all_died_starts_again(strict_pool: GradingPool) -> None:
+    others = set(multiprocessing.active_children())
+    with GradingPool("strict", workers=1) as strict:
+        assert strict.grade_all([tagged("\\sqrt{25}")], ["5"]) == [RIGHT]
+        (worker,) = set(multiprocessing.active_children()) - others
+        os.kill(worker.pid or 0, signal.SIGKILL)
+        worker.join()
+        assert strict.grade_all([tagged("\\sqrt{25}")] * 3, ["5"] * 3) == [RIGHT] * 3
+
+
+def test_any_thread_may_grade(strict_pool: GradingPool) -> None:
+    results: dict[int, list[Grade]] = {}
+
+    def work(k: int) -> None:
+        texts = [tagged(f"\\sqrt{{{n * n}}}") for n in range(1, 8)]
+        results[k] = strict_pool.grade_all(texts, [str(k)] * 7)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(1, 8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for k in range(1, 8):
+        assert results[k] == [RIGHT if n == k else WRONG for n in range(1, 8)]
+
+
+def test_workers_that_cannot_start_are_an_error_and_no_zero(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pool, "_prepare_worker", os.abort)
+    with GradingPool("strict") as strict, pytest.raises(RuntimeError, match="no grading worker"):
+        strict.grade_all([tagged("\\sqrt{25}")], ["5"])
+
+
+def test_ctrl_c_ends_the_script_and_its_workers(tmp_path: os.PathLike[str]) -> None:
+    script = os.path.join(tmp_path, "hang.py")
+    with open(script, "w") as file:
+        file.write(
+            textwrap.dedent(
+                """
+                import multiprocessing, threading, time
+                from othink_jax.rewards import GradingPool
+
+                def tell():
+                    while len(multiprocessing.active_children()) < 2:
+                        time.sleep(0.05)
+                    time.sleep(1.0)
+                    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+
+                if __name__ == "__main__":
+                    threading.Thread(target=tell, daemon=True).start()
+                    with GradingPool("strict", timeout_s=600) as pool:
+                        pool.grade_all(["<answer>9^{9^{9^9}}</answer>"] * 4, ["8√{3}"] * 4)
+                """
+            )
+        )
+    # A group of its own, signalled as a whole: so does a terminal.
+    process = subprocess.Popen(
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    workers = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(workers) == 2
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    for pid in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"grader": "lenient"}, "grader"),
+        ({"task": "poetry"}, "task"),
+        ({"timeout_s": 0.0}, "timeout_s"),
+        ({"timeout_s": float("nan")}, "timeout_s"),
+        ({"workers": 0}, "workers"),
+    ],
+)
+def test_impossible_settings_are_named(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GradingPool(**settings)
+
+
+def test_texts_and_truths_must_be_as_many(strict_pool: GradingPool) -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        strict_pool.grade_all(["a", "b"], ["1"])
