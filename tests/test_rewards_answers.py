@@ -148,6 +148,8 @@ def test_numbers_are_read_exactly(text: str, number: Fraction, unit: str) -> Non
         "atom",
         "(5)(6)",
         "--5",
+        "x != 5",
+        "x >= 5",
     ],
 )
 def test_what_is_no_single_number_is_not_read_as_one(text: str) -> None:

@@ -49,7 +49,7 @@ HOSTILE = [
     "2^{99999999999}",
     "\\binom{10^9}{5\\cdot10^8}",
     "\\sqrt{" * 60 + "2" + "}" * 60,
-    "(" * 120 + "5" + ")" * 120,
+    "(" * 120 + "3" + ")" * 120,
     "(" * 120,
     "{" * 10_000 + "}" * 10_000,
     "5" * 10**6,
@@ -66,7 +66,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("gold", ["8√{3}", "5", "2x+1"])
 def test_hostile_answers_score_zero(strict_pool: GradingPool, gold: str) -> None:
-    texts = [tagged(answer) for answer in HOSTILE if answer != "(" * 120 + "5" + ")" * 120]
+    texts = [tagged(answer) for answer in HOSTILE]
     texts += ["<answer>5", "5</answer>", "<answer>" * 1000, ""]
     # The last is right: no hostile neighbour harms it.
     grades = strict_pool.grade_all([*texts, tagged(gold)], [gold] * (len(texts) + 1))
@@ -75,7 +75,7 @@ def test_hostile_answers_score_zero(strict_pool: GradingPool, gold: str) -> None
 
 def test_hostile_texts_score_zero_with_r1v() -> None:
     texts = [f"it is ${answer}$" for answer in HOSTILE] + ["it is 140"]
-    with GradingPool("r1v", task="geometry", timeout_s=2.0) as r1v:
+    with GradingPool("r1v", task="geometry", timeout_s=1.0) as r1v:
         grades = r1v.grade_all(texts, ["140°"] * len(texts))
     assert [result.accuracy for result in grades] == [0.0] * len(HOSTILE) + [1.0]
 
@@ -158,19 +158,17 @@ def test_ctrl_c_ends_the_script_and_its_workers(tmp_path: os.PathLike[str]) -> N
         file.write(
             textwrap.dedent(
                 """
-                import multiprocessing, threading, time
-                from othink_jax.rewards import GradingPool
+                import os, time
+                from othink_jax.rewards import GradingPool, pool
 
-                def tell():
-                    while len(multiprocessing.active_children()) < 2:
-                        time.sleep(0.05)
-                    time.sleep(1.0)
-                    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+                def hang(text, gold, grader):
+                    print(os.getpid(), flush=True)
+                    time.sleep(600)
 
                 if __name__ == "__main__":
-                    threading.Thread(target=tell, daemon=True).start()
-                    with GradingPool("strict", timeout_s=600) as pool:
-                        pool.grade_all(["<answer>9^{9^{9^9}}</answer>"] * 4, ["8√{3}"] * 4)
+                    pool.symbolic_verdict = hang
+                    with GradingPool("r1v", task="geometry", timeout_s=600) as grading:
+                        grading.grade_all(["a"] * 4, ["b"] * 4)
                 """
             )
         )
@@ -183,8 +181,7 @@ def test_ctrl_c_ends_the_script_and_its_workers(tmp_path: os.PathLike[str]) -> N
         start_new_session=True,
     )
     assert process.stdout is not None
-    workers = [int(pid) for pid in process.stdout.readline().split()]
-    assert len(workers) == 2
+    workers = [int(process.stdout.readline()) for _ in range(2)]
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0

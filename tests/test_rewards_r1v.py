@@ -42,7 +42,7 @@ def test_counting_never_matches_a_truth_that_is_no_integer() -> None:
         ("it is 140", "140°", 1.0),  # no tag is needed
         ("<think> so </think> <answer> 14 </answer>", "140°", 0.0),
         ("no number", "140°", 0.0),
-        # Numbers count only after a space or `=`, so one in the reasoning beats one close to its tag.
+        # A number counts only after a space or `=`: one in the reasoning beats one in its tag.
         ("<think>I see 5 items</think> <answer>3</answer>", "5", 1.0),
         ("<think>I see 5 items</think> <answer>3</answer>", "3", 0.0),
         # A root is lost from the truth: 8 is right, and 8√3 is not.

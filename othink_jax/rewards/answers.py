@@ -92,7 +92,7 @@ _COUNTED = (
 )
 _NUMBER_WORDS = {word: str(number) for number, word in enumerate(_COUNTED.split())}
 _CHOICE = re.compile(r"(?:\(([A-Ha-h])\)[.:]?|([A-Ha-h])(?:[.:)]|$))\s*")
-_NAME = re.compile(r"[^=≈<>]*[=≈]")  # `x =`, `\angle CED =`
+_NAME = re.compile(r"[^=≈<>!]*[=≈]")  # `x =`, `\angle CED =`
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 _MIXED = re.compile(r"(-?)\s*(\d+)(?:\s*\\frac\{(\d+)\}\{(\d+)\}|\s+(\d+)/(\d+))")
 _COMMAND_AT_END = re.compile(r"\\[A-Za-z]+$")

@@ -119,69 +119,86 @@ class GradingPool:
         """Verdicts of the workers on (text, gold); None for what cannot be graded."""
         if not pairs:
             return []
-        futures = self._schedule(pairs)
+        workers = self._live_pool()
+        futures: list[pebble.ProcessFuture] = []
         verdicts: list[bool | None] = []
         try:
-            for pair, future in zip(pairs, futures, strict=True):
-                try:
-                    verdicts.append(self._verdict(future))
-                except BrokenProcessPool:
-                    # A worker died before it could say what it was working on, and took the pool's
-                    # other tasks with it. Alone, a task can only harm itself.
-                    verdicts.append(self._verdict_alone(pair))
-        except BaseException:
-            # Ctrl-C: leave nothing in the queue for a caller who goes on with this pool.
+            for pair in pairs:
+                futures.append(self._schedule(workers, pair))
+            for future in futures:
+                verdicts.append(_wait(workers, future))
+        except _PoolBroke:
+            # A worker died before it could say what it was working on, and took the pool's other
+            # tasks with it. Alone, a task can only harm itself.
+            verdicts += [self._verdict_alone(pair) for pair in pairs[len(verdicts) :]]
+        finally:
+            # After Ctrl-C, leave nothing in the queue for a caller who goes on with this pool.
             for future in futures:
                 future.cancel()
-            raise
         return verdicts
 
-    def _schedule(self, pairs: Sequence[tuple[str, str]]) -> list[pebble.ProcessFuture]:
+    def _verdict_alone(self, pair: tuple[str, str]) -> bool | None:
+        workers = self._live_pool()
+        try:
+            return _wait(workers, self._schedule(workers, pair))
+        except _PoolBroke:
+            return None
+
+    def _schedule(self, workers: pebble.ProcessPool, pair: tuple[str, str]) -> pebble.ProcessFuture:
+        try:
+            return workers.schedule(
+                symbolic_verdict, args=(*pair, self._grader), timeout=self._timeout_s
+            )
+        except RuntimeError as error:  # what pebble raises on a pool that is no longer active
+            raise _PoolBroke from error
+
+    def _live_pool(self) -> pebble.ProcessPool:
+        """The pool of workers, started if there is none or if it broke."""
         with self._lock:
             if self._pool is None or not self._pool.active:
                 self._stop()
-                self._start()
-            assert self._pool is not None
-            return [
-                self._pool.schedule(
-                    symbolic_verdict, args=(*pair, self._grader), timeout=self._timeout_s
+                self._pool = pebble.ProcessPool(
+                    max_workers=self._workers,
+                    initializer=_prepare_worker,
+                    context=multiprocessing.get_context("spawn"),
                 )
-                for pair in pairs
-            ]
-
-    def _verdict(self, future: pebble.ProcessFuture) -> bool | None:
-        try:
-            verdict: bool | None = future.result()
-        except (concurrent.futures.TimeoutError, pebble.ProcessExpired, MemoryError):
-            return None
-        return verdict
-
-    def _verdict_alone(self, pair: tuple[str, str]) -> bool | None:
-        try:
-            return self._verdict(self._schedule([pair])[0])
-        except BrokenProcessPool:
-            return None
-
-    def _start(self) -> None:
-        self._pool = pebble.ProcessPool(
-            max_workers=self._workers,
-            initializer=_prepare_worker,
-            context=multiprocessing.get_context("spawn"),
-        )
-        try:
-            # Without this probe, workers that cannot start would look like hostile completions.
-            self._pool.schedule(_is_ready).result()
-        except (BrokenProcessPool, pebble.ProcessExpired) as error:
-            raise RuntimeError(
-                "no grading worker can be started; is the script's entry point guarded by"
-                ' `if __name__ == "__main__":`, and is math-verify installed?'
-            ) from error
+                # Without this probe, workers that cannot start would look like hostile completions.
+                try:
+                    ready = _wait(self._pool, self._pool.schedule(_is_ready))
+                except _PoolBroke:
+                    ready = None
+                if not ready:
+                    raise RuntimeError(
+                        "no grading worker can be started; is the script's entry point guarded by"
+                        ' `if __name__ == "__main__":`, and is math-verify installed?'
+                    )
+            return self._pool
 
     def _stop(self) -> None:
         if self._pool is not None:
             self._pool.stop()
             self._pool.join()
             self._pool = None
+
+
+class _PoolBroke(Exception):
+    """A pool of workers has ended; tasks that it still held have no result."""
+
+
+def _wait(workers: pebble.ProcessPool, future: pebble.ProcessFuture) -> bool | None:
+    """Result of a task; None if it ran out of time or memory, or its worker crashed."""
+    # A pool that breaks forgets the tasks it has not yet handed out, so their futures never end.
+    while not future.done():
+        if not workers.active:
+            raise _PoolBroke
+        concurrent.futures.wait([future], timeout=0.5)
+    try:
+        verdict: bool | None = future.result()
+    except (concurrent.futures.TimeoutError, pebble.ProcessExpired, MemoryError):
+        return None
+    except (BrokenProcessPool, concurrent.futures.CancelledError) as error:
+        raise _PoolBroke from error
+    return verdict
 
 
 def _is_ready() -> bool:
