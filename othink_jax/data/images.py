@@ -15,7 +15,7 @@ _MAX_ASPECT_RATIO = 200  # of the processor in transformers
 
 
 def open_image(file: Path | IO[bytes]) -> Image.Image:
-    """Read an image whole, turned as its EXIF orientation says.
+    """Read an image whole: upright, as its EXIF orientation says, and in RGB.
 
     Raises:
       UserError: the file is missing or is not an image.
@@ -23,25 +23,45 @@ def open_image(file: Path | IO[bytes]) -> Image.Image:
     name = file if isinstance(file, Path) else "the image"
     try:
         with Image.open(file) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
+            return to_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise UserError(f"there is no image {name}") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{name} cannot be read: {error}") from error
+    except Exception as error:  # a decoder raises whatever a broken file makes it meet
+        raise UserError(f"{name} cannot be read as an image: {error}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image in RGB; what is transparent lies on white, as on a page."""
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageSettings:
     """The entries of preprocessor_config.json that shape the patches."""
 
-    patch_size: int
-    temporal_patch_size: int
-    merge_size: int
-    min_pixels: int
+    patch_size: int  # side of a patch, pixels
+    temporal_patch_size: int  # frames of a patch; an image is repeated to fill them
+    merge_size: int  # side of a merge window, patches
+    min_pixels: int  # bounds of height x width after resizing
     max_pixels: int
-    mean: tuple[float, float, float]
+    mean: tuple[float, float, float]  # of red, green and blue in [0, 1]
     std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_pixels <= self.max_pixels:
+            raise UserError(
+                f"min_pixels must be > 0 and at most max_pixels, got {self.min_pixels} and"
+                f" {self.max_pixels}"
+            )
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers of a patch, C."""
+        return 3 * self.temporal_patch_size * self.patch_size**2
 
 
 def resized_shape(height: int, width: int, settings: ImageSettings) -> tuple[int, int]:
@@ -52,7 +72,7 @@ def resized_shape(height: int, width: int, settings: ImageSettings) -> tuple[int
     Raises:
       UserError: one side is over 200 times the other.
     """
-    if max(height, width) / min(height, width) > _MAX_ASPECT_RATIO:
+    if max(height, width) > _MAX_ASPECT_RATIO * min(height, width):
         raise UserError(
             f"an image of {width}x{height} pixels is too narrow: one side may be at most"
             f" {_MAX_ASPECT_RATIO} times the other"
@@ -79,7 +99,7 @@ def patchify(
     and cut; a patch's numbers are ordered channel, frame, row, column.
     """
     height, width = resized_shape(image.height, image.width, settings)
-    image = image.convert("RGB")
+    image = to_rgb(image)
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     # One multiplication and one subtraction a value: scale and shift are folded.

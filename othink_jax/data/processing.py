@@ -1,8 +1,6 @@
 """Questions and images to `Prompts`, without torch."""
 
 import dataclasses
-import functools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,15 +9,25 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from PIL import Image
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerFast
 
 from othink_jax.data.images import ImageSettings, patchify
 from othink_jax.data.images import open_image as open_image
+from othink_jax.data.positions import mrope_positions
+from othink_jax.data.processor_files import (
+    read_eos_token_ids,
+    read_image_settings,
+    read_tokenizer,
+)
 from othink_jax.errors import UserError
 from othink_jax.types import Prompts
 
 _PROMPT_BUCKET = 32  # prompt lengths are padded to a multiple of this
-_PATCH_BUCKET = 64  # patches of an image, likewise; a multiple of every merge window
+_PATCH_BUCKET = 64  # patches of an image, likewise
+_NEVER_SAMPLED = (
+    *("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
+    *("<|image_pad|>", "<|video_pad|>"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,8 +36,8 @@ class EncodedPrompt:
 
     tokens: Int[np.ndarray, " p"]  # int32, image placeholders expanded
     positions: Int[np.ndarray, "3 p"]  # int32 M-RoPE positions
-    patches: tuple[Float[np.ndarray, "k C"], ...]  # one array an image
-    patch_positions: tuple[Int[np.ndarray, "k 2"], ...]
+    patches: tuple[Float[np.ndarray, "_ C"], ...]  # float32, one array an image; see `Prompts`
+    patch_positions: tuple[Int[np.ndarray, "_ 2"], ...]  # int32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,97 +46,30 @@ class PadTo:
 
     prompt_tokens: int  # P
     image_slots: int  # I
-    patches: int  # K
-
-
-def mrope_positions(
-    is_image: Bool[np.ndarray, " p"], grids: Sequence[tuple[int, int]]
-) -> Int[np.ndarray, "3 p"]:
-    """M-RoPE positions (Qwen2-VL, section 2.1): temporal, height and width of each token.
-
-    Text counts on along all three axes. An image's tokens share one temporal position, and their
-    rows and columns count from there; text after it goes on past the largest of them.
-
-    Args:
-      is_image: true at the placeholders, one a merge window.
-      grids: rows and columns of merge windows of each image, in order.
-
-    Returns:
-      int32 positions.
-    """
-    positions = np.zeros((3, len(is_image)), np.int64)
-    token, following = 0, 0
-    for rows, columns in grids:
-        start = token + int(np.argmax(is_image[token:]))
-        positions[:, token:start] = following + np.arange(start - token)
-        following += start - token
-        token = start + rows * columns
-        positions[0, start:token] = following
-        positions[1, start:token] = following + np.repeat(np.arange(rows), columns)
-        positions[2, start:token] = following + np.tile(np.arange(columns), rows)
-        following += max(rows, columns)
-    positions[:, token:] = following + np.arange(len(is_image) - token)
-    return positions.astype(np.int32)
-
-
-def _read(directory: Path, name: str) -> dict[str, Any]:
-    try:
-        return json.loads((directory / name).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{directory} has no {name}") from None
-    except ValueError as error:
-        raise UserError(f"{directory / name} is not valid JSON: {error}") from error
-
-
-def _image_settings(
-    config: Mapping[str, Any], min_pixels: int | None, max_pixels: int | None
-) -> ImageSettings:
-    # Two spellings of the bounds: min_pixels and max_pixels, and transformers 5's edges, which
-    # are areas in spite of their name.
-    size = config.get("size") or {}
-    low: int = config.get("min_pixels") or size["shortest_edge"]
-    high: int = config.get("max_pixels") or size["longest_edge"]
-    return ImageSettings(
-        patch_size=config["patch_size"],
-        temporal_patch_size=config["temporal_patch_size"],
-        merge_size=config["merge_size"],
-        min_pixels=low if min_pixels is None else min_pixels,
-        max_pixels=high if max_pixels is None else max_pixels,
-        mean=tuple(config["image_mean"]),
-        std=tuple(config["image_std"]),
-    )
-
-
-def _eos_token_ids(directory: Path, tokenizer: Any) -> tuple[int, ...]:
-    """All tokens that end a completion: generation_config.json may name several."""
-    named: Any = []
-    if (directory / "generation_config.json").is_file():
-        named = _read(directory, "generation_config.json").get("eos_token_id") or []
-    ids = {named} if isinstance(named, int) else set(named)
-    return tuple(sorted(ids | {tokenizer.eos_token_id}))
+    patches: int  # K, a multiple of a merge window's
 
 
 class Processor:
     """Tokenizer, chat template and image settings of one model."""
 
     def __init__(
-        self, tokenizer: Any, image_settings: ImageSettings, eos_token_ids: tuple[int, ...]
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        image_settings: ImageSettings,
+        eos_token_ids: tuple[int, ...],
     ) -> None:
         self.tokenizer = tokenizer
         self.image_settings = image_settings
         self.eos_token_ids = eos_token_ids
-        self.pad_token_id: int = tokenizer.pad_token_id
+        self.pad_token_id = self._id(tokenizer.pad_token)
         self.image_token_id = self._id("<|image_pad|>")
-        vision = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|video_pad|>")
-        turn = tokenizer.convert_tokens_to_ids("<|im_start|>")
-        # A completion that held one of these would have to have images, or open a turn.
-        self.never_sampled = tuple(
-            sorted({self.image_token_id, turn, *(self._id(name) for name in vision)})
-        )
+        # A completion that held one of these would have to have images, or would open a turn.
+        forbidden = {self._id(token) for token in _NEVER_SAMPLED}
+        self.never_sampled = tuple(sorted(forbidden - set(eos_token_ids)))
 
     def _id(self, token: str) -> int:
-        found = self.tokenizer.convert_tokens_to_ids(token)
-        if found is None or found == self.tokenizer.unk_token_id:
+        found = self.tokenizer.backend_tokenizer.token_to_id(token)
+        if found is None:
             raise UserError(f"the tokenizer lacks {token}: it is not that of a Qwen2-VL")
         return found
 
@@ -145,46 +86,41 @@ class Processor:
         Raises:
           UserError: a file is missing or broken, or the tokenizer lacks a vision token.
         """
-        config = _read(directory, "preprocessor_config.json")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(directory)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{directory} has no usable tokenizer: {error}") from error
-        if tokenizer.chat_template is None and (directory / "chat_template.json").is_file():
-            tokenizer.chat_template = _read(directory, "chat_template.json")["chat_template"]
-        if tokenizer.chat_template is None:
-            raise UserError(f"{directory} has no chat template")
+        tokenizer = read_tokenizer(directory)
         return cls(
             tokenizer,
-            _image_settings(config, min_pixels, max_pixels),
-            _eos_token_ids(directory, tokenizer),
-        )
-
-    @functools.lru_cache(maxsize=64)  # noqa: B019 (few processors, living as long as the program)
-    def _turn(self, images: int) -> str:
-        """The rendered user turn with `images` placeholders before the question."""
-        content = [*[{"type": "image"}] * images, {"type": "text", "text": "{question}"}]
-        return self.render([{"role": "user", "content": content}])
-
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The chat template over `messages`, ready for the assistant's answer."""
-        return self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True
+            read_image_settings(directory, min_pixels=min_pixels, max_pixels=max_pixels),
+            read_eos_token_ids(directory, tokenizer),
         )
 
     def encode(self, question: str, images: Sequence[Image.Image]) -> EncodedPrompt:
-        """One user turn: the images, then the question."""
-        before, after = self._turn(len(images)).split("{question}")
-        return self._encode(before + question + after, images)
+        """One user turn: the images, then the question. Raises as `encode_chat` does."""
+        shown = [{"type": "image", "image": image} for image in images]
+        content = [*shown, {"type": "text", "text": question}]
+        return self.encode_chat([{"role": "user", "content": content}])
 
-    def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], images: Sequence[Image.Image]
-    ) -> EncodedPrompt:
-        """A chat of several turns; `images` are those of its image parts, in order."""
-        return self._encode(self.render(messages), images)
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> EncodedPrompt:
+        """A chat of one or more turns, ready for the assistant's answer.
 
-    def _encode(self, text: str, images: Sequence[Image.Image]) -> EncodedPrompt:
-        short = np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+        Args:
+          messages: a dict a turn, with `role` and `content`: a string, or a list of
+            `{"type": "text", "text": ...}` and `{"type": "image", "image": <PIL image>}`.
+
+        Raises:
+          UserError: the text holds image placeholders of its own, or an image is too narrow.
+        """
+        turns: list[Any] = list(messages)
+        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        images = [
+            part["image"]
+            for turn in messages
+            if not isinstance(turn["content"], str)
+            for part in turn["content"]
+            if part["type"] == "image"
+        ]
+        # The Rust tokenizer itself: its encode changes nothing, so threads may share it.
+        encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+        short = np.asarray(encoding.ids, np.int32)
         placeholders = int((short == self.image_token_id).sum())
         if placeholders != len(images):
             raise UserError(
@@ -193,7 +129,8 @@ class Processor:
             )
         made = [patchify(image, self.image_settings) for image in images]
         merge = self.image_settings.merge_size
-        grids = [tuple((where.max(axis=0) + 1) // merge) for _, where in made]
+        # The last patch of an image stands in its last row and last column.
+        grids = [tuple(((where[-1] + 1) // merge).tolist()) for _, where in made]
         counts = np.ones(len(short), np.int64)
         counts[short == self.image_token_id] = [rows * columns for rows, columns in grids]
         tokens = np.repeat(short, counts)
@@ -211,62 +148,60 @@ class Processor:
         the largest number of images.
 
         Raises:
-          UserError: a prompt does not fit `pad`.
+          UserError: a prompt does not fit `pad`, or `pad.patches` cuts a merge window.
         """
         pad = pad or self._bucket(encoded)
-        settings = self.image_settings
-        merged = pad.patches // settings.merge_size**2
-        patch_dim = 3 * settings.temporal_patch_size * settings.patch_size**2
-        size, slots = len(encoded), pad.image_slots
-        tokens = np.full((size, pad.prompt_tokens), self.pad_token_id, np.int32)
-        mask = np.zeros(tokens.shape, bool)
-        positions = np.zeros((size, 3, pad.prompt_tokens), np.int32)
-        image_index = np.full(tokens.shape, -1, np.int32)
-        patches = np.zeros((size, slots, pad.patches, patch_dim), np.float32)
-        patch_positions = np.zeros((size, slots, pad.patches, 2), np.int32)
-        patch_mask = np.zeros((size, slots, pad.patches), bool)
+        if pad.patches % self.image_settings.merge_size**2:
+            raise UserError(f"{pad}: patches must be a multiple of a merge window's")
+        prompts = self._empty(len(encoded), pad)
         for row, prompt in enumerate(encoded):
             _check_fit(prompt, pad)
-            length = len(prompt.tokens)
-            tokens[row, :length] = prompt.tokens
-            mask[row, :length] = True
-            positions[row, :, :length] = prompt.positions
-            index = [
-                slot * merged + np.arange(len(image) // settings.merge_size**2)
-                for slot, image in enumerate(prompt.patches)
-            ]
-            if index:
-                where = prompt.tokens == self.image_token_id
-                image_index[row, :length][where] = np.concatenate(index)
-            for slot, image in enumerate(prompt.patches):
-                patches[row, slot, : len(image)] = image
-                patch_positions[row, slot, : len(image)] = prompt.patch_positions[slot]
-                patch_mask[row, slot, : len(image)] = True
-        return Prompts(
-            tokens=tokens,
-            mask=mask,
-            positions=positions,
-            image_index=image_index,
-            patches=patches,
-            patch_positions=patch_positions,
-            patch_mask=patch_mask,
-        )
+            self._write_row(prompts, row, prompt)
+        return prompts
 
     def _bucket(self, encoded: Sequence[EncodedPrompt]) -> PadTo:
         longest = max(len(prompt.tokens) for prompt in encoded)
         largest = max((len(image) for prompt in encoded for image in prompt.patches), default=0)
+        unit = math.lcm(_PATCH_BUCKET, self.image_settings.merge_size**2)
         return PadTo(
             prompt_tokens=math.ceil(longest / _PROMPT_BUCKET) * _PROMPT_BUCKET,
             image_slots=max(len(prompt.patches) for prompt in encoded),
-            patches=math.ceil(largest / _PATCH_BUCKET) * _PATCH_BUCKET,
+            patches=math.ceil(largest / unit) * unit,
         )
+
+    def _empty(self, size: int, pad: PadTo) -> Prompts:
+        """`size` rows of padding."""
+        tokens, images = (size, pad.prompt_tokens), (size, pad.image_slots, pad.patches)
+        return Prompts(
+            tokens=np.full(tokens, self.pad_token_id, np.int32),
+            mask=np.zeros(tokens, bool),
+            positions=np.zeros((size, 3, pad.prompt_tokens), np.int32),
+            image_index=np.full(tokens, -1, np.int32),
+            patches=np.zeros((*images, self.image_settings.patch_dim), np.float32),
+            patch_positions=np.zeros((*images, 2), np.int32),
+            patch_mask=np.zeros(images, bool),
+        )
+
+    def _write_row(self, prompts: Prompts, row: int, prompt: EncodedPrompt) -> None:
+        length = len(prompt.tokens)
+        prompts.tokens[row, :length] = prompt.tokens
+        prompts.mask[row, :length] = True
+        prompts.positions[row, :, :length] = prompt.positions
+        for slot, image in enumerate(prompt.patches):
+            prompts.patches[row, slot, : len(image)] = image
+            prompts.patch_positions[row, slot, : len(image)] = prompt.patch_positions[slot]
+            prompts.patch_mask[row, slot, : len(image)] = True
+        # Placeholders and real merged patches stand in the same order, so they pair up in turn.
+        windows = prompts.patch_mask[row].reshape(-1, self.image_settings.merge_size**2)[:, 0]
+        where = np.flatnonzero(prompt.tokens == self.image_token_id)
+        prompts.image_index[row, where] = np.flatnonzero(windows)
 
     def decode(
         self, tokens: Int[np.ndarray, " T"], mask: Bool[np.ndarray, " T"] | None = None
     ) -> str:
         """The text of a completion; special tokens are left out."""
         kept = tokens if mask is None else tokens[mask]
-        return self.tokenizer.decode(kept.tolist(), skip_special_tokens=True)
+        return self.tokenizer.backend_tokenizer.decode(kept.tolist(), skip_special_tokens=True)
 
 
 def _check_fit(prompt: EncodedPrompt, pad: PadTo) -> None:
