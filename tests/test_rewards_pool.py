@@ -89,7 +89,11 @@ def scripted_verdict(text: str, gold: str, grader: str) -> bool:
     if "crash" in text:
         os.abort()
     if "memory" in text:
-        return bool(bytearray(8 << 30))
+        return bool(bytearray(2 << 30))
+    if "limit" in text:
+        with pytest.raises(MemoryError):
+            bytearray(2 << 30)
+        return bool(bytearray(100 << 20))
     return "right" in text
 
 
@@ -103,6 +107,12 @@ def test_each_way_to_fail_is_counted_and_harms_no_other(monkeypatch: pytest.Monk
             assert [result.ungradable for result in grades] == [
                 text in ("sleep", "crash", "memory", "loop in C") for text in texts
             ]
+
+
+def test_memory_is_limited_and_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "symbolic_verdict", scripted_verdict)
+    with GradingPool("r1v", task="geometry", workers=1) as scripted:
+        assert scripted.grade_all(["limit"], ["1"]) == [RIGHT]
 
 
 def test_workers_start_only_when_needed_and_are_gone_after() -> None:
