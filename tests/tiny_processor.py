@@ -1,0 +1,26 @@
+"""A processor directory in the layout of the embedded model, with a tokenizer of a few words."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from experiments.tiny_tokenizer import train_tokenizer, write_processor
+
+WORDS = (
+    "system user assistant You are a helpful assistant. How many red circles are there?"
+    " Which is larger? Think, then answer. I see it. 0 1 2 3 4 5 6 7 8 9"
+)
+
+
+def write_directory(directory: Path) -> Path:
+    """Write tokenizer, chat template, image settings and generation settings into `directory`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_processor(directory, train_tokenizer([WORDS] * 4))
+    return directory
+
+
+def noise(width: int, height: int, *, seed: int = 0) -> Image.Image:
+    """An RGB image whose patches are all different."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
