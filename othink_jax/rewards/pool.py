@@ -105,10 +105,9 @@ class GradingPool:
             quick_verdict(text, gold, self._grader, self._task)
             for text, gold in zip(texts, golds, strict=True)
         ]
-        hard = [i for i, verdict in enumerate(verdicts) if verdict is None]
-        for i, verdict in zip(
-            hard, self._verdicts([(texts[i], golds[i]) for i in hard]), strict=True
-        ):
+        left_open = [i for i, verdict in enumerate(verdicts) if verdict is None]
+        symbolic = self._verdicts([(texts[i], golds[i]) for i in left_open])
+        for i, verdict in zip(left_open, symbolic, strict=True):
             verdicts[i] = verdict
         return [
             Grade(float(verdict or 0), format_reward(text), ungradable=verdict is None)
