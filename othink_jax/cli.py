@@ -53,16 +53,22 @@ def grpo(config: GRPOConfig) -> None:
     `--preset tiny` (the default with `--model tiny`) stands for settings that suit the embedded
     model, `--preset paper` for R1-V's; whatever else is given goes over them.
     """
+    from othink_jax import compilation_cache
     from othink_jax.report import write_report
     from othink_jax.training.grpo import train
+
+    compilation_cache.enable()
 
     print(f"report: {write_report(train(config))}")
 
 
 def resume_grpo(resume: Path) -> None:
     """Continue the GRPO run in this directory from its last checkpoint."""
+    from othink_jax import compilation_cache
     from othink_jax.report import write_report
     from othink_jax.training.grpo import resume as continue_run
+
+    compilation_cache.enable()
 
     print(f"report: {write_report(continue_run(resume))}")
 
@@ -72,7 +78,10 @@ def evaluate(config: EvaluateConfig) -> None:
 
     Decoding is greedy unless a temperature is given. Presets are as for `grpo`.
     """
+    from othink_jax import compilation_cache
     from othink_jax.evaluation import evaluate as run_evaluation
+
+    compilation_cache.enable()
 
     result = run_evaluation(config)
     low, high = result["interval"]
@@ -103,10 +112,12 @@ def generate(
       sampling: how the completion is drawn.
       seed: of sampling.
     """
+    from othink_jax import compilation_cache
     from othink_jax.checkpoint.load import load
-    from othink_jax.data.processing import open_image
+    from othink_jax.data.images import open_image
     from othink_jax.generation import answer
 
+    compilation_cache.enable()
     if greedy:
         sampling = dataclasses.replace(sampling, temperature=0.0)
     images = [open_image(path) for path in image]

@@ -19,7 +19,7 @@ from othink_jax.checkpoint.store import TrainingStore, save_model
 from othink_jax.config import GRPOConfig, from_dict, to_dict
 from othink_jax.data.example import Example
 from othink_jax.data.loader import PromptLoader
-from othink_jax.data.sources import open_source
+from othink_jax.data.sources import ENDLESS, open_source
 from othink_jax.errors import UserError
 from othink_jax.model.log_probs import completion_logp
 from othink_jax.model.qwen2_vl import merge
@@ -39,9 +39,11 @@ _SAMPLED_PROMPTS = 2  # prompts whose completions are stored at a time
 
 
 def total_steps(config: GRPOConfig, examples: int) -> int:
-    """Steps of a run over a source of `examples`."""
+    """Steps of a run over a source of `examples`; UserError if there is no saying."""
     if config.steps is not None:
         return config.steps
+    if examples == ENDLESS:
+        raise UserError("a synthetic task has no end: give --steps, or --limit for few examples")
     return math.ceil(config.epochs * examples / config.prompts_per_step)
 
 

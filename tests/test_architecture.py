@@ -1,0 +1,48 @@
+"""The rooms of the package, ground floor first: each imports from rooms above it in this list."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "othink_jax"
+ROOMS = (
+    *("errors", "types", "config", "statistics", "compilation_cache", "rl", "model", "rewards"),
+    *("data", "checkpoint", "sampling", "generation", "training", "evaluation", "report", "cli"),
+)
+# Rooms that stand on nothing of ours, so that they can be taken out and used alone.
+ALONE = ("errors", "rl", "rewards", "statistics")
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported_by(file: Path) -> set[str]:
+    """Dotted names that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} has a relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_a_room_imports_only_from_rooms_above_it(file):
+    room = room_of(file)
+    if room in ("__init__", "__main__"):
+        return
+    assert room in ROOMS, f"{file} belongs to no room"
+    allowed = {room} if room in ALONE else set(ROOMS[: ROOMS.index(room) + 1])
+    ours = {name.split(".")[1] for name in imported_by(file) if name.startswith("othink_jax.")}
+    assert ours <= allowed
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_the_package_does_not_import_experiments_or_torch(file):
+    roots = {name.split(".")[0] for name in imported_by(file)}
+    assert not roots & {"experiments", "tests", "torch", "trl"}

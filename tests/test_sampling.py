@@ -1,0 +1,225 @@
+"""Sampling: what is drawn, what is masked, and what the sampler says of it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.generation.logits_process import (
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from othink_jax.config import SamplingConfig
+from othink_jax.model.config import Qwen2VLConfig, TextConfig, VisionConfig
+from othink_jax.model.log_probs import completion_logp
+from othink_jax.model.qwen2_vl import Qwen2VL, merge, split
+from othink_jax.sampling import processed_logits, prompt_keys, sample
+from othink_jax.types import Prompts, Rollout
+
+VOCABULARY, IMAGE = 24, 20
+CONFIG = Qwen2VLConfig(
+    text=TextConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        rope_theta=10_000.0,
+        mrope_section=(1, 1, 2),
+        rms_norm_eps=1e-6,
+    ),
+    vision=VisionConfig(depth=1, embed_dim=16, num_heads=2, mlp_ratio=2, hidden_size=32),
+    tie_word_embeddings=False,
+    image_token_id=IMAGE,
+    video_token_id=21,
+    vision_start_token_id=22,
+    vision_end_token_id=23,
+)
+EOS = (1, 2)
+LENGTH = 12
+
+
+@pytest.fixture(scope="module")
+def model():
+    graphdef, params = split(Qwen2VL(CONFIG, rngs=nnx.Rngs(0)))
+    # Sharper logits than random weights give, so that a draw is not a coin toss among all tokens.
+    params["text"]["head"]["kernel"] = params["text"]["head"]["kernel"] * 3
+    return graphdef, params
+
+
+def prompts_of(*rows: list[int], seed: int = 0) -> Prompts:
+    """Text prompts of different lengths; the first also has an image of four patches."""
+    rng, size = np.random.default_rng(seed), max(map(len, rows)) + 2
+    tokens = np.zeros((len(rows), size), np.int32)
+    mask = np.zeros((len(rows), size), bool)
+    for row, ids in enumerate(rows):
+        tokens[row, : len(ids)], mask[row, : len(ids)] = ids, True
+    image_index = np.full(tokens.shape, -1, np.int32)
+    image_index[tokens == IMAGE] = 0
+    patch_mask = np.zeros((len(rows), 1, 4), bool)
+    patch_mask[(tokens == IMAGE).any(axis=1)] = True
+    return Prompts(
+        tokens=tokens,
+        mask=mask,
+        positions=np.broadcast_to(np.arange(size, dtype=np.int32), (len(rows), 3, size)),
+        image_index=image_index,
+        patches=rng.normal(size=(len(rows), 1, 4, 1176)).astype(np.float32),
+        patch_positions=np.zeros((len(rows), 1, 4, 2), np.int32),
+        patch_mask=patch_mask,
+    )
+
+
+PROMPTS = prompts_of([3, IMAGE, 4, 5], [6, 7], [8, 9, 10, 11, 12])
+
+
+def draw(model, prompts: Prompts = PROMPTS, *, seed: int = 0, **settings) -> Rollout:
+    graphdef, params = model
+    named = {"group_size": 4, "eos_token_ids": EOS, "pad_token_id": 0}
+    named |= {k: settings.pop(k) for k in ("group_size", "never_sampled") if k in settings}
+    config = SamplingConfig(**{"max_new_tokens": LENGTH, "top_k": 0, **settings})
+
+    @jax.jit
+    def run(params, keys):
+        return sample(merge(graphdef, params), prompts, keys, config=config, **named)
+
+    return jax.device_get(run(params, prompt_keys(seed, 1, len(prompts.tokens))))
+
+
+def test_same_key_draws_the_same_tokens_and_another_key_others(model):
+    first, again, other = draw(model), draw(model), draw(model, seed=1)
+    assert np.array_equal(first.tokens, again.tokens)
+    assert not np.array_equal(first.tokens, other.tokens)
+
+
+def test_completions_of_a_group_differ(model):
+    tokens = draw(model).tokens
+    assert all(len({tuple(row) for row in group}) > 1 for group in tokens)
+
+
+def test_what_is_drawn_for_a_prompt_does_not_depend_on_the_other_prompts(model):
+    together = draw(model)
+    graphdef, params = model
+    one = jax.tree.map(lambda leaf: leaf[1:2], PROMPTS)
+    keys = prompt_keys(0, 1, 3)[1:2]
+    config = SamplingConfig(max_new_tokens=LENGTH, top_k=0)
+    alone = sample(
+        merge(graphdef, params), one, keys, group_size=4, config=config, eos_token_ids=EOS
+    )
+    real = together.mask[1]
+    assert np.array_equal(np.asarray(alone.tokens)[0][real], together.tokens[1][real])
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.7, "top_k": 5, "top_p": 0.9}])
+def test_log_probs_are_those_of_the_update(model, settings):
+    graphdef, params = model
+    rollout = draw(model, **settings)
+    ours = completion_logp(merge(graphdef, params), PROMPTS, rollout.tokens, chunk=7)
+    np.testing.assert_allclose(
+        rollout.logp[rollout.mask], np.asarray(ours)[rollout.mask], atol=1e-5
+    )
+
+
+def test_mask_ends_with_the_first_end_token_of_the_set(model):
+    rollout = draw(model, group_size=64)
+    ends = set()
+    for tokens, mask, finished in zip(
+        rollout.tokens.reshape(-1, LENGTH),
+        rollout.mask.reshape(-1, LENGTH),
+        rollout.finished.reshape(-1),
+        strict=True,
+    ):
+        length = mask.sum()
+        assert mask[:length].all()
+        assert not np.isin(tokens[: length - 1], EOS).any()
+        assert finished == (tokens[length - 1] in EOS)
+        assert finished or length == LENGTH
+        if finished:
+            ends.add(int(tokens[length - 1]))
+    assert ends == set(EOS)  # either end token ends a completion
+
+
+def test_nothing_is_written_behind_the_end(model):
+    rollout = draw(model, group_size=64)
+    assert (rollout.tokens[~rollout.mask] == 0).all()
+    assert (rollout.logp[~rollout.mask] == 0).all()
+    assert (rollout.entropy[~rollout.mask] == 0).all()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_forbidden_tokens_never_occur(model, temperature):
+    """Not even where the model wants nothing else."""
+    graphdef, params = model
+    kernel = params["text"]["head"]["kernel"]
+    eager = {**params, "text": {**params["text"], "head": {"kernel": kernel.at[:, 21].set(100.0)}}}
+    allowed = draw((graphdef, eager), temperature=temperature, group_size=1)
+    assert (allowed.tokens == 21).any()
+    rollout = draw(
+        (graphdef, eager), temperature=temperature, never_sampled=(IMAGE, 21, 22, 23), group_size=1
+    )
+    assert not np.isin(rollout.tokens[rollout.mask], (IMAGE, 21, 22, 23)).any()
+
+
+def test_greedy_takes_the_likeliest_token_each_time(model):
+    """Against a loop that runs the whole completion again for every token."""
+    graphdef, params = model
+    rollout = draw(model, temperature=0.0, group_size=1)
+    net = merge(graphdef, params)
+    _, prefix = net.prefill(PROMPTS)
+    logits = net.logits(prefix.last_hidden)[:, None]
+    tokens = np.zeros((3, 1, 0), np.int32)
+    for _ in range(LENGTH):
+        tokens = np.concatenate([tokens, np.asarray(logits.argmax(-1))[..., None]], axis=-1)
+        hidden, _ = net.extend(jnp.asarray(tokens), prefix)
+        logits = net.logits(hidden[:, :, -1])
+    assert np.array_equal(rollout.tokens[rollout.mask], tokens[rollout.mask])
+
+
+def test_entropy_is_that_of_the_next_token_distribution(model):
+    graphdef, params = model
+    rollout = draw(model)
+    net = merge(graphdef, params)
+    _, prefix = net.prefill(PROMPTS)
+    p = np.asarray(jax.nn.softmax(net.logits(prefix.last_hidden)), np.float64)
+    np.testing.assert_allclose(rollout.entropy[:, 0, 0], -(p * np.log(p)).sum(axis=-1), rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 10_000),
+    temperature=st.sampled_from([0.3, 0.7, 1.0, 1.6]),
+    top_k=st.integers(1, 30),
+    top_p=st.floats(0.05, 1.0),
+)
+def test_processed_logits_equal_those_of_transformers(seed, temperature, top_k, top_p):
+    logits = np.random.default_rng(seed).normal(size=(3, 24)).astype(np.float32) * 2
+    config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+    theirs = torch.from_numpy(logits)
+    for processor in (
+        TemperatureLogitsWarper(temperature),
+        TopKLogitsWarper(top_k),
+        TopPLogitsWarper(top_p),
+    ):
+        theirs = processor(None, theirs)
+    ours = np.asarray(processed_logits(jnp.asarray(logits), config))
+    np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-6)
+
+
+def test_drawn_frequencies_are_those_of_the_distribution(model):
+    """Chi-square of the first token over 4000 draws; 0.999 quantile of 23 degrees of freedom."""
+    graphdef, params = model
+    drawn = draw(model, group_size=4000, max_new_tokens=1).tokens[1, :, 0]
+    net = merge(graphdef, params)
+    _, prefix = net.prefill(PROMPTS)
+    expected = 4000 * np.asarray(jax.nn.softmax(net.logits(prefix.last_hidden)))[1]
+    counts = np.bincount(drawn, minlength=VOCABULARY)
+    often = expected >= 5
+    rest = [counts[~often].sum()], [max(expected[~often].sum(), 1e-9)]
+    observed = np.concatenate([counts[often], rest[0]])
+    wanted = np.concatenate([expected[often], rest[1]])
+    assert ((observed - wanted) ** 2 / np.maximum(wanted, 1)).sum() < 49.7
