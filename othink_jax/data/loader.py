@@ -15,53 +15,71 @@ from othink_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-Encoded = tuple[Example, EncodedPrompt]
+Batch = tuple[list[Example], list[EncodedPrompt]]
+
+# So many examples in a row that cannot be used tell that hardly any can.
+_HOPELESS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class _Skipped:
     """What stands in the stream for an example that cannot be used."""
 
+    index: int  # in the source
     cause: str
     message: str
+    example: Example | None = None  # without its images, where that much could be read
 
 
 class _Encode:
-    """Example number -> encoded prompt, or the reason why it is skipped."""
+    """Example number -> encoded prompt, or the reason why there is none."""
 
     def __init__(
-        self, source: Source, processor: Processor, template: str, max_prompt_tokens: int
+        self,
+        source: Source,
+        processor: Processor,
+        *,
+        template: str,
+        max_prompt_tokens: int | None = None,
     ) -> None:
         self._source = source
         self._processor = processor
         self._template = template
         self._limit = max_prompt_tokens
 
-    def __call__(self, index: int) -> Encoded | _Skipped:
+    def __call__(self, index: int) -> tuple[Example, EncodedPrompt] | _Skipped:
         try:
             example = self._source[index]
         except UnreadableExample as error:
-            return _Skipped("unreadable", str(error))
+            return _Skipped(index, "unreadable", str(error), error.example)
         text = self._template.replace("{question}", example.question)
         try:
             prompt = self._processor.encode(text, example.images)
         except UserError as error:
-            return _Skipped("unreadable", f"{example.id}: {error}")
-        if len(prompt.tokens) > self._limit:
-            return _Skipped(
-                "too long",
-                f"{example.id}: its prompt has {len(prompt.tokens)} tokens, over the limit of"
-                f" {self._limit}",
-            )
+            return _Skipped(index, "unreadable", f"{example.id}: {error}", example)
+        length = len(prompt.tokens)
+        if self._limit is not None and length > self._limit:
+            reason = f"its prompt has {length} tokens, over max_prompt_tokens = {self._limit}"
+            return _Skipped(index, "too_long", f"{example.id}: {reason}")
         return example, prompt
 
 
-class PromptLoader:
-    """Endless shuffled batches of examples and their encoded prompts.
+def _ahead(numbers: grain.MapDataset, encode: _Encode, batch_size: int) -> grain.DatasetIterator:
+    """Encode by one background thread, two batches ahead: the device works while the host does."""
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * batch_size)
+    return iter(numbers.map(encode).to_iter_dataset(options))
 
-    The order is a function of the seed. Examples that cannot be read and prompts that are too long
-    are skipped, counted in `skipped` by cause, and named in the log; a prompt is never cut.
+
+class PromptLoader:
+    """Shuffled batches of examples and their encoded prompts, endless or for some epochs.
+
+    The order is a function of the seed, another one each epoch; a batch may span two epochs, and
+    what does not fill a batch at the very end is left out. Examples that cannot be read and prompts
+    that are too long are skipped, counted in `skipped` by cause (each time they come up), and named
+    in the log once; a prompt is never cut.
     """
+
+    skipped: Counter[str]  # `unreadable` and `too_long`
 
     def __init__(
         self,
@@ -72,22 +90,35 @@ class PromptLoader:
         seed: int,
         template: str,
         max_prompt_tokens: int,
+        epochs: int | None = None,
     ) -> None:
-        self.skipped: Counter[str] = Counter()
-        self._size = len(source)
+        """Args:
+        source: of examples, not empty.
+        processor: of the model.
+        batch_size: prompts of a batch.
+        seed: of the order, in [0, 2**32).
+        template: the user's words; {question} is replaced.
+        max_prompt_tokens: longer prompts, image tokens included, are skipped.
+        epochs: passes over the source; None for no end.
+        """
+        self.skipped = Counter()
+        self._hopeless = min(len(source), _HOPELESS)
         self._batch_size = batch_size
-        numbers = grain.MapDataset.range(self._size).shuffle(seed=seed).repeat()
-        encode = _Encode(source, processor, template, max_prompt_tokens)
-        # One thread, two batches ahead: the device computes while the host prepares.
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * batch_size)
-        self._stream = iter(numbers.map(encode).to_iter_dataset(options))
+        self._named: set[int] = set()
+        numbers = grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat(epochs)
+        encode = _Encode(source, processor, template=template, max_prompt_tokens=max_prompt_tokens)
+        self._stream = _ahead(numbers, encode, batch_size)
 
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> tuple[list[Example], list[EncodedPrompt]]:
-        """The next batch; raises UserError if a whole pass holds nothing that can be used."""
-        batch: list[Encoded] = []
+    def __next__(self) -> Batch:
+        """The next batch.
+
+        Raises:
+          UserError: a whole pass, or a thousand examples in a row, holds nothing that can be used.
+        """
+        batch: list[tuple[Example, EncodedPrompt]] = []
         in_a_row = 0
         while len(batch) < self._batch_size:
             item = next(self._stream)
@@ -95,12 +126,19 @@ class PromptLoader:
                 batch.append(item)
                 in_a_row = 0
                 continue
+            self._skip(item)
             in_a_row += 1
-            self.skipped[item.cause] += 1
+            if in_a_row >= self._hopeless:
+                raise UserError(
+                    f"{in_a_row} examples in a row cannot be used; the last one: {item.message}"
+                )
+        return _columns(batch)
+
+    def _skip(self, item: _Skipped) -> None:
+        self.skipped[item.cause] += 1
+        if item.index not in self._named:
+            self._named.add(item.index)
             _log.warning("skipped %s", item.message)
-            if in_a_row >= self._size:
-                raise UserError(f"no example can be used; the last one: {item.message}")
-        return [example for example, _ in batch], [prompt for _, prompt in batch]
 
     def get_state(self) -> dict[str, Any]:
         """The position in the stream, as a JSON object."""
@@ -113,19 +151,40 @@ class PromptLoader:
 
 
 def in_order(
-    source: Source, processor: Processor, *, batch_size: int, template: str
-) -> Iterator[tuple[list[Example], list[EncodedPrompt]]]:
+    source: Source,
+    processor: Processor,
+    *,
+    batch_size: int,
+    template: str,
+    unreadable: list[Example] | None = None,
+) -> Iterator[Batch]:
     """Every example once, in order, the last batch as large as what is left.
 
+    Args:
+      source, processor, batch_size, template: as of `PromptLoader`.
+      unreadable: examples that cannot be read are named in the log and appended here, for the
+        caller to count; without it, the first of them is an error.
+
     Raises:
-      UserError: an example cannot be read; a test set is evaluated whole or not at all.
+      UnreadableExample: an example cannot be read, and `unreadable` is not given or not even the
+        example's question and answer could be read.
     """
-    for start in range(0, len(source), batch_size):
-        examples = [source[index] for index in range(start, min(start + batch_size, len(source)))]
-        yield (
-            examples,
-            [
-                processor.encode(template.replace("{question}", example.question), example.images)
-                for example in examples
-            ],
-        )
+    batch: list[tuple[Example, EncodedPrompt]] = []
+    encode = _Encode(source, processor, template=template)
+    for item in _ahead(grain.MapDataset.range(len(source)), encode, batch_size):
+        if not isinstance(item, _Skipped):
+            batch.append(item)
+        elif unreadable is None or item.example is None:
+            raise UnreadableExample(item.message, item.example)
+        else:
+            unreadable.append(item.example)
+            _log.warning("cannot be answered: %s", item.message)
+        if len(batch) == batch_size:
+            yield _columns(batch)
+            batch = []
+    if batch:
+        yield _columns(batch)
+
+
+def _columns(batch: list[tuple[Example, EncodedPrompt]]) -> Batch:
+    return [example for example, _ in batch], [prompt for _, prompt in batch]

@@ -1,0 +1,63 @@
+"""Parquet files, folders written by `datasets`, and the hub, through `datasets`."""
+
+from pathlib import Path
+from typing import Any
+
+from othink_jax.errors import UserError
+
+
+def open_table(name: str, split: str) -> Any:
+    """A `datasets.Dataset`.
+
+    Args:
+      name: a parquet file, a folder of parquet files (whose names tell their splits, as on the
+        hub), a folder written by `datasets.save_to_disk`, or a hub id.
+      split: which split, where there are several; a single file has none.
+
+    Raises:
+      UserError: there is no such data set or split, it cannot be read, or `datasets` is missing.
+    """
+    path = Path(name)
+    if not path.exists() and _is_local(name):
+        raise UserError(f"there is no file or folder {name}")
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            f"reading {name} needs the package `datasets`: pip install datasets"
+        ) from None
+    try:
+        if path.is_file():
+            return _parquet_file(path)
+        if any((path / marker).is_file() for marker in ("dataset_info.json", "dataset_dict.json")):
+            table = datasets.load_from_disk(name)
+        elif path.is_dir() and not any(path.rglob("*.parquet")):
+            raise UserError(
+                f"the folder {name} holds no data set: give a .jsonl file, a .parquet file, a"
+                " folder of parquet files, or one written by datasets.save_to_disk"
+            )
+        else:
+            table = datasets.load_dataset(name)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the library, the network or the files come up with
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"the data set {name} cannot be read: {reason}") from error
+    if isinstance(table, datasets.DatasetDict):
+        if split not in table:
+            raise UserError(f"{name} has no split {split!r}; it has {', '.join(table)}")
+        table = table[split]
+    return table
+
+
+def _is_local(name: str) -> bool:
+    """Whether a name can only be a path: a hub id has at most one slash and no such ending."""
+    return name.endswith(".parquet") or name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def _parquet_file(path: Path) -> Any:
+    import datasets
+
+    if path.suffix != ".parquet":
+        raise UserError(f"{path} is no data set: a file must end in .jsonl or .parquet")
+    return datasets.Dataset.from_parquet(str(path))

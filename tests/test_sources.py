@@ -1,0 +1,284 @@
+"""Examples from tasks, files and folders: what is read, and what is said about what cannot be."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from othink_jax.config import DataConfig
+from othink_jax.data.sources import ENDLESS, UnreadableExample, open_source
+from othink_jax.errors import UserError
+from tests.tiny_processor import noise
+
+datasets.disable_progress_bars()
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    """Keep what `datasets` unpacks out of the user's cache."""
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+
+
+def png(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    noise(8, 6, seed=seed).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def r1v_rows(count: int) -> list[dict]:
+    """Rows in the schema of R1-V's training sets."""
+    return [
+        {
+            "image": {"bytes": png(i), "path": None},
+            "problem": f"question {i}",
+            "solution": f"<answer> {i} </answer>",
+        }
+        for i in range(count)
+    ]
+
+
+def write_parquet(path: Path, rows: list[dict]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return str(path)
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    return str(path)
+
+
+def opened(dataset: str, **settings):
+    return open_source(DataConfig(dataset=dataset, **settings))
+
+
+def assert_same_pixels(image: Image.Image, expected: Image.Image) -> None:
+    assert image.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(expected))
+
+
+# Synthetic tasks
+
+
+def test_a_task_gives_as_many_examples_as_asked_for():
+    config = DataConfig(task="counting", split="test")
+    assert len(open_source(config, size=7)) == 7
+    assert len(open_source(config)) == ENDLESS
+    assert len(open_source(DataConfig(task="counting", limit=5), size=7)) == 5
+
+
+def test_a_tasks_limit_seed_chooses_other_examples():
+    first, second = (
+        open_source(DataConfig(task="geometry", limit=3, limit_seed=seed))[0] for seed in (0, 1)
+    )
+    assert (first.question, first.images[0].tobytes()) != (
+        second.question,
+        second.images[0].tobytes(),
+    )
+
+
+# Tables
+
+
+def test_a_parquet_file_in_r1vs_schema(tmp_path):
+    source = opened(write_parquet(tmp_path / "train.parquet", r1v_rows(3)))
+    assert len(source) == 3
+    example = source[2]
+    assert example.question == "question 2"
+    assert example.answer == "2"
+    assert example.solution == "<answer> 2 </answer>"
+    assert_same_pixels(example.images[0], noise(8, 6, seed=2))
+    assert len({source[i].id for i in range(3)}) == 3
+
+
+def test_a_folder_of_parquet_files_keeps_its_splits_apart(tmp_path):
+    rows = r1v_rows(5)
+    write_parquet(tmp_path / "data" / "train-00000-of-00002.parquet", rows[:2])
+    write_parquet(tmp_path / "data" / "train-00001-of-00002.parquet", rows[2:4])
+    write_parquet(tmp_path / "data" / "test-00000-of-00001.parquet", rows[4:])
+    train, test = (opened(str(tmp_path), split=split) for split in ("train", "test"))
+    assert [train[i].answer for i in range(len(train))] == ["0", "1", "2", "3"]
+    assert [test[i].answer for i in range(len(test))] == ["4"]
+    with pytest.raises(UserError, match="has no split 'validation'; it has train, test"):
+        opened(str(tmp_path), split="validation")
+
+
+def test_a_folder_written_by_datasets(tmp_path):
+    rows = {
+        "images": [[noise(8, 6, seed=0), noise(6, 8, seed=1)], [noise(8, 8, seed=2)]],
+        "problem": ["a", "b"],
+        "solution": ["<think>t</think> <answer>1</answer>", "<answer>2</answer>"],
+    }
+    table = datasets.Dataset.from_dict(rows)
+    table.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=table, test=table.select([1])).save_to_disk(tmp_path / "splits")
+    example = opened(str(tmp_path / "one"))[0]
+    assert [image.size for image in example.images] == [(8, 6), (6, 8)]
+    assert_same_pixels(example.images[1], noise(6, 8, seed=1))
+    assert (example.answer, example.solution) == ("1", "<think>t</think> <answer>1</answer>")
+    assert opened(str(tmp_path / "splits"), split="test")[0].question == "b"
+
+
+def test_a_table_may_name_image_files(tmp_path):
+    noise(8, 6).save(tmp_path / "a.png")
+    row = {"image": {"bytes": None, "path": str(tmp_path / "a.png")}, "problem": "p"}
+    source = opened(write_parquet(tmp_path / "x.parquet", [row | {"solution": "4"}]))
+    assert_same_pixels(source[0].images[0], noise(8, 6))
+
+
+# JSONL
+
+
+def test_jsonl_rows_as_r1v_evaluates_with_images_beside_the_file(tmp_path):
+    (tmp_path / "images").mkdir()
+    noise(8, 6).save(tmp_path / "images" / "a.png")
+    row = {"image_path": "./images/a.png", "question": "How\u2028many?", "ground_truth": 4}
+    source = opened(write_jsonl(tmp_path / "test.jsonl", [row, row | {"ground_truth": "140°"}]))
+    assert [example.answer for example in (source[0], source[1])] == ["4", "140°"]
+    assert source[0].question == "How\u2028many?"
+    assert_same_pixels(source[0].images[0], noise(8, 6))
+    # What supervised fine-tuning learns has its tags even where the file has none.
+    assert source[1].solution == "<answer>140°</answer>"
+
+
+def test_a_jsonl_row_is_named_by_its_line(tmp_path):
+    row = {"image_path": [], "question": "q", "ground_truth": 4}
+    path = tmp_path / "test.jsonl"
+    path.write_text(json.dumps(row) + "\n\n" + json.dumps(row) + "\n")
+    source = opened(str(path))
+    assert [source[i].id for i in range(len(source))] == ["test.jsonl:1", "test.jsonl:3"]
+    assert source[0].images == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{'a': 1}", "line 2 is not JSON"),
+        ("[1]", "line 2 is not a JSON object"),
+        (
+            '{"question": "q", "gold": 1}',
+            "line 2 has no column solution or ground_truth or answer; it has question, gold",
+        ),
+        ('{"question": "q", "answer": 1}', "line 2 has no column images or image or image_path"),
+    ],
+)
+def test_a_broken_jsonl_row_is_named(tmp_path, line, message):
+    good = json.dumps({"image_path": "a.png", "question": "q", "ground_truth": 1})
+    (tmp_path / "x.jsonl").write_text(f"{good}\n{line}\n")
+    with pytest.raises(UserError, match=message):
+        opened(str(tmp_path / "x.jsonl"))
+
+
+# What cannot be read
+
+
+@pytest.mark.parametrize("image", ["absent.png", "broken.png", None, {"bytes": None}, 3])
+def test_an_example_whose_image_cannot_be_read_is_named_and_keeps_its_text(tmp_path, image):
+    (tmp_path / "broken.png").write_bytes(png(0)[:40])
+    row = {"image": image, "question": "q", "ground_truth": 4}
+    source = opened(write_jsonl(tmp_path / "x.jsonl", [row]))
+    with pytest.raises(UnreadableExample, match=r"x\.jsonl:1: ") as caught:
+        source[0]
+    assert caught.value.example is not None
+    assert (caught.value.example.question, caught.value.example.answer) == ("q", "4")
+
+
+def test_a_broken_image_of_a_table_leaves_its_neighbours_readable(tmp_path):
+    rows = r1v_rows(3)
+    rows[1]["image"]["bytes"] = b"no image"
+    source = opened(write_parquet(tmp_path / "x.parquet", rows))
+    assert [source[0].answer, source[2].answer] == ["0", "2"]
+    with pytest.raises(UnreadableExample, match=r"x\.parquet:1: the image cannot be read"):
+        source[1]
+
+
+@pytest.mark.parametrize("name", ["question", "ground_truth"])
+def test_an_example_with_an_empty_entry_is_unreadable(tmp_path, name):
+    row = {"image": [], "question": "q", "ground_truth": 4} | {name: None}
+    source = opened(write_jsonl(tmp_path / "x.jsonl", [row]))
+    with pytest.raises(UnreadableExample, match=f"its {name} is empty") as caught:
+        source[0]
+    assert caught.value.example is None
+
+
+@pytest.mark.parametrize("column", ["image", "problem", "solution"])
+def test_a_missing_column_is_named_with_those_that_are_there(tmp_path, column):
+    rows = [{("other" if k == column else k): v for k, v in row.items()} for row in r1v_rows(2)]
+    path = write_parquet(tmp_path / "x.parquet", rows)
+    with pytest.raises(UserError, match=rf"has no column .*{column}.*; it has .*other"):
+        opened(path)
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.jsonl", "folder/of/files", "./folder"])
+def test_a_wrong_path_is_named(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"{name.replace('.', '[.]')}"):
+        opened(name)
+
+
+def test_a_hub_id_that_cannot_be_reached_is_named():
+    with pytest.raises(UserError, match="the data set nobody/nothing-here cannot be read"):
+        opened("nobody/nothing-here")
+
+
+def test_a_folder_without_a_data_set_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no data set"):
+        opened(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("x.csv", "must end in"), ("x.parquet", "cannot be read")]
+)
+def test_a_file_of_another_kind_is_refused(tmp_path, name, message):
+    (tmp_path / name).write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match=message):
+        opened(str(tmp_path / name))
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    path = write_parquet(tmp_path / "x.parquet", r1v_rows(1))
+    with pytest.raises(UserError, match="needs the package `datasets`"):
+        opened(path)
+
+
+# Few-shot subsets
+
+
+def subset(path: str, **settings) -> list[str]:
+    source = opened(path, **settings)
+    return [source[i].answer for i in range(len(source))]
+
+
+def test_a_limit_chooses_distinct_examples_by_its_seed(tmp_path):
+    path = write_parquet(tmp_path / "x.parquet", r1v_rows(20))
+    few = subset(path, limit=5, limit_seed=1)
+    assert len(set(few)) == 5
+    assert subset(path, limit=5, limit_seed=1) == few
+    assert subset(path, limit=5, limit_seed=2) != few
+    assert sorted(subset(path, limit=20), key=int) == [str(i) for i in range(20)]
+
+
+def test_a_larger_subset_of_the_same_seed_holds_the_smaller_one(tmp_path):
+    path = write_parquet(tmp_path / "x.parquet", r1v_rows(20))
+    assert subset(path, limit=9)[:4] == subset(path, limit=4)
+
+
+def test_a_limit_beyond_the_data_set_is_refused(tmp_path):
+    path = write_parquet(tmp_path / "x.parquet", r1v_rows(3))
+    with pytest.raises(UserError, match=r"limit asks for 4 examples, but .* holds only 3"):
+        opened(path, limit=4)
+
+
+def test_a_data_set_without_examples_is_refused(tmp_path):
+    (tmp_path / "x.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="holds no examples"):
+        opened(str(tmp_path / "x.jsonl"))
