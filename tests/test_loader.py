@@ -1,0 +1,235 @@
+"""The stream of prompts: its order, its position, and what it leaves out."""
+
+import itertools
+import json
+import logging
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from othink_jax.data.example import Example
+from othink_jax.data.loader import PromptLoader, in_order
+from othink_jax.data.processing import Processor
+from othink_jax.data.sources import UnreadableExample
+from othink_jax.errors import UserError
+from tests.tiny_processor import noise, write_directory
+
+TEMPLATE = "{question} Think, then answer."
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return write_directory(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def processor(directory):
+    return Processor.from_pretrained(directory)
+
+
+class Numbers:
+    """`size` examples; by number, some have broken or too narrow images or long questions."""
+
+    def __init__(self, size, *, broken=(), long=(), narrow=()):
+        self.size, self.broken, self.long, self.narrow = size, broken, long, narrow
+        self.threads = set()
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        self.threads.add(threading.current_thread())
+        words = 200 if index in self.long else 1
+        image = noise(1, 300) if index in self.narrow else noise(56, 56, seed=index)
+        example = Example(
+            id=f"n{index}",
+            images=(image,),
+            question=f"{index} " + "red " * words,
+            answer=str(index),
+            solution=f"<answer>{index}</answer>",
+        )
+        if index in self.broken:
+            raise UnreadableExample(f"n{index}: its image is broken", example)
+        return example
+
+
+@pytest.fixture
+def load(processor):
+    def make(source, *, batch_size=4, seed=0, max_prompt_tokens=100, epochs=None):
+        return PromptLoader(
+            source,
+            processor,
+            batch_size=batch_size,
+            seed=seed,
+            template=TEMPLATE,
+            max_prompt_tokens=max_prompt_tokens,
+            epochs=epochs,
+        )
+
+    return make
+
+
+def ids(batch):
+    return [example.id for example in batch[0]]
+
+
+def take(loader, batches):
+    return [ids(next(loader)) for _ in range(batches)]
+
+
+def flat_list(batches):
+    return list(itertools.chain.from_iterable(batches))
+
+
+def test_a_batch_pairs_examples_with_their_prompts(load, processor):
+    examples, encoded = next(load(Numbers(10)))
+    assert len(examples) == len(encoded) == 4
+    for example, prompt in zip(examples, encoded, strict=True):
+        expected = processor.encode(f"{example.question} Think, then answer.", example.images)
+        np.testing.assert_array_equal(prompt.tokens, expected.tokens)
+        np.testing.assert_array_equal(prompt.patches[0], expected.patches[0])
+
+
+def test_every_epoch_shows_every_example_once_in_another_order(load):
+    flat = flat_list(take(load(Numbers(12)), 9))  # 36 examples: three epochs
+    epochs = [flat[:12], flat[12:24], flat[24:]]
+    assert all(sorted(epoch) == sorted(epochs[0]) for epoch in epochs)
+    assert len(set(flat)) == 12
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_the_order_is_a_function_of_the_seed(load):
+    assert take(load(Numbers(12)), 5) == take(load(Numbers(12)), 5)
+    assert take(load(Numbers(12)), 5) != take(load(Numbers(12), seed=1), 5)
+
+
+def test_a_stream_of_some_epochs_ends_and_leaves_out_what_fills_no_batch(load):
+    batches = [ids(batch) for batch in load(Numbers(5), epochs=2)]  # 10 examples, batches of 4
+    assert [len(batch) for batch in batches] == [4, 4]
+    assert max(Counter(flat_list(batches)).values()) <= 2
+
+
+@pytest.mark.parametrize("done", [0, 1, 3, 7])
+def test_a_resumed_stream_equals_the_uninterrupted_one(load, done):
+    source = Numbers(10, broken={2, 5}, long={7})
+    uninterrupted = load(source)
+    take(uninterrupted, done)
+    state = json.loads(json.dumps(uninterrupted.get_state()))  # as a checkpoint stores it
+    expected = [next(uninterrupted) for _ in range(6)]
+
+    resumed = load(source)
+    take(resumed, 2)  # whatever it did before does not matter
+    resumed.set_state(state)
+    for (examples, encoded), (own_examples, own_encoded) in zip(
+        expected, [next(resumed) for _ in range(6)], strict=True
+    ):
+        assert [e.id for e in examples] == [e.id for e in own_examples]
+        for prompt, own in zip(encoded, own_encoded, strict=True):
+            np.testing.assert_array_equal(prompt.tokens, own.tokens)
+            np.testing.assert_array_equal(prompt.patches[0], own.patches[0])
+    assert resumed.skipped == uninterrupted.skipped
+    assert resumed.get_state() == uninterrupted.get_state()
+
+
+def test_unusable_examples_are_left_out_counted_and_named_once(load, caplog):
+    loader = load(Numbers(8, broken={1}, long={4}, narrow={6}))
+    with caplog.at_level(logging.WARNING):
+        shown = flat_list(take(loader, 5))  # 20 of 5 usable ones: four epochs
+    assert set(shown) == {"n0", "n2", "n3", "n5", "n7"}
+    assert 3 * 1 <= loader.skipped["too_long"] <= 4
+    assert 3 * 2 <= loader.skipped["unreadable"] <= 4 * 2
+    for name in ("n1: its image is broken", "n4: its prompt has", "n6: an image of 1x300"):
+        assert sum(name in message for message in caplog.messages) == 1
+    assert len(caplog.messages) == 3
+
+
+def test_the_limit_of_a_prompt_counts_its_image_tokens(load, processor):
+    example = Numbers(1)[0]
+    length = len(processor.encode(f"{example.question} Think, then answer.", example.images).tokens)
+    assert ids(next(load(Numbers(1), batch_size=1, max_prompt_tokens=length))) == ["n0"]
+    with pytest.raises(UserError, match=f"{length} tokens, over max_prompt_tokens = {length - 1}"):
+        next(load(Numbers(1), batch_size=1, max_prompt_tokens=length - 1))
+
+
+def test_a_source_without_a_usable_example_is_an_error(load):
+    with pytest.raises(UserError, match="3 examples in a row cannot be used; the last one: n"):
+        next(load(Numbers(3, broken={0, 1}, long={2})))
+
+
+def test_a_vast_source_without_a_usable_example_is_an_error_soon(load):
+    class Vast(Numbers):
+        def __getitem__(self, index):
+            raise UnreadableExample(f"n{index}: broken")
+
+    with pytest.raises(UserError, match="1000 examples in a row cannot be used"):
+        next(load(Vast(2**31)))
+
+
+def test_a_fault_in_a_source_is_not_hidden(load):
+    class Faulty(Numbers):
+        def __getitem__(self, index):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        next(load(Faulty(3)))
+
+
+def test_examples_are_prepared_in_the_background(load):
+    source = Numbers(50)
+    next(load(source))
+    assert threading.current_thread() not in source.threads
+
+
+def test_evaluation_sees_every_example_once_in_order(processor):
+    source = Numbers(10, long={3})  # nothing is too long to be answered
+    batches = list(in_order(source, processor, batch_size=4, template=TEMPLATE))
+    assert [len(examples) for examples, _ in batches] == [4, 4, 2]
+    assert flat_list(map(ids, batches)) == [f"n{i}" for i in range(10)]
+    assert threading.current_thread() not in source.threads
+
+
+def test_evaluation_hands_unreadable_examples_over_to_be_counted(processor):
+    unreadable = []
+    batches = in_order(
+        Numbers(7, broken={0, 5}, narrow={6}),
+        processor,
+        batch_size=2,
+        template=TEMPLATE,
+        unreadable=unreadable,
+    )
+    assert [ids(batch) for batch in batches] == [["n1", "n2"], ["n3", "n4"]]
+    assert [example.answer for example in unreadable] == ["0", "5", "6"]
+
+
+def test_evaluation_stops_at_an_unreadable_example_if_nobody_counts_them(processor):
+    with pytest.raises(UnreadableExample, match="n5: its image is broken"):
+        list(in_order(Numbers(7, broken={5}), processor, batch_size=2, template=TEMPLATE))
+
+
+def test_an_interrupted_program_ends_while_prompts_are_being_prepared(directory):
+    code = (
+        "from pathlib import Path\n"
+        "from othink_jax.data.loader import PromptLoader\n"
+        "from othink_jax.data.processing import Processor\n"
+        "from tests.test_loader import Numbers\n"
+        f"processor = Processor.from_pretrained(Path({str(directory)!r}))\n"
+        "loader = PromptLoader(Numbers(10**6), processor, batch_size=8, seed=0,\n"
+        "                      template='{question}', max_prompt_tokens=100)\n"
+        "next(loader)\n"
+        "raise KeyboardInterrupt\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.stderr.strip().endswith("KeyboardInterrupt")
+    assert ended.stderr.count("Traceback") == 1
