@@ -1,0 +1,153 @@
+"""Small Qwen2-VL shapes, random weights and random prompts for the tests of the model."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from othink_jax.checkpoint.load import abstract_model
+from othink_jax.data.images import patch_positions
+from othink_jax.data.positions import mrope_positions
+from othink_jax.model.config import Qwen2VLConfig, TextConfig, VisionConfig
+from othink_jax.types import Prompts
+
+VOCAB, IMAGE, VIDEO, VISION_START, VISION_END = 100, 90, 91, 92, 93
+
+Grid = tuple[int, int]  # rows and columns of merge windows
+
+
+def make_config(
+    *,
+    heads: int = 4,
+    kv_heads: int = 2,
+    section: tuple[int, int, int] = (2, 3, 3),
+    depth: int = 2,
+    vision_depth: int = 2,
+    tied: bool = True,
+    text: dict[str, float] | None = None,
+    vision: dict[str, float] | None = None,
+) -> Qwen2VLConfig:
+    """A small shape; the width follows from the heads and the sections."""
+    width = heads * 2 * sum(section)
+    text_config = TextConfig(
+        vocab_size=VOCAB,
+        hidden_size=width,
+        intermediate_size=48,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        rope_theta=10_000.0,
+        mrope_section=section,
+        rms_norm_eps=1e-6,
+    )
+    vision_config = VisionConfig(
+        depth=vision_depth,
+        embed_dim=32,
+        num_heads=2,
+        mlp_ratio=2,
+        hidden_size=width,
+        patch_size=4,
+    )
+    return Qwen2VLConfig(
+        text=dataclasses.replace(text_config, **(text or {})),
+        vision=dataclasses.replace(vision_config, **(vision or {})),
+        tie_word_embeddings=tied,
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=VISION_START,
+        vision_end_token_id=VISION_END,
+    )
+
+
+def random_params(config: Qwen2VLConfig, *, scan_layers: bool = False, seed: int = 0):
+    """Static part and weights of order 1 / sqrt(inputs), none of them zero or one."""
+    graphdef, abstract = abstract_model(config, "float32", scan_layers=scan_layers)
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        noise = rng.normal(size=leaf.shape)
+        if path[-1].key == "kernel":
+            noise /= np.sqrt(leaf.shape[-2])
+        elif path[-1].key == "embedding":
+            noise /= np.sqrt(leaf.shape[-1])
+        else:
+            noise = 0.3 * noise + (path[-1].key == "scale")
+        return jnp.asarray(noise, jnp.float32)
+
+    return graphdef, jax.tree.map_with_path(draw, abstract)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One prompt, not padded."""
+
+    tokens: np.ndarray
+    grids: tuple[Grid, ...]
+    pixels: tuple[np.ndarray, ...]  # patches of each image, in merge-window order
+
+
+def random_case(
+    rng: np.random.Generator, config: Qwen2VLConfig, grids: Sequence[Grid], words: int = 3
+) -> Case:
+    """Some words before, between and after the images."""
+    tokens = list(rng.integers(0, 80, words))
+    pixels = []
+    for rows, columns in grids:
+        tokens += [VISION_START, *[IMAGE] * (rows * columns), VISION_END]
+        tokens += list(rng.integers(0, 80, int(rng.integers(0, 3))))
+        patches = rows * columns * config.vision.spatial_merge_size**2
+        pixels.append(rng.normal(size=(patches, config.vision.patch_dim)).astype(np.float32))
+    tokens += list(rng.integers(0, 80, words))
+    return Case(tokens=np.asarray(tokens, np.int32), grids=tuple(grids), pixels=tuple(pixels))
+
+
+def to_prompts(
+    config: Qwen2VLConfig,
+    cases: Sequence[Case],
+    *,
+    tokens: int | None = None,
+    slots: int | None = None,
+    patches: int | None = None,
+) -> Prompts:
+    """Pad to the largest, or to what is asked for; all of the padding holds garbage."""
+    merge = config.vision.spatial_merge_size
+    B = len(cases)
+    P = tokens or max(len(case.tokens) for case in cases)
+    slot_count = max(len(case.grids) for case in cases) if slots is None else slots
+    sizes = [len(image) for case in cases for image in case.pixels]
+    K = patches or max(sizes, default=0)
+    made = Prompts(
+        tokens=np.full((B, P), 7, np.int32),
+        mask=np.zeros((B, P), bool),
+        positions=np.full((B, 3, P), 77, np.int32),
+        image_index=np.full((B, P), -1, np.int32),
+        patches=np.full((B, slot_count, K, config.vision.patch_dim), np.nan, np.float32),
+        patch_positions=np.full((B, slot_count, K, 2), 5, np.int32),
+        patch_mask=np.zeros((B, slot_count, K), bool),
+    )
+    for row, case in enumerate(cases):
+        count = len(case.tokens)
+        shown = case.tokens == IMAGE
+        made.tokens[row, :count] = case.tokens
+        made.mask[row, :count] = True
+        made.positions[row, :, :count] = mrope_positions(shown, case.grids)
+        index = [
+            slot * K // merge**2 + np.arange(rows * columns)
+            for slot, (rows, columns) in enumerate(case.grids)
+        ]
+        made.image_index[row, :count][shown] = np.concatenate([*index, []])
+        for slot, (pixels, (rows, columns)) in enumerate(zip(case.pixels, case.grids, strict=True)):
+            made.patches[row, slot, : len(pixels)] = pixels
+            made.patch_mask[row, slot, : len(pixels)] = True
+            made.patch_positions[row, slot, : len(pixels)] = patch_positions(
+                rows * merge, columns * merge, merge
+            )
+    return jax.tree.map(jnp.asarray, made)
+
+
+def close(actual, expected, tolerance, message=""):
+    np.testing.assert_allclose(
+        np.asarray(actual), np.asarray(expected), rtol=0, atol=tolerance, err_msg=message
+    )

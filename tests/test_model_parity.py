@@ -1,0 +1,197 @@
+"""The model computes what transformers computes: image features, every layer, logits."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen2VLConfig as PeerConfig
+from transformers import Qwen2VLForConditionalGeneration as Peer
+
+from othink_jax.checkpoint import hf
+from othink_jax.checkpoint.load import abstract_model
+from othink_jax.model.log_probs import completion_logp
+from othink_jax.model.qwen2_vl import merge
+from tests.model_cases import IMAGE, VOCAB, close, make_config, random_case, to_prompts
+
+TOLERANCE = 2e-5
+
+# Shape and, for each prompt of the batch, the images in it.
+SHAPES = {
+    "grouped-query, tied": (make_config(), [[(2, 3)], [], [(1, 1), (3, 1)]]),
+    "multi-head, untied": (
+        make_config(
+            heads=2, kv_heads=2, section=(1, 1, 2), depth=1, vision_depth=3, tied=False,
+            vision={"mlp_ratio": 4, "num_heads": 4},
+        ),
+        [[(4, 2)], [(1, 1)]],
+    ),
+    "multi-query, deep": (
+        make_config(heads=6, kv_heads=1, section=(2, 2, 2), depth=4, vision_depth=1),
+        [[], [(1, 5)], [(2, 2), (2, 2), (1, 3)]],
+    ),
+    "wide heads, large theta": (
+        make_config(
+            heads=2, kv_heads=1, section=(4, 6, 6), tied=False,
+            text={"rope_theta": 1_000_000.0, "rms_norm_eps": 1e-5, "intermediate_size": 80},
+        ),
+        [[(3, 4)], [(1, 2), (2, 1)], []],
+    ),
+    "patches of 14 pixels, windows of one": (
+        make_config(
+            heads=4, kv_heads=4, section=(2, 1, 1), depth=3,
+            vision={"patch_size": 14, "spatial_merge_size": 1, "embed_dim": 48, "num_heads": 4},
+        ),
+        [[(3, 3)], [(1, 1)]],
+    ),
+    "one frame, windows of nine": (
+        make_config(
+            heads=8, kv_heads=4, section=(1, 2, 1), vision_depth=1, tied=False,
+            vision={"temporal_patch_size": 1, "spatial_merge_size": 3, "num_heads": 1},
+        ),
+        [[(2, 1)], [(1, 1), (1, 2)]],
+    ),
+    "no image at all": (make_config(section=(4, 2, 2), depth=1), [[], []]),
+}  # fmt: skip
+
+
+def make_peer(config):
+    """transformers' model with random weights that give logits of order one."""
+    torch.manual_seed(0)
+    text = {name: getattr(config.text, name) for name in (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+        "num_attention_heads", "num_key_value_heads", "rms_norm_eps",
+    )}  # fmt: skip
+    text["rope_parameters"] = {
+        "rope_type": "default",
+        "rope_theta": config.text.rope_theta,
+        "mrope_section": list(config.text.mrope_section),
+    }
+    peer = Peer(
+        PeerConfig(
+            text_config=text,
+            vision_config=vars(config.vision),
+            image_token_id=config.image_token_id,
+            video_token_id=config.video_token_id,
+            vision_start_token_id=config.vision_start_token_id,
+            vision_end_token_id=config.vision_end_token_id,
+            tie_word_embeddings=config.tie_word_embeddings,
+            attn_implementation="eager",
+        )
+    ).eval()
+    for parameter in peer.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+        else:
+            torch.nn.init.normal_(parameter, mean=0.6, std=0.3)
+    return peer.requires_grad_(False)
+
+
+def run_peer(peer, config, case, completion=()):
+    """transformers' output for one prompt, with a completion after it."""
+    tokens = torch.tensor([[*case.tokens.tolist(), *completion]])
+    images = {}
+    if case.grids:
+        merge = config.vision.spatial_merge_size
+        images["pixel_values"] = torch.tensor(np.concatenate(case.pixels))
+        images["image_grid_thw"] = torch.tensor(
+            [[1, rows * merge, columns * merge] for rows, columns in case.grids]
+        )
+    return peer(
+        input_ids=tokens,
+        attention_mask=torch.ones_like(tokens),
+        mm_token_type_ids=(tokens == IMAGE).int(),
+        use_cache=True,
+        **images,
+    )
+
+
+@functools.cache
+def load_both(name, directory):
+    """The peer, and what we load of the files that it writes."""
+    config, _ = SHAPES[name]
+    peer = make_peer(config)
+    peer.save_pretrained(directory)
+    loaded = hf.load_config(directory)
+    assert loaded == config
+    graphdef, abstract = abstract_model(config, "float32", scan_layers=False)
+    params = hf.load_params(directory, config, dtype=jnp.float32)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, abstract)
+    return peer, graphdef, params
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("peers")
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("together", [False, True], ids=["alone", "batch"])
+def test_features_layers_and_logits_are_those_of_transformers(name, together, place):
+    config, layouts = SHAPES[name]
+    peer, graphdef, params = load_both(name, place / name)
+    rng = np.random.default_rng(1)
+    cases = [random_case(rng, config, grids) for grids in layouts]
+
+    @jax.jit
+    def run(params, prompts):
+        model = merge(graphdef, params)
+        hidden, prefix = model.prefill(prompts)
+        images = model.encode_images(prompts) if prompts.patches.shape[1] else None
+        return images, prefix, model.logits(hidden)
+
+    expected = [run_peer(peer, config, case) for case in cases]
+    # Alone, a prompt has no padding at all; in the batch, every kind of it.
+    widest = max(len(case.tokens) for case in cases)
+    batches = [cases] if together else [[case] for case in cases]
+    rows = []
+    for batch in batches:
+        prompts = to_prompts(config, batch, tokens=widest + 3 if together else None)
+        images, prefix, logits = run(params, prompts)
+        rows += [
+            jax.tree.map(lambda leaf, row=row: leaf[row], (prompts, images, prefix, logits))
+            for row in range(len(batch))
+        ]
+    for case, peers, (prompts, images, prefix, logits) in zip(cases, expected, rows, strict=True):
+        count = len(case.tokens)
+        if case.grids:
+            features = images[prompts.image_index[:count][case.tokens == IMAGE]]
+            seen = peer.model.visual(
+                torch.tensor(np.concatenate(case.pixels)),
+                grid_thw=torch.tensor(
+                    [
+                        [1, *(side * config.vision.spatial_merge_size for side in grid)]
+                        for grid in case.grids
+                    ]
+                ),
+            )
+            close(features, seen.pooler_output, TOLERANCE, "image features")
+        for number, layer in enumerate(peers.past_key_values.layers):
+            for kind in ("keys", "values"):
+                own = getattr(prefix, kind)[number][:count]
+                theirs = getattr(layer, kind)[0].transpose(0, 1)
+                close(own, theirs, TOLERANCE, f"{kind} of text layer {number}")
+        assert 0.3 < peers.logits.std() < 3
+        close(logits[:count], peers.logits[0], TOLERANCE, "logits")
+
+
+@pytest.mark.parametrize("name", ["grouped-query, tied", "wide heads, large theta"])
+def test_completion_log_probs_are_those_of_the_whole_text_in_transformers(name, place):
+    config, layouts = SHAPES[name]
+    peer, graphdef, params = load_both(name, place / name)
+    rng = np.random.default_rng(2)
+    cases = [random_case(rng, config, grids) for grids in layouts]
+    completions = rng.integers(0, VOCAB - 10, (len(cases), 3, 5)).astype(np.int32)
+    own = jax.jit(
+        lambda params, prompts: completion_logp(
+            merge(graphdef, params), prompts, jnp.asarray(completions), chunk=7
+        )
+    )(params, to_prompts(config, cases, tokens=40))
+    for row, case in enumerate(cases):
+        for number, completion in enumerate(completions[row]):
+            logits = run_peer(peer, config, case, completion.tolist()).logits[0]
+            logp = logits.log_softmax(dim=-1)[len(case.tokens) - 1 : -1]
+            theirs = logp[torch.arange(5), torch.tensor(completion)]
+            close(own[row, number], theirs, TOLERANCE)
