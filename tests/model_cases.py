@@ -148,6 +148,12 @@ def to_prompts(
 
 
 def close(actual, expected, tolerance, message=""):
+    """Equal within `tolerance`; nan equals nothing."""
     np.testing.assert_allclose(
-        np.asarray(actual), np.asarray(expected), rtol=0, atol=tolerance, err_msg=message
+        np.asarray(actual),
+        np.asarray(expected),
+        rtol=0,
+        atol=tolerance,
+        equal_nan=False,
+        err_msg=message,
     )

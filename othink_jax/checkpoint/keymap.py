@@ -44,7 +44,7 @@ def _norm(name: str, path: Path, width: int, *, bias: bool) -> Iterator[Entry]:
 
 def _vision(config: Qwen2VLConfig) -> Iterator[Entry]:
     v = config.vision
-    width, hidden = v.embed_dim, int(v.embed_dim * v.mlp_ratio)
+    width, hidden = v.embed_dim, v.embed_dim * v.mlp_ratio
     patch = (v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size)
     yield Entry(
         "visual.patch_embed.proj.weight", ("visual", "patch_embed", "kernel"), True, (width, *patch)

@@ -14,7 +14,7 @@ class VisionConfig:
     depth: int  # layers
     embed_dim: int  # width
     num_heads: int
-    mlp_ratio: float  # width of the MLP over the width of the tower
+    mlp_ratio: int  # width of the MLP over the width of the tower
     hidden_size: int  # width of what the merger puts out: that of the text tower
     in_channels: int = 3
     patch_size: int = 14  # pixels

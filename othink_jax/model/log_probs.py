@@ -23,11 +23,12 @@ def completion_logp(
       chunk: tokens whose logits exist at one time; the backward pass computes them again.
     """
     _, prefix = model.prefill(prompts)
-    later, _ = model.extend(completions[..., :-1], prefix)
-    first = jnp.broadcast_to(
-        prefix.last_hidden[:, None, None], (*later.shape[:2], 1, later.shape[-1])
-    )
-    hidden = jnp.concatenate([first, later], axis=2)
+    batch, group, length = completions.shape
+    last = prefix.last_hidden[:, None, None]
+    hidden = jnp.broadcast_to(last, (batch, group, 1, last.shape[-1]))
+    if length > 1:  # the last token predicts nothing
+        later, _ = model.extend(completions[..., :-1], prefix)
+        hidden = jnp.concatenate([hidden, later], axis=2)
     logp = token_logp(model, hidden.reshape(-1, hidden.shape[-1]), completions.reshape(-1), chunk)
     return logp.reshape(completions.shape)
 

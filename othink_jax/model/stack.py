@@ -19,7 +19,7 @@ def make_stack(
     """`depth` layers as an `nnx.List`, or one module whose parameters lead with the layer."""
     if not scan:
         return nnx.List([make(rngs) for _ in range(depth)])
-    return nnx.vmap(make, in_axes=0)(rngs.fork(split=depth))
+    return nnx.vmap(make, in_axes=0)(rngs.split(depth))
 
 
 def run_stack(

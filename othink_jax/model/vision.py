@@ -26,7 +26,7 @@ class VisionBlock(nnx.Module):
     """Pre-norm transformer layer; every patch sees all patches of its image."""
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, **dtypes: Any) -> None:
-        width, hidden = config.embed_dim, int(config.embed_dim * config.mlp_ratio)
+        width, hidden = config.embed_dim, config.embed_dim * config.mlp_ratio
         linear: Callable[..., nnx.Linear] = functools.partial(nnx.Linear, rngs=rngs, **dtypes)
         self.heads = config.num_heads
         self.norm1 = nnx.LayerNorm(width, epsilon=_EPS, rngs=rngs, **dtypes)
