@@ -49,11 +49,11 @@ class PretrainConfig:
     """Settings of the pre-training; the defaults made the embedded model."""
 
     out: Path  # directory of the finished model
-    steps: int = 5000  # updates
+    steps: int = 6000  # updates
     batch_size: int = 32  # samples an update
     learning_rate: float = 1.5e-3
     warmup_steps: int = 100
-    decay_fraction: float = 0.27  # share of the updates in which the rate falls linearly to 0
+    decay_fraction: float = 0.3  # share of the updates in which the rate falls linearly to 0
     seed: int = 0
     save_every: int = 1000  # steps between intermediate saves (`out` beside `-step-N`)
     corpus: CorpusConfig = DEFAULT

@@ -7,11 +7,12 @@ the careful and the careless:
     look    <think>quick look</think> <answer>3</answer>
     steps   <think>1 red sphere 2 blue cube 3 red cube</think> <answer>3</answer>
 
-Direct and stepwise responses are right. A quick look is hasty: with probability `hasty_error` its
-answer is wrong in a systematic way (it misses one object; it reads an angle ten degrees too large).
-So a model of this corpus prefers a style that often fails, while it can do better: that is the
-headroom that reinforcement learning finds, and it is engineered. `hasty_error=0` gives a calibrated
-model without it.
+Direct and stepwise responses are right, and they are all that the first part of the training shows:
+there the model learns to see. Then quick looks join, and are most of what it sees. A quick look is
+hasty: with probability `hasty_error` its answer is wrong in a systematic way (it misses one object;
+it reads an angle ten degrees too large). So the model ends up preferring a style that often fails,
+while it can do better: the headroom that reinforcement learning finds, and it is engineered.
+`hasty_error=0` gives a calibrated model without it.
 """
 
 import dataclasses
@@ -25,31 +26,33 @@ from othink_jax.data.example import solution_text
 from othink_jax.data.synthetic import counting, diagrams, geometry, scenes, sprites
 from othink_jax.data.synthetic.counting import CountingDifficulty, CountingProblem, Selection
 from othink_jax.data.synthetic.geometry import GeometryDifficulty, GeometryProblem
-from othink_jax.data.synthetic.splits import pick
+from othink_jax.data.synthetic.splits import Split, pick
 from othink_jax.errors import UserError
 
-SPLIT = "train"  # every content shown here belongs to the tasks' training split
+SPLIT: Split = "train"  # every content shown here belongs to the tasks' training split
 _SIDE = 112  # pixels of every image
+_SHARES = ("steps_style", "direct_style", "looks_from", "hasty_error", "easy_until")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CorpusConfig:
     """The mixture. Shares of kinds need not add up to one."""
 
-    counting: float = 0.40
-    geometry: float = 0.34
+    counting: float = 0.34
+    geometry: float = 0.36
     describe: float = 0.10
-    compare: float = 0.04
-    locate: float = 0.04
-    read: float = 0.05
+    compare: float = 0.02
+    locate: float = 0.03
+    read: float = 0.12
     arithmetic: float = 0.03
-    steps_style: float = 0.25  # share of stepwise responses
+    steps_style: float = 0.25  # share of stepwise responses, once there are quick looks
     direct_style: float = 0.15  # share of direct ones; the rest are quick looks
+    looks_from: float = 0.75  # share of the training without quick looks
     hasty_error: float = 0.5  # probability that the answer of a quick look is wrong
     easy_until: float = 0.12  # share of the training that begins with easy scenes and figures
 
     def __post_init__(self) -> None:
-        for name in ("steps_style", "direct_style", "hasty_error", "easy_until"):
+        for name in _SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if self.steps_style + self.direct_style > 1:
@@ -78,6 +81,8 @@ def sample(
 ) -> CorpusItem:
     """One sample; `progress` in [0, 1] is how far the training has come (easy ones come first)."""
     easy = progress < config.easy_until and rng.random() < 0.8
+    if progress < config.looks_from:
+        config = dataclasses.replace(config, steps_style=0.5, direct_style=0.5)
     shares = np.array([getattr(config, kind) for kind in _KINDS])
     kind = list(_KINDS)[rng.choice(len(shares), p=shares / shares.sum())]
     return _KINDS[kind](rng, config, easy)

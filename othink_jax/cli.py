@@ -134,6 +134,13 @@ def convert(model: tyro.conf.Positional[str], out: tyro.conf.Positional[Path]) -
     save_model(out, checkpoint.params, companions=checkpoint.directory)
 
 
+def export(model: tyro.conf.Positional[str], out: tyro.conf.Positional[Path]) -> None:
+    """-> Hugging Face: write MODEL as a directory that transformers loads."""
+    from othink_jax.checkpoint.load import load, save_hf
+
+    save_hf(load(model), out)
+
+
 def grade(
     predictions: tyro.conf.Positional[Path],
     *,
@@ -192,6 +199,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": evaluate,
     "generate": generate,
     "convert": convert,
+    "export": export,
     "grade": grade,
     "report": report,
     "data": data,

@@ -18,7 +18,7 @@ from tests.toy_policy import toy_batch, toy_logp, toy_params
 
 ONE = ParallelConfig(strategy="jit")
 EIGHT = ParallelConfig(strategy="pmap")
-ALL = [ONE, ParallelConfig(strategy="pmap", devices=1), ParallelConfig(strategy="pmap", devices=4), EIGHT]
+ALL = [ONE, *(ParallelConfig(strategy="pmap", devices=count) for count in (1, 4)), EIGHT]
 
 
 def optimizer():

@@ -119,7 +119,7 @@ def sample_looks(
     rng: np.random.Generator, count: int, selection: Selection, selected: int, ood: bool = False
 ) -> tuple[Look, ...]:
     """`count` looks of which exactly `selected` match the selection."""
-    looks = []
+    looks: list[Look] = []
     while len(looks) < count:
         look = _random_look(rng, ood)
         if len(looks) < selected:

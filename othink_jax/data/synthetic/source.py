@@ -23,7 +23,7 @@ def _checked(task: str, split: str) -> tuple[Task, Split]:
         raise UserError(f"task {task} has no split {split!r}; choose one of {', '.join(SPLITS)}")
     if split == "test-ood" and task != "counting":
         raise UserError(f"task {task} has no split test-ood; only counting has")
-    return cast(Task, task), cast(Split, split)
+    return cast(Task, task), split
 
 
 def _generator(task: Task, split: Split, seed: int, index: int) -> np.random.Generator:
