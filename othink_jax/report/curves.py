@@ -1,99 +1,201 @@
-"""Curves of a run as SVG."""
+"""Curves over training steps, drawn as SVG to be put into a page."""
 
+import dataclasses
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 from jaxtyping import Float
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-_COLOURS = ("#1f5fa8", "#c8552b", "#3a8a4d", "#7a4ba0")
-_STYLE: Any = {
-    "svg.fonttype": "none",  # text stays text: it can be selected, and takes the page's font
+_BLUE, _ORANGE, _GREY = "#2b5c8a", "#c2661f", "#6b7280"
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text: small, searchable, in the page's own font
     "font.family": "sans-serif",
     "font.size": 9,
+    "axes.edgecolor": "#c9ced6",
+    "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "axes.edgecolor": "#888888",
+    "axes.titlesize": 9,
+    "axes.titlecolor": "#374151",
+    "xtick.color": "#c9ced6",
+    "ytick.color": "#c9ced6",
+    "xtick.labelcolor": _GREY,
+    "ytick.labelcolor": _GREY,
+    "axes.labelcolor": _GREY,
+    "grid.color": "#eceef1",
     "legend.frameon": False,
+    "legend.fontsize": 8.5,
 }
 
 
-def smoothed(values: Sequence[float]) -> Float[np.ndarray, " steps"]:
-    """Mean over a window of a tenth of the run, centred, cut at its ends."""
-    array = np.asarray(values, float)
-    half = max(1, len(array) // 20)
-    return np.array(
-        [array[max(0, i - half) : i + half + 1].mean() for i in range(len(array))], float
-    )
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """One metric of a panel."""
+
+    metric: str  # its name in metrics.jsonl
+    label: str = ""  # for the legend, where a panel has several
+    exact: bool = False  # a setting, not a measurement: drawn as it is, without smoothing
 
 
-def _draw(axes: Axes, metrics: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> None:
-    for colour, (name, label) in zip(_COLOURS, names.items(), strict=False):
-        rows = [(row["step"], row[name]) for row in metrics if name in row]
-        if rows:
-            steps, values = zip(*rows, strict=True)
-            axes.plot(steps, values, ".", color=colour, alpha=0.25, markersize=3)
-            axes.plot(steps, smoothed(values), color=colour, label=label, linewidth=1.6)
-    if len(names) > 1:
-        axes.legend(loc="best", fontsize=8)
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One pair of axes."""
+
+    title: str  # the quantity and its unit
+    series: tuple[Series, ...]
+    share: bool = False  # a share, shown from 0 to 1
 
 
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """One figure: panels under one another over the same steps."""
+
+    name: str  # unique in a page; a word for ids
+    title: str
+    caption: str
+    panels: tuple[Panel, ...]
 
 
-def curve(metrics: Sequence[Mapping[str, Any]], names: Mapping[str, str], unit: str) -> str:
-    """One panel: raw points light, smoothed lines over them.
+CURVES = (
+    Curve(
+        "reward",
+        "Reward",
+        "Mean over the completions of a step, and the two parts it is made of (Eq. 1).",
+        (
+            Panel("reward", (Series("reward"),)),
+            Panel(
+                "parts",
+                (Series("reward_accuracy", "accuracy"), Series("reward_format", "format")),
+                share=True,
+            ),
+        ),
+    ),
+    Curve(
+        "kl",
+        "KL divergence and its weight",
+        "KL to the starting model (k3, Eq. 5) above the weight β that the update used (Eq. 3).",
+        (
+            Panel("KL, nats per token", (Series("kl"),)),
+            Panel("weight β", (Series("beta", exact=True),)),
+        ),
+    ),
+    Curve(
+        "length",
+        "Completion length",
+        "Mean length, and the share of completions that the length limit cut.",
+        (
+            Panel("length, tokens", (Series("completion_length"),)),
+            Panel("truncated share", (Series("truncated_share"),), share=True),
+        ),
+    ),
+    Curve(
+        "groups",
+        "Signal within groups",
+        "Standard deviation of rewards within a group, and the share of groups whose rewards are"
+        " all equal: they teach nothing.",
+        (
+            Panel("standard deviation of reward", (Series("group_std"),)),
+            Panel("share of groups without signal", (Series("no_signal_share"),), share=True),
+        ),
+    ),
+    Curve(
+        "entropy",
+        "Entropy and gradient",
+        "Mean entropy of the next-token distribution, and the global gradient norm before the"
+        " clip.",
+        (
+            Panel("entropy, nats per token", (Series("entropy"),)),
+            Panel("gradient norm", (Series("grad_norm"),)),
+        ),
+    ),
+    Curve(
+        "speed",
+        "Learning rate and speed",
+        "Learning rate of the update, and completion tokens made per second of a whole step.",
+        (
+            Panel("learning rate", (Series("learning_rate", exact=True),)),
+            Panel("tokens per second", (Series("tokens_per_second"),)),
+        ),
+    ),
+)
+
+
+def smoothing_window(steps: int) -> int:
+    """Width of the moving average, in steps: odd, about a tenth of the run; 1 leaves it alone."""
+    return 1 if steps < 10 else steps // 20 * 2 + 1
+
+
+def smooth(values: Float[np.ndarray, " n"], window: int) -> Float[np.ndarray, " n"]:
+    """Centred moving average over `window` values (odd), fewer at the ends; nan is left out."""
+    known = np.isfinite(values)
+    # full, then cut: mode "same" returns as many values as the longer of the two has.
+    half = window // 2
+    cut = slice(half, half + len(values))
+    sums = np.convolve(np.where(known, values, 0.0), np.ones(window))[cut]
+    counts = np.convolve(known.astype(float), np.ones(window))[cut]
+    return np.where(counts > 0, sums / np.maximum(counts, 1.0), np.nan)
+
+
+def _values(rows: Sequence[Mapping[str, Any]], metric: str) -> Float[np.ndarray, " n"]:
+    found = [row.get(metric) for row in rows]
+    numbers = [value if isinstance(value, int | float) else np.nan for value in found]
+    return np.array(numbers, dtype=np.float64)
+
+
+def _draw_panel(axes: Axes, panel: Panel, rows: Sequence[Mapping[str, Any]]) -> None:
+    axes.set_title(panel.title, loc="left")
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    steps = _values(rows, "step")
+    marker = "o" if len(rows) == 1 else None
+    drawn = False
+    for series, colour in zip(panel.series, (_BLUE, _ORANGE), strict=False):
+        values = _values(rows, series.metric)
+        if not np.isfinite(values).any():
+            continue
+        drawn = True
+        if not series.exact:
+            axes.plot(steps, values, ".", color=colour, alpha=0.22, markersize=4, mew=0)
+            values = smooth(values, smoothing_window(len(rows)))
+        axes.plot(steps, values, color=colour, linewidth=1.6, marker=marker, label=series.label)
+    if not drawn:
+        axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color=_GREY)
+        axes.set_yticks([])
+        return
+    if panel.share:
+        axes.set_ylim(-0.04, 1.04)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+    if len(panel.series) > 1:
+        axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 0.98), borderpad=0)
+
+
+def draw(curve: Curve, rows: Sequence[Mapping[str, Any]]) -> str:
+    """One figure as an `<svg>` element, whose ids clash with those of no other curve's.
 
     Args:
-      metrics: rows with `step` and the named entries.
-      names: entry -> label.
-      unit: of the vertical axis.
+        curve: what to draw.
+        rows: of metrics.jsonl, at least one; a metric that no row has is said to be missing.
     """
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(5.2, 2.7))
-        axes = figure.add_subplot()
-        _draw(axes, metrics, names)
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": curve.name}):
+        figure = Figure(figsize=(5.2, 3.7), layout="constrained")
+        for axes, panel in zip(
+            figure.subplots(len(curve.panels), 1, sharex=True), curve.panels, strict=True
+        ):
+            _draw_panel(axes, panel, rows)
+            axes.tick_params(length=3)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axes.set_xlabel("step")
-        axes.set_ylabel(unit)
-        return _svg(figure)
-
-
-def kl_and_beta(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """KL above, its weight below, on one time axis."""
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(5.2, 3.6))
-        upper, lower = figure.subplots(2, 1, sharex=True)
-        _draw(upper, metrics, {"kl": "KL"})
-        upper.set_ylabel("KL (nats per token)")
-        lower.plot(
-            [row["step"] for row in metrics], [row["beta"] for row in metrics], color=_COLOURS[1]
-        )
-        lower.set_ylabel("beta")
-        lower.set_xlabel("step")
-        return _svg(figure)
-
-
-def intervals(evaluations: Sequence[Mapping[str, Any]]) -> str:
-    """Accuracy of each evaluation as a dot with its 95% interval."""
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(5.2, 0.5 + 0.42 * len(evaluations)))
-        axes = figure.add_subplot()
-        for row, result in enumerate(reversed(evaluations)):
-            colour = _COLOURS[0] if result["stage"] == "after" else "#888888"
-            axes.plot(result["interval"], [row, row], color=colour, linewidth=2)
-            axes.plot(result["accuracy"], row, "o", color=colour)
-        labels = [f"{r['task'] or r['dataset']}, {r['stage'] or r['split']}" for r in evaluations]
-        axes.set_yticks(range(len(evaluations)), labels[::-1])
-        axes.set_xlim(0, 1)
-        axes.set_xlabel("accuracy")
-        return _svg(figure)
+        buffer = io.StringIO()
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+    svg = buffer.getvalue()
+    # An HTML page wants neither the XML declaration nor the same id twice.
+    svg = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{curve.name}-", svg[svg.index("<svg") :])
+    return svg.replace("<svg", f'<svg role="img" aria-label="{curve.title}"', 1)

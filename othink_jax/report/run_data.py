@@ -1,83 +1,162 @@
-"""What a run directory holds, read for the report; whatever is missing is empty."""
+"""What a run directory holds, read for the page: nothing here changes a run.
+
+A run may be unfinished, killed in the middle of a line, or without evaluations or samples. What is
+missing or unreadable becomes a note on the page; only a directory that is no run at all is an error.
+"""
 
 import base64
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from othink_jax.config import GRPOConfig, from_dict
 from othink_jax.errors import UserError
 
-_SHOWN_COMPLETIONS = 4  # of each stored prompt
+# What `write_samples` of a run writes; the page shows nothing else.
+_IMAGE_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleStep:
+    """Completions stored at one step, one row a prompt; see `RunDirectory.write_samples`."""
+
+    step: int
+    rows: list[dict[str, Any]]
+    images: dict[str, str | None]  # file name -> data URI; None where the file cannot be shown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunData:
-    """A run, as far as it is there."""
+    """A run, as far as it went."""
 
-    name: str
+    path: Path
     record: dict[str, Any]  # config.json
+    config: GRPOConfig
     metrics: list[dict[str, Any]]  # one row a step, in order
-    samples: list[dict[str, Any]]  # rows of the first and of the last stored step
-    evaluations: list[dict[str, Any]]  # contents of result.json, those before training first
+    evaluations: list[dict[str, Any]]  # contents of result.json, with the folder as `name`
+    samples: list[SampleStep]  # the earliest and the latest stored step; one if there is one only
+    notes: list[str]  # what is missing or could not be read, a sentence each
 
     @property
-    def config(self) -> dict[str, Any]:
-        return self.record["config"]
+    def seconds(self) -> float:
+        """Wall time of the recorded steps. `elapsed` starts again at 0 when a run is resumed."""
+        total = last = 0.0
+        for row in self.metrics:
+            elapsed = row.get("elapsed", last)
+            total += elapsed if elapsed < last else elapsed - last
+            last = elapsed
+        return total
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a JSONL file; a last line that an interruption cut short is left out."""
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                yield json.loads(line)
-            except ValueError:
-                return
-
-
-def _image(path: Path) -> str | None:
-    """A PNG as a data URI."""
+def _read_record(run: Path) -> tuple[dict[str, Any], GRPOConfig]:
+    """config.json and the settings in it; UserError if there is no GRPO run here."""
+    path = run / "config.json"
     if not path.is_file():
+        raise UserError(f"{run} is not a run directory: it has no config.json")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        kind = record["kind"]
+        if kind != "grpo":
+            raise UserError(f"{run} is a run of kind {kind!r}; a report is made of grpo runs")
+        return record, from_dict(GRPOConfig, record["config"])
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} does not hold the settings of a run") from error
+
+
+def _read_rows(path: Path, key: str) -> tuple[list[dict[str, Any]], int]:
+    """The objects of a JSONL file that have `key`, and how many other lines there are."""
+    rows, unreadable = [], 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and key in row:
+            rows.append(row)
+        else:
+            unreadable += 1
+    return rows, unreadable
+
+
+def _read_metrics(run: Path, notes: list[str]) -> list[dict[str, Any]]:
+    path = run / "metrics.jsonl"
+    rows, unreadable = _read_rows(path, "step") if path.is_file() else ([], 0)
+    if not rows:
+        notes.append("No step has been recorded yet, so there are no curves.")
+    if unreadable:
+        lines = "line" if unreadable == 1 else "lines"
+        notes.append(
+            f"{unreadable} unreadable {lines} of metrics.jsonl left out: the run was probably"
+            " killed while writing."
+        )
+    return rows
+
+
+def _read_evaluations(run: Path, notes: list[str]) -> list[dict[str, Any]]:
+    results = []
+    for path in sorted((run / "evaluations").glob("*/result.json")):
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            results.append({**result, "name": path.parent.name})
+        except (ValueError, TypeError):
+            notes.append(f"evaluations/{path.parent.name}/result.json is unreadable and left out.")
+    if not results:
+        notes.append("This run holds no evaluation, so there is no accuracy before and after.")
+    return results
+
+
+def _data_uri(path: Path) -> str | None:
+    media_type = _IMAGE_TYPES.get(path.suffix.lower())
+    if media_type is None or not path.is_file():
         return None
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    return f"data:{media_type};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
 
 
-def _samples(directory: Path) -> list[dict[str, Any]]:
-    files = sorted(directory.glob("step_*.jsonl"))
-    chosen = files if len(files) < 2 else [files[0], files[-1]]
+def _read_samples(run: Path, notes: list[str]) -> list[SampleStep]:
+    """The earliest and the latest stored step that can be read."""
+    folder, steps = run / "samples", []
+    files = sorted(folder.glob("step_*.jsonl"))
+    for path in files:
+        rows, unreadable = _read_rows(path, "completions")
+        if unreadable:
+            notes.append(f"{unreadable} unreadable line(s) of samples/{path.name} left out.")
+        if rows:
+            steps.append(rows)
+    if not steps:
+        notes.append("No sample completions are stored.")
+    ends = steps[:1] + steps[1:][-1:]
     return [
-        {
-            **row,
-            "pictures": [_image(directory / name) for name in row["images"]],
-            "shown": row["completions"][:_SHOWN_COMPLETIONS],
-        }
-        for file in chosen
-        for row in _rows(file)
+        SampleStep(
+            step=rows[0]["step"],
+            rows=rows,
+            # `.name`: a name in a file must not reach out of the folder it stands in.
+            images={
+                name: _data_uri(folder / Path(name).name) for row in rows for name in row["images"]
+            },
+        )
+        for rows in ends
     ]
 
 
 def read_run(run: Path) -> RunData:
-    """Read a run directory.
-
-    Raises:
-        UserError: it is not the directory of a run.
-    """
-    try:
-        record = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(f"{run} is not a run directory: it has no readable config.json") from None
-    if "kind" not in record or "config" not in record:
-        raise UserError(f"{run} is not a run directory: its config.json is that of something else")
-    by_step = {row["step"]: row for row in _rows(run / "metrics.jsonl")}
-    results = [json.loads(path.read_text()) for path in run.glob("evaluations/*/result.json")]
+    """Read a run directory; raises UserError if it is none."""
+    record, config = _read_record(run)
+    notes: list[str] = []
+    metrics = _read_metrics(run, notes)
+    if metrics and metrics[-1]["step"] < record["total_steps"]:
+        notes.append(
+            f"The run stands at step {metrics[-1]['step']} of {record['total_steps']}: it was"
+            " interrupted or is still going."
+        )
     return RunData(
-        name=run.resolve().name,
+        path=run,
         record=record,
-        metrics=[by_step[step] for step in sorted(by_step)],
-        samples=_samples(run / "samples"),
-        evaluations=sorted(
-            results, key=lambda r: (r["task"] or r["dataset"], r["stage"] != "before")
-        ),
+        config=config,
+        metrics=metrics,
+        evaluations=_read_evaluations(run, notes),
+        samples=_read_samples(run, notes),
+        notes=notes,
     )
