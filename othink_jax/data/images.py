@@ -1,9 +1,9 @@
 """Images to patches, as Qwen2-VL's image processor makes them, in numpy and PIL."""
 
 import dataclasses
+import io
 import math
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,7 +14,7 @@ from othink_jax.errors import UserError
 _MAX_ASPECT_RATIO = 200  # of the processor in transformers
 
 
-def open_image(file: Path | IO[bytes]) -> Image.Image:
+def open_image(file: Path | io.BytesIO) -> Image.Image:
     """Read an image whole: upright, as its EXIF orientation says, and in RGB.
 
     Raises:
