@@ -17,9 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.flax import save_file
 
 from othink_jax.checkpoint.keymap import Entry, entries, hub_name
+from othink_jax.data.processor_files import read_json
 from othink_jax.errors import UserError
 from othink_jax.model.config import Qwen2VLConfig
-from othink_jax.model.stack import stack_layers
+from othink_jax.model.stack import stack_layers, unstack_layers
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -47,16 +48,6 @@ def resolve(model: str | Path) -> Path:
         ) from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a model directory; raises UserError if it is absent or broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} has no {path.name}: it is not a model directory") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-
-
 def load_config(directory: Path) -> Qwen2VLConfig:
     """The model's shape from config.json."""
     return Qwen2VLConfig.from_hf(read_json(directory / "config.json"))
@@ -64,7 +55,10 @@ def load_config(directory: Path) -> Qwen2VLConfig:
 
 def _weight_files(directory: Path) -> list[Path]:
     if (directory / _INDEX).is_file():
-        names = sorted(set(read_json(directory / _INDEX)["weight_map"].values()))
+        weight_map = read_json(directory / _INDEX).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise UserError(f"{directory / _INDEX} has no weight_map")
+        names = sorted(set(weight_map.values()))
     elif (directory / _SINGLE).is_file():
         names = [_SINGLE]
     elif list(directory.glob("*.bin")):
@@ -100,28 +94,31 @@ def load_params(
       UserError: a tensor is missing, unknown or of another shape (all of them are listed), a file
         is damaged, or there are no safetensors.
     """
-    wanted = {entry.name: entry for entry in entries(config)}
+    absent = {entry.name: entry for entry in entries(config)}
     found: dict[Entry, jax.Array] = {}
     faults = []
     for name, tensor in _tensors(_weight_files(directory)):
-        entry = wanted.get(name)
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue  # some files hold the tied head a second time
+        entry = absent.pop(name, None)
         if entry is None:
             faults.append(f"unknown {name}")
         elif tensor.shape != entry.hub_shape:
             faults.append(f"{name} is {tensor.shape}, not {entry.hub_shape}")
         else:
             found[entry] = jnp.asarray(entry.from_hub(tensor), dtype)
-    seen = {entry.name for entry in found}
-    faults += [f"missing {name}" for name in wanted if name not in seen and name not in str(faults)]
+    faults += [f"missing {name}" for name in absent]
     if faults:
         raise UserError(f"{directory} does not fit its config.json: {'; '.join(faults)}")
     params = _nested(found)
-    if scan_layers:
-        for tower in params.values():
-            tower["layers"] = stack_layers(tower["layers"])
-    return params
+    return scanned(params) if scan_layers else params
+
+
+def scanned(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of a model with unrolled layers as those of the same model scanning them."""
+    return {
+        name: tower | {"layers": stack_layers(tower["layers"])} for name, tower in params.items()
+    }
 
 
 def _nested(found: dict[Entry, Any]) -> dict[str, Any]:
@@ -146,9 +143,12 @@ def copy_companions(source: Path, target: Path) -> None:
 def save(directory: Path, config: Qwen2VLConfig, params: Any) -> None:
     """Write config.json and model.safetensors, names and shapes as on the hub; the dtype is kept.
 
-    `params` are those of unrolled layers. Each file appears whole or not at all.
+    `params` are those of unrolled or of scanned layers. Each file appears whole or not at all.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    params = {
+        name: tower | {"layers": unstack_layers(tower["layers"])} for name, tower in params.items()
+    }
     tensors = {}
     for entry in entries(config):
         leaf = params

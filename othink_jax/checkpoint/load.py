@@ -66,13 +66,17 @@ def load(
     if run is not None:
         directory = run / store.RUN_REFERENCE
     config = hf.load_config(directory)
-    graphdef, abstract = abstract_model(config, dtype, scan_layers=scan_layers)
+    graphdef, _ = abstract_model(config, dtype, scan_layers=scan_layers)
+    # What is stored is unrolled, in every kind of directory.
+    _, unrolled = abstract_model(config, dtype, scan_layers=False)
     if run is not None:
-        params = store.load_run_params(run, abstract)
+        params = store.load_run_params(run, unrolled)
     elif (directory / store.PARAMS).is_dir():
-        params = store.load_params(directory, abstract)
+        params = store.load_params(directory, unrolled)
     else:
-        params = hf.load_params(directory, config, dtype=jnp.dtype(dtype), scan_layers=scan_layers)
+        params = hf.load_params(directory, config, dtype=jnp.dtype(dtype))
+    if scan_layers:
+        params = hf.scanned(params)
     processor = Processor.from_pretrained(directory, min_pixels=min_pixels, max_pixels=max_pixels)
     if processor.image_token_id != config.image_token_id:
         raise UserError(

@@ -1,6 +1,8 @@
 """Orbax checkpoints: the state of a training run, and a model by itself."""
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,23 +89,38 @@ def save_model(directory: Path, params: Any, *, companions: Path) -> None:
 
 
 def load_params(directory: Path, like: Any) -> Any:
-    """Parameters of a model directory, in the structure, shapes and dtypes of `like`."""
+    """Parameters of a model directory, in the structure, shapes and dtypes of `like`.
+
+    Raises:
+      UserError: they are damaged or of another structure or shape.
+    """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _as_user_error(directory), ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(directory.absolute() / PARAMS, abstract)
+
+
+@contextlib.contextmanager
+def _as_user_error(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError, KeyError) as error:  # what Orbax raises, by the kind of damage
+        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        raise UserError(
+            f"{directory} holds no parameters that fit its config.json: {reason}"
+        ) from error
 
 
 def load_run_params(run: Path, like: Any) -> Any:
     """Parameters of a run's last checkpoint, in the structure, shapes and dtypes of `like`.
 
-    Before the first checkpoint they are those of the reference.
+    Before the first checkpoint they are those of the reference. Raises as `load_params` does.
     """
     steps = ocp.utils.checkpoint_steps(run / RUN_CHECKPOINTS)
     if not steps:
         return load_params(run / RUN_REFERENCE, like)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     state = run.absolute() / RUN_CHECKPOINTS / str(max(steps)) / "state"
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _as_user_error(run), ocp.PyTreeCheckpointer() as checkpointer:
         return checkpointer.restore(
             state, args=ocp.args.PyTreeRestore(item={"params": abstract}, partial_restore=True)
         )["params"]

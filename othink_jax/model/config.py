@@ -85,16 +85,19 @@ class Qwen2VLConfig:
                 ),
                 # transformers 5 keeps the flag at the top; older nested files, with the text.
                 tie_word_embeddings=bool(
-                    config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
+                    config.get("tie_word_embeddings") or text.get("tie_word_embeddings")
                 ),
                 **{name: config[name] for name in _TOKEN_NAMES},
             )
         except (KeyError, TypeError) as error:
             raise UserError(f"config.json lacks an entry of Qwen2-VL: {error}") from error
-        made._check(text, vision)
+        made._check_features(text, vision, rope)
+        made._check_sizes()
         return made
 
-    def _check(self, text: Mapping[str, Any], vision: Mapping[str, Any]) -> None:
+    def _check_features(
+        self, text: Mapping[str, Any], vision: Mapping[str, Any], rope: Mapping[str, Any]
+    ) -> None:
         if text.get("use_sliding_window"):
             raise UserError("config.json asks for sliding-window attention, which is not supported")
         for tower, wanted in ((text, "silu"), (vision, "quick_gelu")):
@@ -102,11 +105,33 @@ class Qwen2VLConfig:
                 raise UserError(
                     f"config.json: hidden_act {tower['hidden_act']!r} is not {wanted!r}"
                 )
-        if 2 * sum(self.text.mrope_section) != self.text.head_dim:
-            raise UserError(
-                f"config.json: mrope_section {self.text.mrope_section} does not add up to half the"
-                f" head dimension {self.text.head_dim}"
-            )
+        # Before "rope_type" the key was "type"; the hub calls plain M-RoPE "mrope".
+        for kind in (rope.get("type"), rope.get("rope_type")):
+            if kind not in (None, "default", "mrope"):
+                raise UserError(f"config.json: positions of type {kind!r} are not supported")
+
+    def _check_sizes(self) -> None:
+        text, vision = self.text, self.vision
+        faults = {
+            "hidden_size is not a multiple of num_attention_heads": (
+                text.hidden_size % text.num_attention_heads
+            ),
+            "num_attention_heads is not a multiple of num_key_value_heads": (
+                text.num_attention_heads % text.num_key_value_heads
+            ),
+            f"mrope_section {text.mrope_section} does not add up to half the head dimension"
+            f" {text.head_dim}": 2 * sum(text.mrope_section) != text.head_dim,
+            # A quarter of a head's numbers turn with the row, as many with the column, in pairs.
+            "vision: embed_dim is not a multiple of 4 * num_heads": (
+                vision.embed_dim % (4 * vision.num_heads)
+            ),
+            f"vision: hidden_size {vision.hidden_size} is not the text's {text.hidden_size}": (
+                vision.hidden_size != text.hidden_size
+            ),
+        }
+        found = [fault for fault, wrong in faults.items() if wrong]
+        if found:
+            raise UserError(f"config.json: {'; '.join(found)}")
 
     def to_hf(self) -> dict[str, Any]:
         """The hub's flat layout, which transformers loads too."""

@@ -62,3 +62,11 @@ def stack_layers(layers: dict[Any, Any]) -> dict[Any, Any]:
     """Parameters of an unrolled stack (keyed by layer number) as those of a scanned one."""
     rows = [layers[number] for number in sorted(layers)]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+
+
+def unstack_layers(layers: dict[Any, Any]) -> dict[Any, Any]:
+    """Parameters of a scanned stack as those of an unrolled one; of an unrolled one as they are."""
+    if 0 in layers:
+        return layers
+    depth = jax.tree.leaves(layers)[0].shape[0]
+    return {i: jax.tree.map(operator.itemgetter(i), layers) for i in range(depth)}
