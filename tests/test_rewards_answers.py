@@ -1,5 +1,6 @@
 """Tags, the format reward, and the reading of a final answer."""
 
+import re
 import subprocess
 import sys
 from fractions import Fraction
@@ -62,6 +63,17 @@ def test_extracts_the_last_closed_answer(text: str, answer: str | None) -> None:
 )
 def test_format_is_right_only_as_asked_for(text: str, reward: float) -> None:
     assert format_reward(text) == reward
+
+
+gap = st.sampled_from(["", " ", "\n", "x", "<think>", "</think>", "<answer>", "</answer>"])
+
+
+@given(st.builds("{}<think>{}</think>{}<answer>{}</answer>{}".format, *[gap] * 5) | tag_soup)
+def test_format_is_r1v_pattern_but_for_white_space_around_and_repeated_tags(text: str) -> None:
+    once = all(text.count(tag) == 1 for tag in ("<think>", "</think>", "<answer>", "</answer>"))
+    pattern = r"<think>.*?</think>\s*<answer>.*?</answer>"
+    matched = re.fullmatch(pattern, text.strip(), re.DOTALL) is not None
+    assert format_reward(text) == float(matched and once)
 
 
 @given(any_text | tag_soup)

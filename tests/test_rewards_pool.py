@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+import math_verify.errors
 import pytest
 
 from othink_jax.rewards import Grade, GradingPool, grade, pool
@@ -94,6 +95,9 @@ def scripted_verdict(text: str, gold: str, grader: str) -> bool:
         with pytest.raises(MemoryError):
             bytearray(2 << 30)
         return bool(bytearray(100 << 20))
+    for error in (math_verify.errors.TimeoutException, SystemExit, KeyboardInterrupt):
+        if error.__name__ in text:
+            raise error
     return "right" in text
 
 
@@ -107,6 +111,15 @@ def test_each_way_to_fail_is_counted_and_harms_no_other(monkeypatch: pytest.Monk
             assert [result.ungradable for result in grades] == [
                 text in ("sleep", "crash", "memory", "loop in C") for text in texts
             ]
+
+
+def test_what_is_no_exception_stays_in_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Raised again in the parent, these would end a training run, or look like the user's Ctrl-C.
+    monkeypatch.setattr(pool, "symbolic_verdict", scripted_verdict)
+    texts = ["right", "TimeoutException", "SystemExit", "right", "KeyboardInterrupt", "right"]
+    with GradingPool("r1v", task="geometry") as scripted:
+        grades = scripted.grade_all(texts, ["1"] * len(texts))
+    assert grades == [RIGHT if text == "right" else UNGRADABLE for text in texts]
 
 
 def test_memory_is_limited_and_enough(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +139,15 @@ def test_workers_start_only_when_needed_and_are_gone_after() -> None:
         assert len(workers) == 2
     assert set(multiprocessing.active_children()) == before
     assert not any(worker.is_alive() for worker in workers)
+
+
+def test_a_pool_that_was_left_starts_no_worker() -> None:
+    before = set(multiprocessing.active_children())
+    with GradingPool("strict") as left:
+        pass
+    with pytest.raises(RuntimeError, match="was left"):
+        left.grade_all([tagged("\\sqrt{25}")], ["5"])
+    assert set(multiprocessing.active_children()) == before
 
 
 def test_a_pool_whose_workers_all_died_starts_again(strict_pool: GradingPool) -> None:

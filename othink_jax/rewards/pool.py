@@ -73,6 +73,7 @@ class GradingPool:
         self._workers = workers
         self._pool: pebble.ProcessPool | None = None
         self._lock = threading.Lock()
+        self._left = False
 
     def __enter__(self) -> "GradingPool":
         return self
@@ -84,6 +85,7 @@ class GradingPool:
         trace: TracebackType | None,
     ) -> None:
         with self._lock:
+            self._left = True
             self._stop()
 
     def grade_all(self, texts: Sequence[str], golds: Sequence[str]) -> list[Grade]:
@@ -99,7 +101,7 @@ class GradingPool:
 
         Raises:
           ValueError: the lengths differ.
-          RuntimeError: no worker can be started.
+          RuntimeError: no worker can be started, or one is needed after the context was left.
         """
         verdicts = [
             quick_verdict(text, gold, self._grader, self._task)
@@ -154,6 +156,9 @@ class GradingPool:
     def _live_pool(self) -> pebble.ProcessPool:
         """The pool of workers, started if there is none or if it broke."""
         with self._lock:
+            # Another thread may still be grading: nobody would stop workers that it starts now.
+            if self._left:
+                raise RuntimeError("the grading pool was left; grade inside its `with` block")
             if self._pool is None or not self._pool.active:
                 self._stop()
                 self._pool = pebble.ProcessPool(
@@ -191,12 +196,17 @@ def _wait(workers: pebble.ProcessPool, future: pebble.ProcessFuture) -> bool | N
         if not workers.active:
             raise _PoolBroke
         concurrent.futures.wait([future], timeout=0.5)
+    # Asked for, not raised: math-verify's TimeoutException is a BaseException, and a SystemExit or
+    # KeyboardInterrupt out of a worker would end the training run.
     try:
-        verdict: bool | None = future.result()
-    except (concurrent.futures.TimeoutError, pebble.ProcessExpired, MemoryError):
-        return None
-    except (BrokenProcessPool, concurrent.futures.CancelledError) as error:
+        error = future.exception()
+    except concurrent.futures.CancelledError as cancelled:
+        raise _PoolBroke from cancelled
+    if isinstance(error, BrokenProcessPool):
         raise _PoolBroke from error
+    if error is not None:
+        return None
+    verdict: bool | None = future.result()
     return verdict
 
 
@@ -213,6 +223,8 @@ def _prepare_worker() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
+    # math-verify builds its parser on first use, a hundred times the cost of an ordinary verdict.
+    symbolic_verdict("<answer>\\sqrt{4}</answer>", "2", "strict")
     if sys.platform == "linux":
         import resource
 

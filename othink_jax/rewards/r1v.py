@@ -5,6 +5,9 @@ a second answer goes unnoticed. Geometry parses the whole completion instead of 
 in the reasoning can win over the one in the tag, ground truths with a root or pi lose it (`8√{3}`
 becomes 8) or do not parse at all, and the two sides of the comparison are swapped.
 
+These are the verdicts of its evaluation. Its training reward differs: it grades counting as
+geometry is graded here, and takes equal texts for right where algebra says no.
+
 The verdicts on geometry are those of the installed math-verify; R1-V did not pin its version.
 """
 
