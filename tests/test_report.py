@@ -1,144 +1,368 @@
-"""The page of a run: whole, self-contained, safe, and honest about what is missing."""
+"""The page of a run: what it shows, what it does without, and what it never lets through."""
 
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from othink_jax.config import DataConfig, GRPOConfig, to_dict
+from othink_jax.config import DataConfig, GRPOConfig, KLConfig, to_dict
 from othink_jax.errors import UserError
 from othink_jax.report import write_report
-from othink_jax.report.curves import smoothed
+from othink_jax.report.comparison import compare, difference
+from othink_jax.report.curves import smooth, smoothing_window
+from othink_jax.statistics import wilson_interval
 
-HOSTILE = '<script>alert("x")</script></style><img src=x onerror=y>'
-
-
-def metrics_row(step: int) -> dict:
-    names = ("reward", "reward_accuracy", "reward_format", "kl", "beta", "completion_length")
-    names += ("entropy", "group_std", "no_signal_share", "grad_norm", "truncated_share", "elapsed")
-    return {"step": step, **{name: step / 10 for name in names}}
+VERSIONS = {"othink_jax": "0.1.0", "jax": "0.10.2", "flax": "0.12.8"}
 
 
-def write_run(run, *, steps=5, samples=True, evaluations=True, tail=""):
+def metric_rows(steps: int) -> list[dict]:
+    """Rows as the loop writes them: noisy, and rising as a run that works does."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for step in range(1, steps + 1):
+        done = step / steps
+        accuracy = float(np.clip(0.35 + 0.45 * (1 - np.exp(-4 * done)) + rng.normal(0, 0.06), 0, 1))
+        form = float(np.clip(0.7 + 0.3 * (1 - np.exp(-8 * done)) + rng.normal(0, 0.03), 0, 1))
+        beta = 0.07 - 0.1 * done if done <= 0.3 else 0.04 + 0.06 * (done - 0.3) / 0.7
+        rows.append(
+            {
+                "step": step,
+                "reward": accuracy + form,
+                "reward_std": 0.6,
+                "reward_accuracy": accuracy,
+                "reward_format": form,
+                "group_std": float(0.45 - 0.2 * done + rng.normal(0, 0.04)),
+                "no_signal_share": float(np.clip(0.1 + 0.4 * done + rng.normal(0, 0.1), 0, 1)),
+                "entropy": float(0.4 - 0.2 * done + rng.normal(0, 0.02)),
+                "truncated_share": float(np.clip(rng.normal(0.04, 0.03), 0, 1)),
+                "ungradable": 0,
+                "loss": float(rng.normal(0, 0.01)),
+                "kl": float(0.12 * done**0.5 + rng.normal(0, 0.008)),
+                "beta": beta,
+                "clip_fraction": 0.0,
+                "completion_length": float(14 + 9 * done + rng.normal(0, 0.8)),
+                "grad_norm": float(np.exp(rng.normal(0.4, 0.3))),
+                "learning_rate": 1e-4 * (1 - done),
+                "skipped": 0,
+                "tokens_per_second": float(900 + rng.normal(0, 60)),
+                "seconds_step": 1.6,
+                "elapsed": 1.6 * step,
+            }
+        )
+    return rows
+
+
+def sample_rows(step: int, folder: Path, question: str, text: str) -> None:
+    rows = []
+    for number in range(2):
+        picture = Image.new("RGB", (112, 112), "#d8d4cc")
+        draw = ImageDraw.Draw(picture)
+        for k in range(3 + number):
+            x, y = 8 + 26 * k, 20 + 17 * k
+            draw.ellipse((x, y, x + 26, y + 26), fill=("#b33", "#37b", "#3a5", "#c90")[k])
+        name = f"step_{step:06d}_{number}_0.png"
+        picture.save(folder / name)
+        completions = [
+            {
+                "text": f"{text}<answer>{3 + g % 2}</answer>",
+                "reward": 2.0 - (g % 2),
+                "accuracy": float(g % 2 == 0),
+                "format": 1.0,
+                "length": 17 + g,
+                "finished": g != 3,
+            }
+            for g in range(4)
+        ]
+        rows.append(
+            {
+                "step": step,
+                "id": f"counting-train-{number}",
+                "question": question,
+                "ground_truth": str(3 + number),
+                "images": [name],
+                "completions": completions,
+            }
+        )
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / f"step_{step:06d}.jsonl").write_text(text)
+
+
+def evaluation(task: str, stage: str | None, right: int, n: int = 500, **settings) -> dict:
+    """result.json of one evaluation; `settings` go into the recorded configuration."""
+    return {
+        "model": "tiny",
+        "stage": stage,
+        "task": task,
+        "dataset": None,
+        "split": "test",
+        "n": n,
+        "accuracy": right / n,
+        "interval": list(wilson_interval(right, n)),
+        "grader": "strict",
+        "decoding": "greedy",
+        "config": {"model": "tiny", "stage": stage, "out": "x", "data": {"task": task}, **settings},
+    }
+
+
+def make_run(
+    run: Path,
+    *,
+    steps: int = 150,
+    question: str = "How many red things are there? Think, then answer.",
+    text: str = "<think>1 red circle 2 red square 3 red circle</think>",
+    evaluations: bool = True,
+    samples: bool = True,
+    kl: KLConfig | None = None,
+) -> Path:
+    """A run directory such as the loop and four evaluations leave behind."""
+    config = GRPOConfig(
+        model="tiny", out=run, data=DataConfig(task="counting"), kl=kl or KLConfig()
+    )
     run.mkdir(parents=True)
-    config = GRPOConfig(model="tiny", out=run, data=DataConfig(task="counting"), steps=steps)
     record = {
         "kind": "grpo",
         "config": to_dict(config),
-        "total_steps": steps,
-        "started": "2026-01-01T00:00:00+00:00",
+        "total_steps": 150,
+        "started": "2026-01-31T12:00:00+00:00",
+        "versions": VERSIONS,
         "device": "1 x cpu",
-        "versions": {"jax": "0.10.2"},
     }
     (run / "config.json").write_text(json.dumps(record))
-    rows = "".join(json.dumps(metrics_row(step)) + "\n" for step in range(1, steps + 1))
-    (run / "metrics.jsonl").write_text(rows + tail)
+    text_rows = "".join(json.dumps(row) + "\n" for row in metric_rows(steps))
+    (run / "metrics.jsonl").write_text(text_rows)
+    (run / "samples").mkdir()
     if samples:
-        (run / "samples").mkdir()
-        Image.new("RGB", (8, 8), "red").save(run / "samples" / "step_000001_0_0.png")
-        completion = {"text": HOSTILE, "reward": 1.0, "accuracy": 0.0, "format": 1.0}
-        row = {
-            "step": 1,
-            "id": "counting-train-0-1",
-            "question": HOSTILE,
-            "ground_truth": "3",
-            "images": ["step_000001_0_0.png"],
-            "completions": [{**completion, "length": 9, "finished": True}],
-        }
-        (run / "samples" / "step_000001.jsonl").write_text(json.dumps(row) + "\n")
+        for step in (1, 50, 150):
+            sample_rows(step, run / "samples", question, text)
     if evaluations:
-        for task, stage, accuracy in (
-            ("counting", "before", 0.31),
-            ("counting", "after", 0.465),
-            ("geometry", "after", 0.2),
-        ):
-            result = {
-                "task": task,
-                "dataset": None,
-                "stage": stage,
-                "split": "test",
-                "accuracy": accuracy,
-                "interval": [accuracy - 0.04, accuracy + 0.04],
-                "format": 1.0,
-                "n": 500,
-                "decoding": "greedy",
-                "grader": "strict",
-            }
-            directory = run / "evaluations" / f"{stage}-{task}"
-            directory.mkdir(parents=True)
-            (directory / "result.json").write_text(json.dumps(result))
+        figures = {"counting": (181, 377), "geometry": (170, 175)}
+        for task, (before, after) in figures.items():
+            for stage, right in (("before", before), ("after", after)):
+                folder = run / "evaluations" / f"{stage}-{task}"
+                folder.mkdir(parents=True)
+                result = evaluation(task, stage, right)
+                (folder / "result.json").write_text(json.dumps(result))
     return run
 
 
-class Tags(HTMLParser):
-    """Every tag of a page with its attributes."""
+class Page(HTMLParser):
+    """Elements, attributes and words of a page, as a browser's parser would find them."""
 
-    def __init__(self, page: str) -> None:
+    def __init__(self, file: Path) -> None:
         super().__init__()
-        self.seen: list[tuple[str, dict]] = []
-        self.feed(page)
+        self.source = file.read_text(encoding="utf-8")
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.words: list[str] = []
+        self.feed(self.source)
+        self.text = " ".join(" ".join(self.words).split())
 
-    def handle_starttag(self, tag, attrs):
-        self.seen.append((tag, dict(attrs)))
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
 
-
-def page_of(run) -> str:
-    return write_report(run).read_text()
-
-
-def test_page_shows_evaluations_with_their_change(tmp_path):
-    text = re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", page_of(write_run(tmp_path / "run"))))
-    assert "46.5% 42.5 to 50.5 +15.5" in text
-    assert "geometry cross task after 20.0%" in text
-    assert "GRPO-D on counting" in text
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
 
 
-def test_page_needs_nothing_outside_itself(tmp_path):
-    for tag, attributes in Tags(page_of(write_run(tmp_path / "run"))).seen:
-        assert tag not in ("script", "link", "iframe")
-        assert attributes.get("src", "data:").startswith("data:")
-        assert attributes.get("xlink:href", "#").startswith("#")
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Page:
+    """The page of a whole run."""
+    run = make_run(tmp_path_factory.mktemp("runs") / "first")
+    assert write_report(run) == run / "report.html"
+    return Page(run / "report.html")
 
 
-def test_what_a_model_writes_is_shown_and_never_run(tmp_path):
-    page = page_of(write_run(tmp_path / "run"))
-    assert HOSTILE not in page
-    assert page.count("&lt;script&gt;alert(") == 2  # the question and the completion
-    assert not any("onerror" in attributes for _, attributes in Tags(page).seen)
+def test_page_says_what_was_trained_how_and_what_came_of_it(page):
+    assert "GRPO-D on counting" in page.text
+    assert "β falls from 0.07 to 0.04 over the first 30% of the updates" in page.text
+    assert "went from 36.2% to 75.4%, a change of +39.2 points (95% interval" in page.text
+    assert "wall time 4 min 0 s" in page.text
+    assert "counting, test same task" in page.text
+    assert "geometry, test cross task" in page.text
+    assert "flax 0.12.8" in page.text
+    assert "sampling.top_k 50" in page.text
+    assert "What is missing" not in page.text
 
 
-def test_every_curve_is_drawn(tmp_path):
-    page = page_of(write_run(tmp_path / "run"))
-    assert page.count("<svg") == 8  # six panels, KL with beta, the intervals
-    assert "KL (nats per token)" in page
-    assert "beta" in page
+def test_constant_weight_is_called_grpo(tmp_path):
+    kl = KLConfig(kl_schedule="constant", kl_value=0.04)
+    page = Page(write_report(make_run(tmp_path / "run", kl=kl)))
+    assert "GRPO on counting" in page.text
+    assert "a constant KL weight β = 0.04" in page.text
+    assert "GRPO-D" not in page.text
 
 
-@pytest.mark.parametrize("steps", [0, 1])
-def test_a_young_run_has_a_page_that_says_what_is_missing(tmp_path, steps):
-    run = write_run(tmp_path / "run", steps=1, samples=False, evaluations=False)
-    if steps == 0:
-        (run / "metrics.jsonl").unlink()
-    page = page_of(run)
-    assert "No evaluations are stored" in page
-    assert "No sample completions" in page
-    assert ("No step has been recorded" in page) == (steps == 0)
+def test_page_is_one_file_that_fetches_and_executes_nothing(page):
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    sources = [value for name, value in page.attributes if name in ("src", "href", "xlink:href")]
+    assert sources
+    assert all(re.match(r"data:image/png;base64,|#", value) for value in sources)
+    assert "@import" not in page.source
+    assert "url(http" not in page.source
+    # Two prompts of the first and of the last step; the step between is not shown.
+    assert page.tags.count("img") == 4
+    assert re.findall(r"Step \d+", page.text) == ["Step 1", "Step 150"]
 
 
-def test_a_row_cut_short_by_a_kill_is_left_out(tmp_path):
-    assert "5 of 5 steps" in page_of(write_run(tmp_path / "run", tail='{"step": 6, "rew'))
+def test_ids_are_unique_and_every_reference_has_its_target(page):
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    used = re.findall(r'(?:url\(#|href="#)([^)"]+)', page.source)
+    assert used
+    assert set(used) <= set(ids)
 
 
-@pytest.mark.parametrize("content", [None, "{", '{"model_type": "qwen2_vl"}'])
-def test_what_is_not_a_run_is_refused(tmp_path, content):
+def test_kl_and_beta_share_one_time_axis(page):
+    (figure,) = re.findall(r'<svg[^>]*aria-label="KL divergence.*?</svg>', page.source, re.DOTALL)
+    assert "KL, nats per token" in figure
+    assert "weight β" in figure
+    assert figure.count(">step<") == 1
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "<script>alert(1)</script>",
+        "</style><script>alert(1)</script>",
+        "</pre></svg><img src=x onerror=alert(1)>",
+        "{{ 7 * 7 }} {% raw %}",
+        '" onmouseover="alert(1)',
+    ],
+)
+def test_hostile_words_show_as_text(tmp_path, page, hostile):
+    run = make_run(tmp_path / "run", text=hostile, question=hostile)
+    record = json.loads((run / "config.json").read_text())
+    record["config"]["model"] = hostile
+    record["versions"][hostile] = hostile
+    (run / "config.json").write_text(json.dumps(record))
+    hit = Page(write_report(run))
+    assert set(hit.tags) == set(page.tags)
+    assert len(hit.tags) == len(page.tags) + 3  # the row of one more version
+    assert not [name for name, _ in hit.attributes if name.startswith("on")]
+    # 2 steps x 2 prompts x 4 completions, 4 questions, summary, fact, setting, version twice
+    assert hit.text.count(hostile) == 16 + 4 + 5
+
+
+def test_names_of_images_do_not_reach_out_of_the_run(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "secret.png")
+    run = make_run(tmp_path / "run")
+    for file in (run / "samples").glob("*.jsonl"):
+        file.write_text(re.sub(r"step_\d+_0_0.png", "../../secret.png", file.read_text()))
+    page = Page(write_report(run))
+    assert page.tags.count("img") == 2
+    assert "image ../../secret.png is missing" in page.text
+
+
+def test_run_without_evaluations_and_samples_says_so(tmp_path):
+    page = Page(write_report(make_run(tmp_path / "run", evaluations=False, samples=False)))
+    assert "This run holds no evaluation" in page.text
+    assert "No sample completions are stored." in page.text
+    assert page.tags.count("svg") == 6
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"accuracy": 0.5}'])
+def test_evaluation_that_cannot_be_read_is_named_and_left_out(tmp_path, content):
+    run = make_run(tmp_path / "run")
+    (run / "evaluations" / "after-counting" / "result.json").write_text(content)
+    page = Page(write_report(run))
+    assert "evaluations/after-counting/result.json is unreadable and left out." in page.text
+    assert "not measured" in page.text
+
+
+def test_run_of_one_step_gives_a_page(tmp_path):
+    page = Page(write_report(make_run(tmp_path / "run", steps=1)))
+    assert "The run stands at step 1 of 150" in page.text
+    assert "without smoothing" in page.text
+
+
+def test_run_without_metrics_gives_a_page(tmp_path):
+    run = make_run(tmp_path / "run")
+    (run / "metrics.jsonl").unlink()
+    assert "No step has been recorded yet" in Page(write_report(run)).text
+
+
+def test_line_cut_by_a_kill_is_left_out_and_counted(tmp_path):
+    run = make_run(tmp_path / "run", steps=20)
+    text = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(text[:-40])
+    page = Page(write_report(run))
+    assert "1 unreadable line of metrics.jsonl left out" in page.text
+    assert "The run stands at step 19 of 150" in page.text
+
+
+def test_metric_that_was_not_recorded_is_said_to_be_missing(tmp_path):
+    run = make_run(tmp_path / "run")
+    rows = [{"step": row["step"], "reward": row["reward"]} for row in metric_rows(150)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = Page(write_report(run))
+    assert page.text.count("not recorded") == 11 + 1  # panels but the reward's, and the skips
+
+
+def test_wall_time_adds_up_over_resumptions(tmp_path):
+    run = make_run(tmp_path / "run")
+    elapsed = [60, 120, 180, 60, 120]  # resumed after the third step
+    rows = [{"step": step, "elapsed": seconds} for step, seconds in enumerate(elapsed, 1)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "wall time 5 min 0 s" in Page(write_report(run)).text
+
+
+def test_out_may_be_elsewhere(tmp_path):
+    out = tmp_path / "page.html"
+    run = make_run(tmp_path / "run")
+    assert write_report(run, out) == out
+    assert out.exists()
+    assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "has no config.json"),
+        ("{", "does not hold the settings of a run"),
+        ("[]", "does not hold the settings of a run"),
+        ('{"kind": "sft", "config": {}}', "kind 'sft'"),
+        ('{"kind": "grpo", "config": {"model": "tiny"}}', "does not hold the settings of a run"),
+    ],
+)
+def test_directory_that_is_no_run_is_one_clear_line(tmp_path, content, message):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match="not a run directory"):
+    with pytest.raises(UserError, match=message) as raised:
         write_report(tmp_path)
+    assert "\n" not in str(raised.value)
 
 
-def test_smoothing_keeps_a_constant_and_averages_neighbours():
-    assert smoothed([2.0, 2.0, 2.0]).tolist() == [2.0, 2.0, 2.0]
-    assert smoothed([0.0, 3.0, 6.0]).tolist() == [1.5, 3.0, 4.5]
+def test_difference_of_accuracies_is_newcombes():
+    # Newcombe 1998, Table II, example (a): 56/70 against 48/80, method 10: 0.0524 to 0.3339.
+    after = {"accuracy": 56 / 70, "interval": wilson_interval(56, 70)}
+    before = {"accuracy": 48 / 80, "interval": wilson_interval(48, 80)}
+    assert difference(before, after) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+
+
+def test_evaluations_pair_only_where_they_asked_the_same_in_the_same_way():
+    trained = DataConfig(task="counting")
+    results = [
+        evaluation("geometry", "before", 10),
+        evaluation("counting", "before", 10),
+        evaluation("counting", "after", 20),
+        evaluation("geometry", "after", 20, sampling={"max_new_tokens": 7}),
+        evaluation("counting", None, 30, count=7),
+    ]
+    made = compare(results, trained)
+    assert [one.relation for one in made] == ["same task"] * 2 + ["cross task"] * 2
+    assert sum(one.change is not None for one in made) == 1
+    assert made[0].change == difference(results[1], results[2])
+
+
+def test_smoothing_is_a_centred_mean_that_leaves_out_nan():
+    values = np.array([0.0, 3.0, np.nan, 9.0, 0.0])
+    np.testing.assert_allclose(smooth(values, 3), [1.5, 1.5, 6.0, 4.5, 4.5])
+    np.testing.assert_allclose(smooth(values, 1), values)
+    # A window wider than the run is the mean of all.
+    np.testing.assert_allclose(smooth(np.array([1.0, 5.0]), 7), [3.0, 3.0])
+    assert [smoothing_window(n) for n in (1, 9, 20, 150)] == [1, 1, 3, 15]

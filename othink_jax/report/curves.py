@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 _BLUE, _ORANGE, _GREY = "#2b5c8a", "#c2661f", "#6b7280"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, searchable, in the page's own font
     "font.family": "sans-serif",
     "font.size": 9,
@@ -183,7 +183,7 @@ def draw(curve: Curve, rows: Sequence[Mapping[str, Any]]) -> str:
         curve: what to draw.
         rows: of metrics.jsonl, at least one; a metric that no row has is said to be missing.
     """
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": curve.name}):
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": curve.name}):
         figure = Figure(figsize=(5.2, 3.7), layout="constrained")
         for axes, panel in zip(
             figure.subplots(len(curve.panels), 1, sharex=True), curve.panels, strict=True

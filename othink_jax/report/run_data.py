@@ -1,7 +1,8 @@
 """What a run directory holds, read for the page: nothing here changes a run.
 
-A run may be unfinished, killed in the middle of a line, or without evaluations or samples. What is
-missing or unreadable becomes a note on the page; only a directory that is no run at all is an error.
+A run may be unfinished, killed in the middle of a line, or without evaluations or samples. What
+is missing or unreadable becomes a note on the page; only a directory that is no run at all is an
+error.
 """
 
 import base64
@@ -12,6 +13,21 @@ from typing import Any
 
 from othink_jax.config import GRPOConfig, from_dict
 from othink_jax.errors import UserError
+
+# Of config.json and of result.json: without these there is nothing to show.
+_RECORD_KEYS = {"kind", "config", "total_steps", "started", "versions", "device"}
+_RESULT_KEYS = {
+    "stage",
+    "task",
+    "dataset",
+    "split",
+    "n",
+    "accuracy",
+    "interval",
+    "grader",
+    "decoding",
+    "config",
+}
 
 # What `write_samples` of a run writes; the page shows nothing else.
 _IMAGE_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
@@ -34,7 +50,7 @@ class RunData:
     record: dict[str, Any]  # config.json
     config: GRPOConfig
     metrics: list[dict[str, Any]]  # one row a step, in order
-    evaluations: list[dict[str, Any]]  # contents of result.json, with the folder as `name`
+    evaluations: list[dict[str, Any]]  # contents of each result.json
     samples: list[SampleStep]  # the earliest and the latest stored step; one if there is one only
     notes: list[str]  # what is missing or could not be read, a sentence each
 
@@ -49,6 +65,11 @@ class RunData:
         return total
 
 
+def _require_keys(record: dict[str, Any], keys: set[str]) -> None:
+    if not keys <= record.keys():
+        raise KeyError(", ".join(sorted(keys - record.keys())))
+
+
 def _read_record(run: Path) -> tuple[dict[str, Any], GRPOConfig]:
     """config.json and the settings in it; UserError if there is no GRPO run here."""
     path = run / "config.json"
@@ -56,9 +77,11 @@ def _read_record(run: Path) -> tuple[dict[str, Any], GRPOConfig]:
         raise UserError(f"{run} is not a run directory: it has no config.json")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        kind = record["kind"]
-        if kind != "grpo":
-            raise UserError(f"{run} is a run of kind {kind!r}; a report is made of grpo runs")
+        if record["kind"] != "grpo":
+            raise UserError(
+                f"{run} is a run of kind {record['kind']!r}; a report is made of grpo runs"
+            )
+        _require_keys(record, _RECORD_KEYS)
         return record, from_dict(GRPOConfig, record["config"])
     except UserError:
         raise
@@ -100,9 +123,11 @@ def _read_evaluations(run: Path, notes: list[str]) -> list[dict[str, Any]]:
     for path in sorted((run / "evaluations").glob("*/result.json")):
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
-            results.append({**result, "name": path.parent.name})
-        except (ValueError, TypeError):
+            _require_keys(result, _RESULT_KEYS)
+        except (ValueError, KeyError, AttributeError):
             notes.append(f"evaluations/{path.parent.name}/result.json is unreadable and left out.")
+        else:
+            results.append(result)
     if not results:
         notes.append("This run holds no evaluation, so there is no accuracy before and after.")
     return results

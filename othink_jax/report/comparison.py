@@ -1,0 +1,94 @@
+"""Evaluations before and after training, side by side where they can be compared."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from othink_jax.config import DataConfig
+
+# Two evaluations that differ in these alone asked the same questions in the same way.
+_MAY_DIFFER = ("model", "out", "stage", "batch_size", "dtype")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One test set, graded and decoded in one way."""
+
+    test: str  # task or data set, and split
+    relation: str  # to what the run was trained on
+    before: dict[str, Any] | None  # contents of result.json
+    after: dict[str, Any] | None
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """Whichever evaluation there is, for what both have in common."""
+        return self.after or self.before or {}
+
+    @property
+    def change(self) -> tuple[float, float, float] | None:
+        """Accuracy after minus before, and the 95% interval of the difference."""
+        if self.before is None or self.after is None:
+            return None
+        return difference(self.before, self.after)
+
+
+def difference(before: dict[str, Any], after: dict[str, Any]) -> tuple[float, float, float]:
+    """Difference of two accuracies, with its interval by Newcombe's hybrid score method.
+
+    It combines the two Wilson intervals (Newcombe 1998, method 10) and takes the samples as
+    independent. Both sides answered the same questions, so the true interval is usually narrower.
+    """
+    p0, (low0, high0) = before["accuracy"], before["interval"]
+    p1, (low1, high1) = after["accuracy"], after["interval"]
+    change = p1 - p0
+    return (
+        change,
+        change - math.hypot(p1 - low1, high0 - p0),
+        change + math.hypot(high1 - p1, p0 - low0),
+    )
+
+
+def _relation(result: dict[str, Any], trained: DataConfig) -> str:
+    if result["task"] and trained.task:
+        return "same task" if result["task"] == trained.task else "cross task"
+    if result["dataset"] and result["dataset"] == trained.dataset:
+        return "same data set"
+    return "other data"
+
+
+def _conditions(result: dict[str, Any]) -> str:
+    """What two evaluations must share for their accuracies to be compared."""
+    asked = {name: value for name, value in result["config"].items() if name not in _MAY_DIFFER}
+    return json.dumps([asked, result["n"]], sort_keys=True)
+
+
+def compare(results: Sequence[dict[str, Any]], trained: DataConfig) -> list[Comparison]:
+    """Pair evaluations by stage; the task that was trained on comes first.
+
+    Args:
+        results: contents of result.json files; those without a stage stand alone, as `after`.
+        trained: what the run was trained on.
+    """
+    groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for result in results:
+        stage = "before" if result["stage"] == "before" else "after"
+        group = groups.setdefault(_conditions(result), {"before": [], "after": []})
+        group[stage].append(result)
+    made, unmeasured = [], [None]
+    for group in groups.values():
+        shown = (group["after"] + group["before"])[0]
+        test = f"{shown['task'] or shown['dataset']}, {shown['split']}"
+        # A stage measured twice (two checkpoints, say) gives two lines: nothing is left out.
+        for before in group["before"] or unmeasured:
+            for after in group["after"] or unmeasured:
+                made.append(
+                    Comparison(
+                        test=test,
+                        relation=_relation(shown, trained),
+                        before=before,
+                        after=after,
+                    )
+                )
+    return sorted(made, key=lambda one: (not one.relation.startswith("same"), one.test))
