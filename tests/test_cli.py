@@ -1,0 +1,177 @@
+"""The commands as a user types them: what they print, write and refuse, with which exit code."""
+
+import json
+import sys
+
+import pytest
+from PIL import Image
+
+from othink_jax import cli
+from othink_jax.data.synthetic import generate
+
+QUESTION = "How many objects are there? Think, then answer."
+TINY_RUN = (
+    *("grpo", "--model", "tiny", "--task", "counting", "--steps", "2"),
+    *("--prompts-per-step", "2", "--group-size", "2", "--max-new-tokens", "16"),
+)
+
+
+@pytest.fixture(autouse=True)
+def no_compilation_cache(monkeypatch):
+    monkeypatch.setenv("OTHINK_JAX_COMPILATION_CACHE", "off")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command line; returns exit code, stdout and stderr."""
+
+    def command(*words) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["othink-jax", *map(str, words)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as exit:
+            code = exit.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return command
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "scene.png"
+    generate("counting", "test", 0).images[0].save(path)
+    return path
+
+
+def error_line(result: tuple[int, str, str]) -> str:
+    """The one line on stderr of a command that failed for a mistake of the user's."""
+    code, _, err = result
+    lines = [line for line in err.splitlines() if line.startswith("othink-jax: ")]
+    assert code == 1
+    assert len(lines) == 1
+    assert "Traceback" not in err
+    return lines[0]
+
+
+def test_generate_answers_in_text_and_in_json(run, image):
+    code, out, _ = run("generate", "tiny", "--image", image, "--prompt", QUESTION, "--greedy")
+    assert code == 0
+    words = ("generate", "tiny", "--image", image, "--prompt", QUESTION, "--greedy", "--json")
+    made = json.loads(run(*words)[1])
+    assert made["text"] == out.strip()
+    assert len(made["token_ids"]) == len(made["logprobs"])
+    assert all(logprob <= 0 for logprob in made["logprobs"])
+
+
+def test_evaluate_writes_predictions_and_result(run, tmp_path):
+    out = tmp_path / "evaluation"
+    words = ("evaluate", "tiny", "--task", "counting", "--split", "test", "--count", "6")
+    code, printed, _ = run(*words, "--batch-size", "4", "--out", out)
+    assert code == 0
+    result = json.loads((out / "result.json").read_text())
+    rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == result["n"] == 6
+    assert result["accuracy"] == sum(row["correct"] for row in rows) / 6
+    assert result["interval"][0] <= result["accuracy"] <= result["interval"][1]
+    assert f"accuracy {result['accuracy']:.1%}" in printed
+    again = error_line(run(*words, "--out", out))
+    assert "holds a result already" in again
+
+
+def test_stored_predictions_are_graded_again(run, tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    rows = [
+        {"question": "q", "ground_truth": 4, "model_output": "<answer> 4 </answer>"},
+        {"question": "q", "ground_truth": 9, "model_output": "<answer>eight</answer>"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, _ = run("grade", path, "--task", "counting", "--grader", "r1v", "--json")
+    assert code == 0
+    assert json.loads(out)["accuracy"] == 0.5
+    assert json.loads(out)["n"] == 2
+    path.write_text(json.dumps(rows[0]) + "\n{broken\n")
+    assert "line 2" in error_line(run("grade", path, "--task", "counting"))
+
+
+def test_grpo_trains_reports_and_refuses_a_directory_in_use(run, tmp_path):
+    out = tmp_path / "run"
+    code, printed, _ = run(*TINY_RUN, "--out", out)
+    assert code == 0
+    assert str(out / "report.html") in printed
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
+    record = json.loads((out / "config.json").read_text())
+    assert record["config"]["optimizer"]["learning_rate"] == 1e-4  # of the preset `tiny`
+    assert record["config"]["sampling"]["max_new_tokens"] == 16  # given over it
+    assert "--resume" in error_line(run(*TINY_RUN, "--out", out))
+    assert run("grpo", "--resume", out)[0] == 0
+
+
+def test_convert_and_export_keep_every_weight(run, tmp_path, image):
+    assert run("convert", "tiny", tmp_path / "orbax")[0] == 0
+    assert run("export", tmp_path / "orbax", tmp_path / "hf")[0] == 0
+    words = ("--image", image, "--prompt", QUESTION, "--greedy", "--json")
+    answers = {run("generate", where, *words)[1] for where in ("tiny", tmp_path / "hf")}
+    assert len(answers) == 1
+    assert "exists already" in error_line(run("convert", "tiny", tmp_path / "orbax"))
+    assert "not empty" in error_line(run("export", "tiny", tmp_path / "hf"))
+
+
+def test_preview_writes_a_sheet(run, tmp_path):
+    out = tmp_path / "sheet.png"
+    assert run("data", "preview", "--task", "geometry", "--count", "5", "--out", out)[0] == 0
+    assert Image.open(out).width > 400
+
+
+def test_python_m_is_the_same_command(monkeypatch, capsys):
+    import runpy
+
+    monkeypatch.setattr(sys, "argv", ["othink_jax", "--help"])
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_module("othink_jax", run_name="__main__")
+    assert exit.value.code in (0, None)
+    assert "grpo" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("unknown",),
+        ("grpo", "--model", "tiny"),
+        ("grpo", "--model", "tiny", "--task", "chess", "--out", "x"),
+        ("grpo", "--model", "tiny", "--task", "counting", "--out", "x", "--preset", "huge"),
+        ("generate", "tiny"),
+    ],
+)
+def test_wrong_usage_exits_with_2(run, words):
+    assert run(*words)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--kl-min", "0.2", "--kl-max", "0.1"), "kl_min"),
+        (("--exploration-fraction", "1.5"), "exploration_fraction"),
+        (("--group-size", "1"), "group_size"),
+        (("--dataset", "x.jsonl"), "--dataset"),
+        (("--template", "no place"), "{question}"),
+        (("--strategy", "pmap", "--devices", "99"), "99"),
+        (("--strategy", "pmap", "--devices", "4"), "2 prompts"),
+        (("--model", "no/such/model"), "no/such/model"),
+        (("--split", "spring"), "spring"),
+    ],
+)
+def test_a_wrong_setting_is_one_clear_line_and_writes_nothing(run, tmp_path, words, said):
+    out = tmp_path / "run"
+    assert said in error_line(run(*TINY_RUN, "--out", out, *words))
+    assert not out.exists()
+
+
+def test_an_unreadable_image_is_named(run, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"not a picture")
+    line = error_line(run("generate", "tiny", "--image", broken, "--prompt", "What?"))
+    assert "broken.png" in line
+    line = error_line(run("generate", "tiny", "--image", tmp_path / "none.png", "--prompt", "?"))
+    assert "none.png" in line
