@@ -1,5 +1,6 @@
 """Geometry figures on paper: a legible layout of a sketch, and the picture of it."""
 
+import collections
 import dataclasses
 import functools
 import math
@@ -13,13 +14,13 @@ from othink_jax.data.synthetic.figures import Mark, Point, Sketch
 
 IMAGE_SIDE = 112  # pixels
 _OVERSAMPLE = 4
-_VALUE_SIZE, _NAME_SIZE = 15, 13  # of the font; digits are 11 pixels high, capitals 9
+_VALUE_SIZE, _NAME_SIZE = 14, 13  # of the font; digits are 10 pixels high, capitals 9
 _LINE = 1.5  # width of a line, pixels
 _ARC_RADIUS = 9.0  # of the arc that marks an angle, pixels
 _CLEARANCE = 2.0  # least distance of a text from a line, pixels
 _EDGE = 1.0  # least distance of a text from the edge of the paper, pixels
 _DOTS = 40  # points of a line that are tested against the texts
-_LAYOUT_TRIES = 60
+_LAYOUT_TRIES = 16
 _INK, _VALUE_INK = (24, 24, 28), (20, 60, 200)
 
 
@@ -58,7 +59,7 @@ def lay_out(rng: np.random.Generator, sketch: Sketch) -> Diagram | None:
     """Turn, mirror, scale and place a sketch so that every text is legible; None if none is found.
 
     Texts keep off each other, off every line and inside the paper; the measure of an angle lies
-    between its two sides and nearer to its vertex than to any other point.
+    between its two sides and nearer to its vertex than to any other corner.
     """
     for _ in range(_LAYOUT_TRIES):
         points, radius = _on_paper(rng, sketch)
@@ -170,8 +171,10 @@ def _between(point: Point, first: Point, second: Point) -> bool:
 def _legible(
     sketch: Sketch, points: Mapping[str, Point], radius: float | None, texts: tuple[Text, ...]
 ) -> bool:
+    ends = collections.Counter(name for pair in sketch.segments for name in pair)
+    corners = {mark.vertex for mark in sketch.marks} | {name for name in ends if ends[name] > 1}
     for mark, text in zip(sketch.marks, texts, strict=False):
-        if min(points, key=lambda name: math.dist(points[name], text.centre)) != mark.vertex:
+        if min(corners, key=lambda name: math.dist(points[name], text.centre)) != mark.vertex:
             return False
     centres = np.array([text.centre for text in texts])
     halves = np.array([_glyphs(text.text, text.is_value).size for text in texts]) / 2

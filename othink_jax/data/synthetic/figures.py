@@ -41,8 +41,8 @@ class Kind:
     arity: int  # how many angles are given
     fact: str  # what the text tells; it holds no number
     asked: str  # the angle asked for
-    # All angles that the solver meets, the answer last. They must be legible and in steps.
-    angles: Callable[..., tuple[float, ...]]
+    roomy: Callable[..., tuple[int, ...]]  # the angles that need room for a text
+    answer: Callable[..., float]  # degrees; not always a whole number
     steps: Callable[..., str]  # the derivation; it ends in the answer
     sketch: Callable[..., Sketch]
     symmetric: bool = False  # the order of the givens does not change the problem
@@ -87,8 +87,8 @@ def _extended_triangle(a: int, b: int, marks: tuple[Mark, ...]) -> Sketch:
     triangle = _triangle(a, b, marks)
     return dataclasses.replace(
         triangle,
-        points={**triangle.points, "D": (1.3, 0)},
-        segments=(("A", "B"), ("B", "D"), ("C", "A")),
+        points={**triangle.points, "D": (1.25, 0)},
+        segments=(("A", "B"), ("B", "C"), ("C", "D"), ("C", "A")),
     )
 
 
@@ -187,7 +187,8 @@ KINDS = (
         arity=2,
         fact="ABC is a triangle.",
         asked="C",
-        angles=lambda a, b: (a, b, 180 - a - b),
+        roomy=lambda a, b: (a, b, 180 - a - b),
+        answer=lambda a, b: 180 - a - b,
         steps=lambda a, b: f"180-{a}={180 - a},{180 - a}-{b}={180 - a - b}",
         sketch=_plain_triangle,
         symmetric=True,
@@ -198,7 +199,8 @@ KINDS = (
         arity=2,
         fact="BC is extended to D.",
         asked="ACD",
-        angles=lambda a, b: (a, b, 180 - a - b, a + b),
+        roomy=lambda a, b: (a, b, 180 - a - b),
+        answer=lambda a, b: a + b,
         steps=lambda a, b: f"{a}+{b}={a + b}",
         sketch=_exterior,
         symmetric=True,
@@ -209,7 +211,8 @@ KINDS = (
         arity=2,
         fact="BC is extended to D.",
         asked="B",
-        angles=lambda outer, a: (outer, a, 180 - outer, outer - a),
+        roomy=lambda outer, a: (a, 180 - outer, outer - a),
+        answer=lambda outer, a: outer - a,
         steps=lambda outer, a: f"{outer}-{a}={outer - a}",
         sketch=_remote,
     ),
@@ -219,7 +222,8 @@ KINDS = (
         arity=1,
         fact="AB is equal to AC.",
         asked="B",
-        angles=lambda apex: (apex, (180 - apex) / 2),
+        roomy=lambda apex: (apex,),
+        answer=lambda apex: (180 - apex) / 2,
         steps=lambda apex: f"180-{apex}={180 - apex},{180 - apex}/2={(180 - apex) // 2}",
         sketch=_isosceles_base,
     ),
@@ -229,7 +233,8 @@ KINDS = (
         arity=1,
         fact="AB is equal to AC.",
         asked="A",
-        angles=lambda base: (base, 180 - 2 * base),
+        roomy=lambda base: (base,),
+        answer=lambda base: 180 - 2 * base,
         steps=lambda base: f"{base}+{base}={2 * base},180-{2 * base}={180 - 2 * base}",
         sketch=_isosceles_apex,
     ),
@@ -239,7 +244,8 @@ KINDS = (
         arity=1,
         fact=_PARALLEL,
         asked=X,
-        angles=lambda v: (v, 180 - v, v),
+        roomy=lambda v: (v, 180 - v),
+        answer=lambda v: v,
         steps=lambda v: f"{X}={v}",
         sketch=_corresponding,
     ),
@@ -249,7 +255,8 @@ KINDS = (
         arity=1,
         fact=_PARALLEL,
         asked=X,
-        angles=lambda v: (v, 180 - v, v),
+        roomy=lambda v: (v, 180 - v),
+        answer=lambda v: v,
         steps=lambda v: f"{X}={v}",
         sketch=_alternate,
     ),
@@ -259,7 +266,8 @@ KINDS = (
         arity=1,
         fact=_PARALLEL,
         asked=X,
-        angles=lambda v: (v, 180 - v),
+        roomy=lambda v: (v, 180 - v),
+        answer=lambda v: 180 - v,
         steps=lambda v: f"180-{v}={180 - v}",
         sketch=_co_interior,
     ),
@@ -269,7 +277,8 @@ KINDS = (
         arity=1,
         fact="OC bisects angle AOB.",
         asked="AOB",
-        angles=lambda half: (half, 2 * half),
+        roomy=lambda half: (half,),
+        answer=lambda half: 2 * half,
         steps=lambda half: f"{half}+{half}={2 * half}",
         sketch=_bisected,
     ),
@@ -279,7 +288,8 @@ KINDS = (
         arity=1,
         fact="AOB is a line, OD bisects angle BOC.",
         asked="COD",
-        angles=lambda v: (v, (180 - v) / 2),
+        roomy=lambda v: (v,),
+        answer=lambda v: (180 - v) / 2,
         steps=lambda v: f"180-{v}={180 - v},{180 - v}/2={(180 - v) // 2}",
         sketch=_bisected_supplement,
     ),
@@ -289,7 +299,8 @@ KINDS = (
         arity=1,
         fact="O is the centre.",
         asked="ACB",
-        angles=lambda central: (central, central / 2),
+        roomy=lambda central: (central,),
+        answer=lambda central: central / 2,
         steps=lambda central: f"{central}/2={central // 2}",
         sketch=_inscribed,
     ),
@@ -299,7 +310,8 @@ KINDS = (
         arity=1,
         fact="AB is a diameter.",
         asked="B",
-        angles=lambda a: (a, 90 - a),
+        roomy=lambda a: (a,),
+        answer=lambda a: 90 - a,
         steps=lambda a: f"90-{a}={90 - a}",
         sketch=_diameter,
     ),

@@ -20,8 +20,10 @@ _PHRASES = (
     "{fact} What is the size of angle {asked}?",
 )
 _BY_NAME = {kind.name: kind for kind in KINDS}
-# Both angles at a crossing of lines look alike near 90 degrees.
+# Neighbouring angles at a crossing of lines look alike near 90 degrees.
 _CLOSE_TO_RIGHT = 15
+_LEAST_ANSWER = 20  # degrees
+_MAX_CONTENTS = 100  # tried before a difficulty is given up
 _CROSSINGS = ("corresponding", "alternate", "co-interior")
 
 
@@ -30,14 +32,14 @@ class GeometryDifficulty:
     """How hard the figures are."""
 
     step: int = 5  # every angle of a problem is a multiple of so many degrees
-    min_angle: int = 30  # smallest angle of a problem, degrees; narrower ones hold no number
+    min_angle: int = 35  # smallest angle that holds a number, degrees
     kinds: tuple[str, ...] = tuple(_BY_NAME)  # names of `figures.KINDS`
 
     def __post_init__(self) -> None:
         if self.step not in (1, 2, 5, 10):
             raise UserError(f"difficulty: step must be 1, 2, 5 or 10 degrees, got {self.step}")
-        if not 25 <= self.min_angle <= 40:
-            raise UserError(f"difficulty: min_angle must be in [25, 40], got {self.min_angle}")
+        if not 30 <= self.min_angle <= 45:
+            raise UserError(f"difficulty: min_angle must be in [30, 45], got {self.min_angle}")
         if unknown := sorted(set(self.kinds) - set(_BY_NAME)):
             raise UserError(f"difficulty: no such kind of figure: {', '.join(unknown)}")
         if not self.kinds:
@@ -64,7 +66,7 @@ class GeometryProblem:
 
     @property
     def answer(self) -> int:
-        return round(self.kind.angles(*self.givens)[-1])
+        return round(self.kind.answer(*self.givens))
 
     @property
     def steps(self) -> str:
@@ -83,15 +85,17 @@ def legal_givens(kind_name: str, step: int, min_angle: int) -> tuple[Givens, ...
     kind = _BY_NAME[kind_name]
     grid = range(step * -(-min_angle // step), 180, step)
     candidates = [(a,) for a in grid] if kind.arity == 1 else [(a, b) for a in grid for b in grid]
-    return tuple(
-        givens
-        for givens in candidates
-        if all(
-            angle % step == 0 and min_angle <= angle <= 180 - min_angle
-            for angle in kind.angles(*givens)
+
+    def legal(givens: Givens) -> bool:
+        answer = kind.answer(*givens)
+        return (
+            answer % step == 0
+            and _LEAST_ANSWER <= answer <= 180 - _LEAST_ANSWER
+            and all(min_angle <= angle <= 180 - min_angle for angle in kind.roomy(*givens))
+            and not (kind.name in _CROSSINGS and abs(givens[0] - 90) < _CLOSE_TO_RIGHT)
         )
-        and not (kind.name in _CROSSINGS and abs(givens[0] - 90) < _CLOSE_TO_RIGHT)
-    )
+
+    return tuple(givens for givens in candidates if legal(givens))
 
 
 def sample_problem(
@@ -100,23 +104,20 @@ def sample_problem(
     """A problem whose content belongs to the split.
 
     Raises:
-        UserError: the difficulty leaves the split no content.
+        UserError: the difficulty leaves the split nothing that can be drawn.
     """
-    kinds = tuple(kind for name in difficulty.kinds for kind in [_BY_NAME[name]] * _weight(name))
+    kinds = [kind for kind in KINDS if kind.name in difficulty.kinds for _ in range(kind.weight)]
 
     def propose(rng: np.random.Generator) -> tuple[str, tuple[Kind, Givens]]:
         kind = pick(rng, kinds)
         givens = pick(rng, legal_givens(kind.name, difficulty.step, difficulty.min_angle))
         return content(kind, givens), (kind, givens)
 
-    while True:
+    for _ in range(_MAX_CONTENTS):
         kind, givens = draw(rng, split, propose)
         diagram = diagrams.lay_out(rng, kind.sketch(*givens))
         # A few narrow figures have no legible layout and are never shown.
         if diagram is not None:
             question = pick(rng, _PHRASES).format(fact=kind.fact, asked=kind.asked)
             return GeometryProblem(kind=kind, givens=givens, diagram=diagram, question=question)
-
-
-def _weight(name: str) -> int:
-    return _BY_NAME[name].weight
+    raise UserError(f"difficulty: no figure of the {split} split can be drawn legibly: widen it")
