@@ -1,8 +1,6 @@
 """Orbax checkpoints: the state of a training run, and a model by itself."""
 
-import contextlib
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,22 +90,9 @@ def load_params(directory: Path, like: Any) -> Any:
     """Parameters of a model directory, in the structure, shapes and dtypes of `like`.
 
     Raises:
-      UserError: they are damaged or of another structure or shape.
+      UserError: they are damaged, or a tensor is missing, unknown or of another shape.
     """
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    with _as_user_error(directory), ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(directory.absolute() / PARAMS, abstract)
-
-
-@contextlib.contextmanager
-def _as_user_error(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, OSError, KeyError) as error:  # what Orbax raises, by the kind of damage
-        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-        raise UserError(
-            f"{directory} holds no parameters that fit its config.json: {reason}"
-        ) from error
+    return _read(directory.absolute() / PARAMS, (), like)
 
 
 def load_run_params(run: Path, like: Any) -> Any:
@@ -118,9 +103,60 @@ def load_run_params(run: Path, like: Any) -> Any:
     steps = ocp.utils.checkpoint_steps(run / RUN_CHECKPOINTS)
     if not steps:
         return load_params(run / RUN_REFERENCE, like)
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    state = run.absolute() / RUN_CHECKPOINTS / str(max(steps)) / "state"
-    with _as_user_error(run), ocp.PyTreeCheckpointer() as checkpointer:
-        return checkpointer.restore(
-            state, args=ocp.args.PyTreeRestore(item={"params": abstract}, partial_restore=True)
-        )["params"]
+    return _read(run.absolute() / RUN_CHECKPOINTS / str(max(steps)) / "state", ("params",), like)
+
+
+def _read(place: Path, keys: tuple[str, ...], like: Any) -> Any:
+    """The subtree under `keys` of what Orbax stored in `place`, on the default device."""
+    # Not the stored sharding: it names devices that this machine may not have.
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), like
+    )
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        try:
+            stored = checkpointer.metadata(place).item_metadata.tree
+            for key in keys:
+                stored, abstract = stored[key], {key: abstract}
+            # Orbax would stop at the first fault, and with reads under way.
+            _check_fit(place, _shapes(stored), _shapes(like))
+            found = checkpointer.restore(
+                place,
+                args=ocp.args.PyTreeRestore(
+                    item=abstract,
+                    # Without them the item's dtypes and shardings are passed over in silence.
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+                    partial_restore=True,
+                ),
+            )
+        except UserError:
+            raise
+        except Exception as error:  # what Orbax raises depends on the damage
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+            raise UserError(f"{place} is damaged: {reason}") from error
+    for key in keys:
+        found = found[key]
+    return found
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def _check_fit(
+    place: Path, stored: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]
+) -> None:
+    faults = [
+        *(f"unknown {name}" for name in stored if name not in wanted),
+        *(f"missing {name}" for name in wanted if name not in stored),
+        *(
+            f"{name} is {stored[name]}, not {shape}"
+            for name, shape in wanted.items()
+            if stored.get(name, shape) != shape
+        ),
+    ]
+    if faults:
+        raise UserError(f"{place} does not fit its config.json: {'; '.join(faults)}")

@@ -1,0 +1,390 @@
+"""Hugging Face directories: every layout is read, nothing wrong is, and transformers reads ours."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file as load_numpy
+from safetensors.torch import load_file, save_file
+from transformers import Qwen2VLForConditionalGeneration as Peer
+
+from othink_jax.checkpoint import hf
+from othink_jax.checkpoint.load import load, save_hf
+from othink_jax.checkpoint.store import save_model
+from othink_jax.errors import UserError
+from othink_jax.model.config import Qwen2VLConfig
+from tests.model_cases import make_config, random_params
+from tests.tiny_processor import write_directory
+
+CONFIG = make_config(heads=2, kv_heads=1, section=(1, 2, 1), tied=False)
+_, PARAMS = random_params(CONFIG)
+WEIGHTS = "model.safetensors"
+
+
+def equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def read(directory, config=CONFIG, **options):
+    assert hf.load_config(directory) == config
+    return hf.load_params(directory, config, dtype=jnp.float32, **options)
+
+
+@pytest.fixture
+def directory(tmp_path):
+    hf.save(tmp_path / "model", CONFIG, PARAMS)
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def edit(directory):
+    """Change the tensors of the directory in place."""
+
+    def edit(change):
+        tensors = load_file(directory / WEIGHTS)
+        save_file(change(tensors) or tensors, directory / WEIGHTS)
+        return directory
+
+    return edit
+
+
+def rewrite(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+# Layouts
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("scan", [False, True])
+def test_what_is_saved_is_loaded_bit_for_bit(tmp_path, tied, scan):
+    config = make_config(tied=tied, depth=3)
+    _, params = random_params(config, scan_layers=scan)
+    hf.save(tmp_path, config, params)
+    equal(read(tmp_path, config, scan_layers=scan), params)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", WEIGHTS]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_transformers_loads_what_is_saved(tmp_path, tied):
+    """Its logits for what we save are compared, by way of what it saves, in test_model_parity."""
+    config = make_config(tied=tied)
+    _, params = random_params(config)
+    hf.save(tmp_path / "ours", config, params)
+    peer, info = Peer.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(info.values()), info
+    assert peer.lm_head.weight.dtype == torch.float32
+    peer.save_pretrained(tmp_path / "theirs")  # the nested config
+    assert "text_config" in json.loads((tmp_path / "theirs" / "config.json").read_text())
+    equal(read(tmp_path / "theirs", config), params)
+
+
+def test_names_as_in_memory_are_read(edit):
+    def rename(name):
+        if name.startswith("visual."):
+            return f"model.{name}"
+        return name.replace("model.", "model.language_model.", 1)
+
+    directory = edit(lambda tensors: {rename(name): value for name, value in tensors.items()})
+    assert "model.language_model.layers.0.mlp.up_proj.weight" in load_numpy(directory / WEIGHTS)
+    equal(read(directory), PARAMS)
+
+
+def test_the_hubs_config_of_2024_is_read(directory):
+    """The entries of Qwen2-VL-2B-Instruct's config.json as it was published, and its sizes."""
+    published = {
+        "architectures": ["Qwen2VLForConditionalGeneration"],
+        "attention_dropout": 0.0,
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+        "vision_start_token_id": 151652,
+        "vision_end_token_id": 151653,
+        "vision_token_id": 151654,
+        "image_token_id": 151655,
+        "video_token_id": 151656,
+        "hidden_act": "silu",
+        "hidden_size": 1536,
+        "initializer_range": 0.02,
+        "intermediate_size": 8960,
+        "max_position_embeddings": 32768,
+        "max_window_layers": 28,
+        "model_type": "qwen2_vl",
+        "num_attention_heads": 12,
+        "num_hidden_layers": 28,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "sliding_window": 32768,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vision_config": {
+            "depth": 32,
+            "embed_dim": 1280,
+            "mlp_ratio": 4,
+            "num_heads": 16,
+            "in_chans": 3,
+            "hidden_size": 1536,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "spatial_patch_size": 14,
+            "temporal_patch_size": 2,
+        },
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "vocab_size": 151936,
+    }
+    (directory / "config.json").write_text(json.dumps(published))
+    config = hf.load_config(directory)
+    assert config.text.head_dim == 128
+    assert config.text.rope_theta == 1e6
+    assert config.text.mrope_section == (16, 24, 24)
+    assert config.vision.patch_dim == 1176
+    assert config.tie_word_embeddings
+
+
+def test_a_tied_flag_that_stands_with_the_text_counts(tmp_path):
+    config = make_config()
+    hf.save(tmp_path, config, random_params(config)[1])
+
+    def nest(content):
+        text = dict(content, tie_word_embeddings=True)
+        del text["vision_config"], text["model_type"]
+        content.update(text_config=text, tie_word_embeddings=False)
+
+    rewrite(tmp_path / "config.json", nest)
+    assert hf.load_config(tmp_path).tie_word_embeddings
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_tensors_are_read(edit, dtype):
+    directory = edit(lambda tensors: {name: value.to(dtype) for name, value in tensors.items()})
+    like = jnp.bfloat16 if dtype == torch.bfloat16 else jnp.float16
+    equal(read(directory), jax.tree.map(lambda leaf: leaf.astype(like).astype(jnp.float32), PARAMS))
+    halves = hf.load_params(directory, CONFIG, dtype=jnp.bfloat16)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(halves)} == {"bfloat16"}
+
+
+def test_bfloat16_parameters_stay_what_they_are(tmp_path):
+    halves = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
+    hf.save(tmp_path, CONFIG, halves)
+    assert {value.dtype for value in load_file(tmp_path / WEIGHTS).values()} == {torch.bfloat16}
+    equal(hf.load_params(tmp_path, CONFIG, dtype=jnp.bfloat16), halves)
+
+
+def test_a_second_copy_of_a_tied_head_is_left_out(tmp_path):
+    config = make_config(tied=True)
+    _, params = random_params(config)
+    hf.save(tmp_path, config, params)
+    tensors = load_file(tmp_path / WEIGHTS)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, tmp_path / WEIGHTS)
+    equal(read(tmp_path, config), params)
+
+
+# Shards
+
+
+@pytest.fixture
+def sharded(directory):
+    tensors = load_file(directory / WEIGHTS)
+    names = sorted(tensors)
+    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, part in shards.items():
+        save_file({name: tensors[name] for name in part}, directory / file)
+    weight_map = {name: file for file, part in shards.items() for name in part}
+    (directory / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (directory / WEIGHTS).unlink()
+    return directory
+
+
+def test_shards_are_read_by_their_index(sharded):
+    equal(read(sharded), PARAMS)
+
+
+def test_an_absent_shard_is_named(sharded):
+    (sharded / "b.safetensors").unlink()
+    with pytest.raises(UserError, match=r"files that are absent: b\.safetensors"):
+        read(sharded)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": 3}'])
+def test_a_broken_index_is_named(sharded, content):
+    (sharded / f"{WEIGHTS}.index.json").write_text(content)
+    with pytest.raises(UserError, match=r"model\.safetensors\.index\.json"):
+        read(sharded)
+
+
+# What does not fit
+
+
+def test_all_tensors_that_do_not_fit_are_listed_at_once(edit):
+    def spoil(tensors):
+        del tensors["model.norm.weight"], tensors["visual.blocks.1.mlp.fc1.bias"]
+        tensors["model.layers.0.self_attn.k_proj.weight"] = torch.zeros(3, 2)
+        # A layer more than the config has: to be said, not ignored.
+        tensors["model.layers.2.mlp.up_proj.weight"] = torch.zeros(2, 2)
+        tensors["model.norm.weight.old"] = torch.zeros(1)
+
+    with pytest.raises(UserError) as caught:
+        read(edit(spoil))
+    message = str(caught.value)
+    for fault in (
+        "missing model.norm.weight;",
+        "missing visual.blocks.1.mlp.fc1.bias",
+        "model.layers.0.self_attn.k_proj.weight is (3, 2), not (8, 16)",
+        "unknown model.layers.2.mlp.up_proj.weight",
+        "unknown model.norm.weight.old",
+    ):
+        assert fault in f"{message};"
+    assert message.count("k_proj.weight") == 1
+    assert "\n" not in message
+
+
+def test_an_untied_model_without_head_is_refused(edit):
+    def spoil(tensors):
+        del tensors["lm_head.weight"]
+
+    with pytest.raises(UserError, match=r"missing lm_head\.weight$"):
+        read(edit(spoil))
+
+
+@pytest.mark.parametrize("kept", [0, 4, 200, -100])
+def test_a_truncated_file_is_named(directory, kept):
+    content = (directory / WEIGHTS).read_bytes()
+    (directory / WEIGHTS).write_bytes(content[:kept])
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+        read(directory)
+
+
+def test_pickled_weights_are_refused(directory):
+    (directory / WEIGHTS).rename(directory / "pytorch_model.bin")
+    with pytest.raises(UserError, match="pickles"):
+        read(directory)
+    (directory / "pytorch_model.bin").unlink()
+    with pytest.raises(UserError, match=r"has no model\.safetensors"):
+        read(directory)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_a_broken_config_is_named(directory, content):
+    (directory / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config\.json"):
+        hf.load_config(directory)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(model_type="qwen2_5_vl"), "model_type 'qwen2_5_vl'"),
+        (lambda c: c.pop("model_type"), "model_type None"),
+        (lambda c: c.pop("hidden_size"), "lacks an entry of Qwen2-VL: 'hidden_size'"),
+        (lambda c: c.pop("vision_config"), "lacks an entry"),
+        (lambda c: c.pop("rope_scaling"), "lacks an entry of Qwen2-VL: 'mrope_section'"),
+        (lambda c: c.pop("image_token_id"), "lacks an entry of Qwen2-VL: 'image_token_id'"),
+        (lambda c: c.update(use_sliding_window=True), "sliding-window"),
+        (lambda c: c.update(hidden_act="gelu"), "hidden_act 'gelu' is not 'silu'"),
+        (lambda c: c["vision_config"].update(hidden_act="gelu"), "is not 'quick_gelu'"),
+        (lambda c: c["rope_scaling"].update(type="yarn"), "positions of type 'yarn'"),
+        (lambda c: c["rope_scaling"].update(rope_type="linear"), "positions of type 'linear'"),
+        (lambda c: c["rope_scaling"].update(mrope_section=[1, 1, 1]), "does not add up to half"),
+        (lambda c: c.update(num_attention_heads=3), "not a multiple of num_attention_heads"),
+        (lambda c: c.update(num_key_value_heads=3), "not a multiple of num_key_value_heads"),
+        (lambda c: c["vision_config"].update(num_heads=3), "not a multiple of 4"),
+        (lambda c: c["vision_config"].update(hidden_size=8), "is not the text's 16"),
+    ],
+)
+def test_a_config_that_cannot_be_followed_is_refused(directory, change, message):
+    rewrite(directory / "config.json", change)
+    with pytest.raises(UserError, match=message):
+        hf.load_config(directory)
+
+
+# Whole models, wherever they lie
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A model directory with tokenizer, and its config."""
+    directory = write_directory(tmp_path_factory.mktemp("whole"))
+    tokens = json.loads((directory / "tokenizer.json").read_text())["added_tokens"]
+    ids = {token["content"]: token["id"] for token in tokens}
+    config = Qwen2VLConfig(
+        text=make_config(text={"vocab_size": max(ids.values()) + 1}).text,
+        vision=make_config(vision={"patch_size": 14}).vision,
+        tie_word_embeddings=True,
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+    )
+    hf.save(directory, config, random_params(config)[1])
+    return directory
+
+
+def test_a_directory_is_loaded_as_one_object(whole):
+    made = load(whole)
+    assert made.config == hf.load_config(whole)
+    assert made.processor.image_token_id == made.config.image_token_id
+    assert made.directory == whole
+    equal(made.params, hf.load_params(whole, made.config, dtype=jnp.float32))
+
+
+@pytest.mark.parametrize("kind", ["hub layout", "orbax"])
+@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
+def test_any_model_is_loaded_and_exported_with_either_layout_of_layers(tmp_path, whole, kind, scan):
+    source = whole
+    if kind == "orbax":
+        source = tmp_path / "converted"
+        save_model(source, load(whole).params, companions=whole)
+    made = load(source, scan_layers=scan)
+    _, like = random_params(made.config, scan_layers=scan)
+    assert jax.tree.structure(made.params) == jax.tree.structure(like)
+    target = save_hf(made, tmp_path / "exported")
+    for file in whole.iterdir():
+        if file.name not in (WEIGHTS, "config.json"):
+            assert (target / file.name).read_bytes() == file.read_bytes()
+    ours, theirs = (load_file(place / WEIGHTS) for place in (target, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_directory_that_is_in_use_is_not_written_over(tmp_path, whole):
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(UserError, match="is not empty"):
+        save_hf(load(whole), tmp_path)
+
+
+def test_a_tokenizer_that_is_another_models_is_refused(tmp_path, whole):
+    for file in whole.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    rewrite(tmp_path / "config.json", lambda c: c.update(image_token_id=0))
+    with pytest.raises(UserError, match=r"image placeholder is \d+, but config.json says 0"):
+        load(tmp_path)
+
+
+def test_an_id_that_is_neither_here_nor_to_be_had_is_one_clear_line():
+    for name in ("nobody/no-such-model", "./no/such/directory"):
+        with pytest.raises(UserError, match=f"{name} is neither a directory nor a model") as caught:
+            load(name)
+        assert "\n" not in str(caught.value)
+
+
+def test_an_id_in_the_hubs_cache_is_loaded_offline(tmp_path, monkeypatch, whole):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    root = tmp_path / "models--someone--tiny-model"
+    snapshot = root / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    for file in whole.iterdir():
+        (snapshot / file.name).write_bytes(file.read_bytes())
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert hf.resolve("someone/tiny-model") == snapshot
+    equal(load("someone/tiny-model").params, load(whole).params)
