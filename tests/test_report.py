@@ -91,7 +91,7 @@ def sample_rows(step: int, folder: Path, question: str, text: str) -> None:
     (folder / f"step_{step:06d}.jsonl").write_text(text)
 
 
-def evaluation(task: str, stage: str | None, right: int, n: int = 500, **settings) -> dict:
+def evaluation(task: str, stage: str, right: int, n: int = 500, **settings) -> dict:
     """result.json of one evaluation; `settings` go into the recorded configuration."""
     return {
         "model": "tiny",
@@ -260,9 +260,18 @@ def test_names_of_images_do_not_reach_out_of_the_run(tmp_path):
 
 def test_run_without_evaluations_and_samples_says_so(tmp_path):
     page = Page(write_report(make_run(tmp_path / "run", evaluations=False, samples=False)))
-    assert "This run holds no evaluation" in page.text
+    assert "There is no evaluation to show" in page.text
     assert "No sample completions are stored." in page.text
     assert page.tags.count("svg") == 6
+
+
+def test_evaluation_of_unknown_stage_is_shown_neither_before_nor_after(tmp_path):
+    run = make_run(tmp_path / "run")
+    for file in (run / "evaluations").glob("*-counting/result.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"stage": None}))
+    page = Page(write_report(run))
+    assert "evaluations/before-counting is not shown: it was made without --stage" in page.text
+    assert "counting, test" not in page.text
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"accuracy": 0.5}'])
@@ -351,7 +360,7 @@ def test_evaluations_pair_only_where_they_asked_the_same_in_the_same_way():
         evaluation("counting", "before", 10),
         evaluation("counting", "after", 20),
         evaluation("geometry", "after", 20, sampling={"max_new_tokens": 7}),
-        evaluation("counting", None, 30, count=7),
+        evaluation("counting", "after", 30, count=7),
     ]
     made = compare(results, trained)
     assert [one.relation for one in made] == ["same task"] * 2 + ["cross task"] * 2

@@ -68,14 +68,13 @@ def compare(results: Sequence[dict[str, Any]], trained: DataConfig) -> list[Comp
     """Pair evaluations by stage; the task that was trained on comes first.
 
     Args:
-        results: contents of result.json files; those without a stage stand alone, as `after`.
+        results: contents of result.json files, each of stage `before` or `after`.
         trained: what the run was trained on.
     """
     groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for result in results:
-        stage = "before" if result["stage"] == "before" else "after"
         group = groups.setdefault(_conditions(result), {"before": [], "after": []})
-        group[stage].append(result)
+        group[result["stage"]].append(result)
     made, unmeasured = [], [None]
     for group in groups.values():
         shown = (group["after"] + group["before"])[0]

@@ -162,7 +162,7 @@ def _draw_panel(axes: Axes, panel: Panel, rows: Sequence[Mapping[str, Any]]) -> 
             continue
         drawn = True
         if not series.exact:
-            axes.plot(steps, values, ".", color=colour, alpha=0.22, markersize=4, mew=0)
+            axes.plot(steps, values, ".", color=colour, alpha=0.35, markersize=4.5, mew=0)
             values = smooth(values, smoothing_window(len(rows)))
         axes.plot(steps, values, color=colour, linewidth=1.6, marker=marker, label=series.label)
     if not drawn:
@@ -171,7 +171,13 @@ def _draw_panel(axes: Axes, panel: Panel, rows: Sequence[Mapping[str, Any]]) -> 
         return
     if panel.share:
         axes.set_ylim(-0.04, 1.04)
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+        axes.set_yticks([0.0, 0.5, 1.0])
+    else:
+        if any(series.exact for series in panel.series):
+            axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+        # One common factor above the axis ("1e-5") is easily overlooked.
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.6g}")
     if len(panel.series) > 1:
         axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 0.98), borderpad=0)
 
@@ -191,6 +197,7 @@ def draw(curve: Curve, rows: Sequence[Mapping[str, Any]]) -> str:
             _draw_panel(axes, panel, rows)
             axes.tick_params(length=3)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.set_xlim(0, max(row["step"] for row in rows) + 1)
         axes.set_xlabel("step")
         buffer = io.StringIO()
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -1,5 +1,6 @@
 """The page of a run: everything in one HTML file, nothing fetched and nothing executed."""
 
+import datetime
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,15 @@ def _duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _moment(iso: str) -> str:
+    """A time of config.json as a reader writes it; as it stands if it is no ISO time."""
+    try:
+        moment = datetime.datetime.fromisoformat(iso)
+    except ValueError:
+        return iso
+    return f"{moment.day} {moment:%B %Y, %H:%M} {moment.tzname() or ''}".strip()
 
 
 def _percent(share: float) -> str:
@@ -129,9 +139,10 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         lstrip_blocks=True,
     )
     environment.filters |= {
+        "moment": _moment,
+        "number": _number,
         "percent": _percent,
         "points": _points,
-        "number": _number,
     }
     style = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
     template = environment.get_template("page.html.jinja")

@@ -126,10 +126,17 @@ def _read_evaluations(run: Path, notes: list[str]) -> list[dict[str, Any]]:
             _require_keys(result, _RESULT_KEYS)
         except (ValueError, KeyError, AttributeError):
             notes.append(f"evaluations/{path.parent.name}/result.json is unreadable and left out.")
-        else:
+            continue
+        if result["stage"] in ("before", "after"):
             results.append(result)
+        else:
+            # Which model it measured cannot be told from here; a guess could be a false claim.
+            notes.append(
+                f"evaluations/{path.parent.name} is not shown: it was made without --stage before"
+                " or --stage after."
+            )
     if not results:
-        notes.append("This run holds no evaluation, so there is no accuracy before and after.")
+        notes.append("There is no evaluation to show, so there is no accuracy before and after.")
     return results
 
 
