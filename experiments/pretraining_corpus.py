@@ -161,6 +161,8 @@ def _compare(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> Corp
     first = Selection(colour=pick(rng, scene.items).look.colour)
     others = [colour for colour in sprites.COLOURS if colour != first.colour]
     second = Selection(colour=pick(rng, others))
+    if rng.random() < 0.5:  # the first is in the scene: unswapped, the answer is mostly yes
+        first, second = second, first
     count, other = (
         sum(selection.matches(item.look) for item in scene.items) for selection in (first, second)
     )

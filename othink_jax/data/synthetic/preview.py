@@ -6,12 +6,19 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from othink_jax.data.synthetic.source import generate
+from othink_jax.errors import UserError
 
 _COLUMNS, _ZOOM, _MARGIN, _CAPTION = 4, 2, 12, 76  # images, factor, pixels, pixels
 
 
 def preview(task: str, split: str, count: int, path: Path, seed: int = 0) -> None:
-    """Write a PNG of the first `count` examples, each with its question and answer beneath."""
+    """Write a PNG of the first `count` examples, each with its question and answer beneath.
+
+    Raises:
+        UserError: there is no such task or split, or nothing to show.
+    """
+    if count < 1:
+        raise UserError(f"count must be >= 1, got {count}")
     examples = [generate(task, split, index, seed=seed) for index in range(count)]
     side = _ZOOM * max(example.images[0].width for example in examples)
     rows = -(-count // _COLUMNS)

@@ -1,7 +1,9 @@
 """A synthetic task as a source of examples."""
 
+import dataclasses
 import hashlib
-from typing import cast, get_args
+import operator
+from typing import SupportsIndex, cast, get_args
 
 import numpy as np
 
@@ -43,9 +45,12 @@ def generate(
     """Example number `index` of a task's split; a function of its arguments alone.
 
     Raises:
-        UserError: there is no such task or split, or the difficulty belongs to the other task.
+        UserError: there is no such task or split, the seed is negative, or the difficulty is the
+            other task's.
     """
     task, split = _checked(task, split)
+    if seed < 0:
+        raise UserError(f"seed must be >= 0, got {seed}")
     rng = _generator(task, split, seed, index)
     problem: counting.CountingProblem | geometry.GeometryProblem
     if task == "counting":
@@ -70,27 +75,30 @@ def generate(
     )
 
 
+@dataclasses.dataclass(frozen=True)
 class SyntheticSource:
-    """The first `size` examples of a task's split (a grain RandomAccessDataSource)."""
+    """The first `size` examples of a task's split (a grain RandomAccessDataSource).
 
-    def __init__(
-        self,
-        task: str,
-        split: str,
-        size: int,
-        *,
-        seed: int = 0,
-        difficulty: Difficulty | None = None,
-    ) -> None:
-        """Raises UserError as `generate` does."""
-        self._task, self._split = _checked(task, split)
-        self._size = size
-        self._seed, self._difficulty = seed, difficulty
+    Raises UserError as `generate` does, and when `size` is below 1.
+    """
+
+    task: str  # see config.Task
+    split: str  # see splits.Split
+    size: int
+    _: dataclasses.KW_ONLY
+    seed: int = 0
+    difficulty: Difficulty | None = None  # the task's default if not given
+
+    def __post_init__(self) -> None:
+        _checked(self.task, self.split)
+        if self.size < 1:
+            raise UserError(f"a synthetic task needs at least one example, got size {self.size}")
 
     def __len__(self) -> int:
-        return self._size
+        return self.size
 
-    def __getitem__(self, index: int) -> Example:
-        return generate(
-            self._task, self._split, index, seed=self._seed, difficulty=self._difficulty
-        )
+    def __getitem__(self, index: SupportsIndex) -> Example:
+        number = operator.index(index)
+        if not 0 <= number < self.size:
+            raise IndexError(f"index {number} of a source of {self.size} examples")
+        return generate(self.task, self.split, number, seed=self.seed, difficulty=self.difficulty)
