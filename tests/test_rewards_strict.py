@@ -111,6 +111,12 @@ def test_near_misses_are_wrong(answer: str, gold: str) -> None:
     assert accuracy(answer, gold) == 0.0
 
 
+def test_the_truth_is_compared_as_the_truth() -> None:
+    # An interval answers a truth that is an inequality; math-verify denies it the other way round.
+    assert accuracy("x \\in (1,2)", "1<x<2") == 1.0
+    assert accuracy("1<x<2", "(1,2)") == 0.0
+
+
 def test_only_the_last_answer_tag_counts() -> None:
     assert grade("<think>I see 5 items</think><answer>3</answer>", "5").accuracy == 0.0
     assert grade("<answer>5</answer> or rather <answer>3</answer>", "5").accuracy == 0.0
