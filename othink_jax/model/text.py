@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from othink_jax.model.attention import attention, shared_prefix_attention
 from othink_jax.model.config import TextConfig
+from othink_jax.model.linear import Linear
 from othink_jax.model.rope import rotate, text_angles
 from othink_jax.model.stack import make_stack, run_stack
 
@@ -22,7 +23,7 @@ class TextBlock(nnx.Module):
 
     def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, **dtypes: Any) -> None:
         width, kv_heads = config.hidden_size, config.num_key_value_heads
-        linear: Callable[..., nnx.Linear] = functools.partial(nnx.Linear, rngs=rngs, **dtypes)
+        linear: Callable[..., Linear] = functools.partial(Linear, rngs=rngs, **dtypes)
         norm: Callable[..., nnx.RMSNorm] = functools.partial(
             nnx.RMSNorm, epsilon=config.rms_norm_eps, rngs=rngs, **dtypes
         )
@@ -100,7 +101,7 @@ class TextTower(nnx.Module):
             config.hidden_size, epsilon=config.rms_norm_eps, rngs=rngs, **dtypes
         )
         if not tied:
-            self.head = nnx.Linear(
+            self.head = Linear(
                 config.hidden_size, config.vocab_size, use_bias=False, rngs=rngs, **dtypes
             )
         self.tied = tied

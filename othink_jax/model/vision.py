@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from othink_jax.model.attention import attention
 from othink_jax.model.config import VisionConfig
+from othink_jax.model.linear import Linear
 from othink_jax.model.rope import rotate, vision_angles
 from othink_jax.model.stack import make_stack, run_stack
 
@@ -27,7 +28,7 @@ class VisionBlock(nnx.Module):
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, **dtypes: Any) -> None:
         width, hidden = config.embed_dim, config.embed_dim * config.mlp_ratio
-        linear: Callable[..., nnx.Linear] = functools.partial(nnx.Linear, rngs=rngs, **dtypes)
+        linear: Callable[..., Linear] = functools.partial(Linear, rngs=rngs, **dtypes)
         self.heads = config.num_heads
         self.norm1 = nnx.LayerNorm(width, epsilon=_EPS, rngs=rngs, **dtypes)
         self.norm2 = nnx.LayerNorm(width, epsilon=_EPS, rngs=rngs, **dtypes)
@@ -54,7 +55,7 @@ class VisionTower(nnx.Module):
         self, config: VisionConfig, *, rngs: nnx.Rngs, scan_layers: bool, **dtypes: Any
     ) -> None:
         window = config.embed_dim * config.spatial_merge_size**2
-        linear: Callable[..., nnx.Linear] = functools.partial(nnx.Linear, rngs=rngs, **dtypes)
+        linear: Callable[..., Linear] = functools.partial(Linear, rngs=rngs, **dtypes)
         self.config = config
         self.patch_embed = linear(config.patch_dim, config.embed_dim, use_bias=False)
         self.layers = make_stack(
