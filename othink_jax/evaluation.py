@@ -11,6 +11,7 @@ import numpy as np
 
 from othink_jax.checkpoint.load import Checkpoint, load
 from othink_jax.config import EvaluateConfig, Grader, SamplingConfig, to_dict
+from othink_jax.data.example import Example
 from othink_jax.data.loader import in_order
 from othink_jax.data.processing import EncodedPrompt
 from othink_jax.data.sources import Source, open_source
@@ -31,6 +32,7 @@ class Prediction:
     model_output: str
     tokens: int  # length of the completion, its end-of-sequence token included
     finished: bool  # false where the length limit cut it
+    readable: bool = True  # false where the question could not be read: no answer, so a wrong one
 
 
 def predict(
@@ -42,10 +44,16 @@ def predict(
     batch_size: int,
     seed: int,
 ) -> Iterator[Prediction]:
-    """Answer every question of `source`, in order, one completion each."""
+    """Answer every question of `source`, in order, one completion each.
+
+    Questions that cannot be read (a broken image, a prompt that is too long) come last, unanswered.
+    """
     processor = checkpoint.processor
     sampler = jax.jit(make_sampler(checkpoint.graphdef, processor, sampling))
-    batches = in_order(source, processor, batch_size=batch_size, template=template)
+    unreadable: list[Example] = []
+    batches = in_order(
+        source, processor, batch_size=batch_size, template=template, unreadable=unreadable
+    )
     for number, (examples, encoded) in enumerate(batches):
         # The last batch is filled up with its first prompt: a smaller one would compile again.
         filled: Sequence[EncodedPrompt] = [*encoded, *[encoded[0]] * (batch_size - len(encoded))]
@@ -61,6 +69,16 @@ def predict(
                 tokens=int(mask.sum()),
                 finished=bool(rollout.finished[row, 0]),
             )
+    for example in unreadable:
+        yield Prediction(
+            id=example.id,
+            question=example.question,
+            ground_truth=example.answer,
+            model_output="",
+            tokens=0,
+            finished=True,
+            readable=False,
+        )
 
 
 def grade(predictions: Sequence[Prediction], config: EvaluateConfig, grader: Grader) -> list[Grade]:
@@ -86,7 +104,11 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
 
     Returns:
       The contents of result.json: `accuracy` by the chosen grader, `interval` (95%, Wilson), the
-      accuracy by each grader, share of right format, of cut completions, counts and seconds.
+      accuracy by each grader, share of right format, of cut completions, counts and seconds. A
+      question that cannot be read counts as answered wrongly, and in `unreadable`.
+
+    Raises:
+      UserError: there is a result in `config.out` already, or not one question can be read.
     """
     if (config.out / "result.json").exists():
         raise UserError(f"{config.out} holds a result already; give another --out or remove it")
@@ -109,6 +131,9 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
             seed=config.seed,
         )
     )
+    unreadable = sum(not prediction.readable for prediction in predictions)
+    if unreadable == len(predictions):
+        raise UserError(f"none of the {unreadable} questions can be read; see the warnings above")
     verdicts = {grader: grade(predictions, config, grader) for grader in get_args(Grader)}
     chosen = verdicts[config.reward.grader]
     right = int(sum(verdict.accuracy for verdict in chosen))
@@ -128,6 +153,7 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
         "format": float(np.mean([verdict.format for verdict in chosen])),
         "truncated": float(np.mean([not prediction.finished for prediction in predictions])),
         "tokens": float(np.mean([prediction.tokens for prediction in predictions])),
+        "unreadable": unreadable,
         "ungradable": sum(verdict.ungradable for verdict in chosen),
         "grader": config.reward.grader,
         "decoding": "greedy"
