@@ -18,6 +18,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments.demo_figure import draw_figure, evaluation_directory
 from othink_jax import cli
 from othink_jax.config import Task
 
@@ -48,7 +49,7 @@ def evaluate_both(console: Console, model: str, run: Path, stage: str, config: D
             console,
             *("evaluate", model, "--preset", "tiny", "--task", task, "--split", "test"),
             *("--count", str(config.count), "--stage", stage),
-            *("--out", str(run / "evaluations" / f"{stage}-{task}")),
+            *("--out", str(evaluation_directory(run, stage, task))),
         )
 
 
@@ -60,7 +61,7 @@ def results_table(run: Path, config: DemoConfig) -> Table:
     for task in get_args(Task):
         cells = []
         for stage in _STAGES:
-            path = run / "evaluations" / f"{stage}-{task}" / "result.json"
+            path = evaluation_directory(run, stage, task) / "result.json"
             result: dict[str, Any] = json.loads(path.read_text())
             low, high = result["interval"]
             cells.append(f"{result['accuracy']:.1%} ({low:.1%} to {high:.1%})")
@@ -82,6 +83,7 @@ def main() -> None:
     evaluate_both(console, str(run), run, "after", config)
     console.print(results_table(run, config))
     run_command(console, "report", str(run))
+    print(draw_figure(run))
 
 
 if __name__ == "__main__":

@@ -10,20 +10,19 @@ Cost, base accuracies and how the headroom for reinforcement learning is made: e
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tyro
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from experiments.pretraining_corpus import DEFAULT, CorpusConfig, corpus_texts, sample
+from experiments.pretraining_loop import fit
 from experiments.tiny_tokenizer import (
     IMAGE_PAD,
     VIDEO_PAD,
@@ -32,6 +31,7 @@ from experiments.tiny_tokenizer import (
     train_tokenizer,
     write_processor,
 )
+from experiments.vision_pretraining import pretrain_vision
 from othink_jax import compilation_cache
 from othink_jax.checkpoint import hf
 from othink_jax.data.processing import PadTo, Processor
@@ -49,13 +49,13 @@ class PretrainConfig:
     """Settings of the pre-training; the defaults made the embedded model."""
 
     out: Path  # directory of the finished model
-    steps: int = 6000  # updates
+    vision_steps: int = 3000  # updates of the first phase, see `vision_pretraining`
+    vision_batch_size: int = 64  # images an update
+    vision_learning_rate: float = 3e-3
+    steps: int = 5000  # updates of the second phase, which trains the whole model
     batch_size: int = 32  # samples an update
     learning_rate: float = 1.5e-3
-    warmup_steps: int = 100
-    decay_fraction: float = 0.3  # share of the updates in which the rate falls linearly to 0
     seed: int = 0
-    save_every: int = 1000  # steps between intermediate saves (`out` beside `-step-N`)
     corpus: CorpusConfig = DEFAULT
 
 
@@ -70,7 +70,9 @@ def tiny_config(vocab_size: int, token_id: Any) -> Qwen2VLConfig:
             num_attention_heads=2,
             num_key_value_heads=1,
             rope_theta=10_000.0,
-            mrope_section=(8, 12, 12),
+            # An image has four rows and four columns, so both need frequencies that turn far in
+            # four steps; the columns get the low ones too, for words that are far apart.
+            mrope_section=(2, 3, 27),
             rms_norm_eps=1e-6,
         ),
         vision=VisionConfig(depth=3, embed_dim=128, num_heads=2, mlp_ratio=3, hidden_size=128),
@@ -101,33 +103,11 @@ def make_batch(
     return processor.batch(encoded, pad=PAD), completions, mask
 
 
-def batches(config: PretrainConfig, processor: Processor) -> Iterator[Any]:
-    """Batches in order, the next ones made while the current one is learned."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        ahead = [pool.submit(make_batch, config, processor, step) for step in range(2)]
-        for step in range(config.steps):
-            yield ahead.pop(0).result()
-            ahead.append(pool.submit(make_batch, config, processor, step + 2))
-
-
-def make_optimizer(config: PretrainConfig) -> optax.GradientTransformation:
-    """Adam with warm-up, a long constant rate and a linear decay to 0."""
-    decay = round(config.steps * config.decay_fraction)
-    rate = optax.join_schedules(
-        [
-            optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps),
-            optax.constant_schedule(config.learning_rate),
-            optax.linear_schedule(config.learning_rate, 0.0, decay),
-        ],
-        [config.warmup_steps, config.steps - decay],
-    )
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate, b2=0.98))
-
-
 def pretrain(config: PretrainConfig) -> Path:
-    """Train tokenizer and model, write the model directory, return it."""
+    """Train tokenizer, vision tower and model, write the model directory, return it."""
     compilation_cache.enable()
     config.out.mkdir(parents=True)
+    start = time.perf_counter()
     tokenizer = train_tokenizer(corpus_texts(20_000, config.seed))
     write_processor(config.out, tokenizer)
     processor = Processor.from_pretrained(config.out)
@@ -135,7 +115,15 @@ def pretrain(config: PretrainConfig) -> Path:
     graphdef, params = split(Qwen2VL(model_config, rngs=nnx.Rngs(config.seed)))
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{count / 1e6:.2f} M parameters, {tokenizer.get_vocab_size()} tokens", flush=True)
-    tx = make_optimizer(config)
+    params = pretrain_vision(
+        graphdef,
+        params,
+        processor.image_settings,
+        seed=config.seed,
+        steps=config.vision_steps,
+        batch_size=config.vision_batch_size,
+        learning_rate=config.vision_learning_rate,
+    )
 
     def loss_fn(
         params: Any, prompts: Prompts, completions: Int[Array, "B T"], mask: Bool[Array, "B T"]
@@ -145,25 +133,16 @@ def pretrain(config: PretrainConfig) -> Path:
         )
         return -jnp.sum(logp[:, 0] * mask) / jnp.sum(mask)
 
-    @jax.jit(donate_argnums=(0, 1))
-    def train_step(params: Any, opt_state: Any, *batch: Any) -> tuple[Any, Any, Array]:
-        loss, gradient = jax.value_and_grad(loss_fn)(params, *batch)
-        updates, opt_state = tx.update(gradient, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, loss
-
-    opt_state, losses, start = tx.init(params), [], time.perf_counter()
-    for step, batch in enumerate(batches(config, processor), start=1):
-        params, opt_state, loss = train_step(params, opt_state, *batch)
-        losses.append(loss)
-        if step % 100 == 0:
-            seconds = time.perf_counter() - start
-            recent = float(jnp.mean(jnp.stack(losses[-100:])))
-            rate = step * config.batch_size / seconds
-            print(f"step {step}  loss {recent:.4f}  {rate:.0f} samples/s", flush=True)
-        if step % config.save_every == 0 and step < config.steps:
-            hf.save(config.out.with_name(f"{config.out.name}-step-{step}"), model_config, params)
+    params = fit(
+        "language",
+        params,
+        loss_fn,
+        lambda step: make_batch(config, processor, step),
+        steps=config.steps,
+        learning_rate=config.learning_rate,
+    )
     hf.save(config.out, model_config, params)
-    record = dataclasses.asdict(config) | {"seconds": time.perf_counter() - start}
+    record = dataclasses.asdict(config) | {"seconds": round(time.perf_counter() - start)}
     (config.out / "pretraining.json").write_text(json.dumps(record, indent=2, default=str) + "\n")
     return config.out
 

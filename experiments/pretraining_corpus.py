@@ -38,12 +38,12 @@ _SHARES = ("steps_style", "direct_style", "looks_from", "hasty_error", "easy_unt
 class CorpusConfig:
     """The mixture. Shares of kinds need not add up to one."""
 
-    counting: float = 0.34
-    geometry: float = 0.36
-    describe: float = 0.10
+    counting: float = 0.28
+    geometry: float = 0.32
+    describe: float = 0.16
     compare: float = 0.02
     locate: float = 0.03
-    read: float = 0.12
+    read: float = 0.16
     arithmetic: float = 0.03
     steps_style: float = 0.25  # share of stepwise responses, once there are quick looks
     direct_style: float = 0.15  # share of direct ones; the rest are quick looks
@@ -82,7 +82,7 @@ def sample(
     """One sample; `progress` in [0, 1] is how far the training has come (easy ones come first)."""
     easy = progress < config.easy_until and rng.random() < 0.8
     if progress < config.looks_from:
-        config = dataclasses.replace(config, steps_style=0.5, direct_style=0.5)
+        config = dataclasses.replace(config, steps_style=0.7, direct_style=0.3)
     shares = np.array([getattr(config, kind) for kind in _KINDS])
     kind = list(_KINDS)[rng.choice(len(shares), p=shares / shares.sum())]
     return _KINDS[kind](rng, config, easy)
@@ -196,14 +196,15 @@ def _locate(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> Corpu
 
 def _read(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> CorpusItem:
     diagram = _figure(rng, easy).diagram
-    values = sorted(
-        (text for text in diagram.texts if text.is_value), key=lambda text: text.centre[0]
-    )
+    readings = [
+        mark.text if mark.vertex.startswith("_") else f"{mark.vertex} {mark.text}"
+        for mark in diagram.marks
+    ]
     return CorpusItem(
         kind="read",
         images=(diagrams.render(diagram),),
-        question="Read the values in the image.",
-        response=" ".join(value.text for value in values),
+        question="Read the angles in the image.",
+        response=" ".join(sorted(readings)),
     )
 
 

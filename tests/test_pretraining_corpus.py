@@ -151,18 +151,23 @@ def test_places_are_thirds_of_the_picture(problems):
             if (thing.look.colour, thing.look.shape) == (colour, shape)
         ]
         assert ("leftmost" in item.question) == (len(things) > 1)
+        leftmost = min(things, key=lambda thing: thing.x)
         row, column = item.response.split()
         low, high = {"left": (0, 38), "middle": (37, 75), "right": (74, 112)}[column]
-        assert low <= things[0].x <= high
+        assert low <= leftmost.x <= high
         low, high = {"top": (0, 38), "middle": (37, 75), "bottom": (74, 112)}[row]
-        assert low <= things[0].y <= high
+        assert low <= leftmost.y <= high
 
 
-def test_readings_are_the_values_in_the_diagram_from_left_to_right(problems):
+def test_readings_are_the_measures_in_the_diagram_each_with_its_corner(problems):
+    named = 0
     for item in only("read", 100):
-        values = [text for text in problems[-1][1].diagram.texts if text.is_value]
-        values.sort(key=lambda text: text.centre[0])
-        assert item.response.split() == [text.text for text in values]
+        marks = problems[-1][1].diagram.marks
+        read = re.findall(r"(?:([A-Z]) )?(\d+|x)", item.response)
+        wanted = [(mark.vertex if mark.vertex in "ABCDO" else "", mark.text) for mark in marks]
+        assert sorted(read) == sorted(wanted)
+        named += any(corner for corner, _ in read)
+    assert 50 < named < 100  # corners at a crossing of parallels have no name
 
 
 def test_arithmetic_needs_no_image_and_is_right():

@@ -179,9 +179,10 @@ def test_steps_number_the_things_asked_for_from_left_to_right():
     assert steps(colour="green") == "none"
 
 
-def test_items_run_from_left_to_right():
+def test_items_stand_in_reading_order():
+    """In bands of a quarter of the picture from top to bottom, in each from left to right."""
     for seed in range(40):
-        places = [item.x for item in problem_of(seed).scene.items]
+        places = [(item.y // 28, item.x) for item in problem_of(seed).scene.items]
         assert places == sorted(places)
 
 

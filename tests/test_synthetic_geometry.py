@@ -149,6 +149,19 @@ def test_texts_keep_off_lines_edges_and_each_other():
             assert one[2] < other[0] or other[2] < one[0] or one[3] < other[1] or other[3] < one[1]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_points_keep_off_the_arcs_of_angles(name):
+    for seed in range(60):
+        diagram = problem_of(seed, difficulty=GeometryDifficulty(kinds=(name,))).diagram
+        for mark, text in itertools.product(diagram.marks, diagram.texts):
+            if not text.is_value:
+                start, opening = diagrams.sector(mark, diagram.points)
+                x, y = diagram.points[mark.vertex]
+                for turn in np.linspace(start, start + opening, 30):
+                    dot = x + 9 * math.cos(turn), y + 9 * math.sin(turn)
+                    assert math.dist(dot, text.centre) > 6.5  # a capital is 9 pixels high
+
+
 def test_each_measure_is_nearest_to_its_own_vertex():
     for seed in range(60):
         diagram = problem_of(seed).diagram
@@ -190,6 +203,11 @@ def test_every_kind_of_figure_is_in_every_split():
     for split, name in itertools.product(SPLITS, NAMES):
         problem = problem_of(0, split, GeometryDifficulty(kinds=(name,)))
         assert problem.kind.name == name
+
+
+def test_no_answer_is_a_good_guess_in_the_test_split():
+    answers = collections.Counter(problem_of(seed, "test").answer for seed in range(1000))
+    assert max(answers.values()) < 130  # a tenth by construction, and four standard errors
 
 
 def test_content_of_a_symmetric_figure_ignores_the_order_of_its_givens():

@@ -99,13 +99,13 @@ class CountingProblem:
 
     @property
     def selected(self) -> list[Look]:
-        """The looks of the things asked for, from left to right."""
+        """The looks of the things asked for, in reading order."""
         looks = (item.look for item in self.scene.items)
         return [look for look in looks if self.selection.matches(look)]
 
     @property
     def steps(self) -> str:
-        """The things asked for, numbered from left to right."""
+        """The things asked for, numbered in reading order."""
         return enumerate_looks(self.selected)
 
 

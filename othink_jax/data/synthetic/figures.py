@@ -118,9 +118,10 @@ def _parallels(given_at: tuple[str, str, str], asked_at: tuple[str, str, str], v
     f, e = (0.0, 0.0), _along((0, 0), v, gap / math.sin(math.radians(v)))
     top, bottom = _along(e, v, 0.28), _along(f, v, -0.28)
     middle = (e[0] + f[0]) / 2
+    half = max(0.5, abs(e[0] - f[0]) / 2 + 0.3)  # the lines go on beyond the crossings
     points = {
-        **{"A": (middle - 0.5, gap), "B": (middle + 0.5, gap)},
-        **{"C": (middle - 0.5, 0.0), "D": (middle + 0.5, 0.0)},
+        **{"A": (middle - half, gap), "B": (middle + half, gap)},
+        **{"C": (middle - half, 0.0), "D": (middle + half, 0.0)},
         **{"_E": e, "_F": f, "_T": top, "_S": bottom},
     }
     marks = (_mark((given_at[0], given_at[1:]), v), _mark((asked_at[0], asked_at[1:]), X))

@@ -15,6 +15,7 @@ Backdrop = Literal["studio", "outdoors"]
 # Centres stay this share of the two widths apart. It keeps most layouts within the allowed
 # occlusion, so that the exact check seldom has to refuse one.
 _SPACING = 0.34
+_BANDS = 4  # horizontal bands of the picture, in which things are read from left to right
 _PLACE_TRIES = 60  # of one thing before the layout is begun anew
 _LAYOUT_TRIES = 200
 _SKIES = ((196, 214, 232), (222, 214, 200), (206, 206, 222))
@@ -53,7 +54,7 @@ class Item:
 class Scene:
     """All that `render` needs; equal scenes give equal pictures."""
 
-    items: tuple[Item, ...]  # from left to right
+    items: tuple[Item, ...]  # in reading order: bands from top to bottom, each from left to right
     backdrop: Backdrop
     clutter: int  # small grey marks on the ground
     texture: int  # seed of backdrop and marks
@@ -81,7 +82,7 @@ def place(
         if items is None or (len(items) > 1 and visible(items).min() < 1 - max_occlusion):
             continue
         return Scene(
-            items=tuple(sorted(items, key=lambda item: (item.x, item.y))),
+            items=tuple(sorted(items, key=lambda item: (item.y * _BANDS // IMAGE_SIDE, item.x))),
             backdrop=backdrop,
             clutter=int(rng.integers(clutter + 1)),
             texture=int(rng.integers(2**32)),
