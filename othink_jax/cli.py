@@ -6,8 +6,9 @@ seconds that JAX and the tokenizer library take to import.
 
 import dataclasses
 import json
+import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import tyro
 
 from othink_jax.config import (
     TINY_TEMPLATE,
+    Difficulty,
     EvaluateConfig,
     Grader,
     GRPOConfig,
@@ -22,27 +24,52 @@ from othink_jax.config import (
     Task,
 )
 from othink_jax.errors import UserError
+from othink_jax.files import check_output_directory
 
 _GENERATE_SAMPLING = SamplingConfig(max_new_tokens=256)
-_TINY_DATA = ("--template", TINY_TEMPLATE, "--min-pixels", "None", "--max-pixels", "None")
-PRESETS: dict[str, dict[str, tuple[str, ...]]] = {
+# Options of a preset, by name. Whatever the user gives goes over them.
+Preset = Mapping[str, str]
+_TINY: Preset = {
+    "--template": TINY_TEMPLATE,
+    "--min-pixels": "None",
+    "--max-pixels": "None",
+    "--max-new-tokens": "40",
+    "--top-k": "0",
+}
+# R1-V evaluates with the image bounds of the model's own processor, and answers every question.
+_TEST: Preset = {
+    "--split": "test",
+    "--min-pixels": "None",
+    "--max-pixels": "None",
+    "--max-prompt-tokens": "None",
+}
+_TAGS_ASKED_FOR = (
+    "utput the thinking process in <think> </think> and final answer (number) in <answer> </answer>"
+    " tags."
+)
+PRESETS: Mapping[str, Mapping[str, Preset]] = {
     # The defaults of the config classes are the paper's.
     "grpo": {
-        "paper": (),
-        "tiny": (
-            *_TINY_DATA,
-            *("--steps", "150", "--prompts-per-step", "8", "--max-new-tokens", "40"),
-            *("--top-k", "0", "--learning-rate", "1e-4", "--lr-schedule", "constant"),
-            *("--checkpoint-every", "50"),
-        ),
+        "paper": {},
+        "tiny": {
+            **_TINY,
+            "--steps": "150",
+            "--prompts-per-step": "8",
+            "--learning-rate": "1e-4",
+            "--lr-schedule": "constant",
+            "--checkpoint-every": "50",
+        },
     },
     "evaluate": {
-        # R1-V evaluates with the image bounds of the model's own processor.
-        "paper": ("--min-pixels", "None", "--max-pixels", "None"),
-        "tiny": (
-            *_TINY_DATA,
-            *("--max-new-tokens", "40", "--top-k", "0", "--batch-size", "64"),
-        ),
+        "paper": _TEST,
+        # How R1-V asks the questions of its two test sets.
+        "superclevr": {
+            **_TEST,
+            "--template": "{question} First o" + _TAGS_ASKED_FOR,
+            "--max-new-tokens": "256",
+        },
+        "geoqa": {**_TEST, "--template": "{question} O" + _TAGS_ASKED_FOR},
+        "tiny": {**_TEST, **_TINY, "--batch-size": "64"},
     },
 }
 
@@ -50,8 +77,9 @@ PRESETS: dict[str, dict[str, tuple[str, ...]]] = {
 def grpo(config: GRPOConfig) -> None:
     """Post-train a model with GRPO or GRPO-D. `--resume RUN`, alone, continues an interrupted run.
 
-    `--preset tiny` (the default with `--model tiny`) stands for settings that suit the embedded
-    model, `--preset paper` for R1-V's; whatever else is given goes over them.
+    `--preset paper` (the defaults shown here) stands for R1-V's settings, `--preset tiny` (the
+    default with `--model tiny`) for such as suit the embedded model; what else is given goes over
+    them.
     """
     from othink_jax import compilation_cache
     from othink_jax.report import write_report
@@ -76,7 +104,10 @@ def resume_grpo(resume: Path) -> None:
 def evaluate(config: EvaluateConfig) -> None:
     """`evaluate MODEL ...`: accuracy over a test set, with its 95% interval.
 
-    Decoding is greedy unless a temperature is given. Presets are as for `grpo`.
+    Decoding is greedy unless a temperature is given. Without `--preset`, a run directory is
+    evaluated with the prompt, image bounds and length it was trained with. `--preset superclevr`
+    and `--preset geoqa` ask as R1-V does on its test sets, `--preset paper` as in training;
+    `--preset tiny` suits the embedded model. All of them take the split `test`.
     """
     from othink_jax import compilation_cache
     from othink_jax.evaluation import evaluate as run_evaluation
@@ -86,9 +117,12 @@ def evaluate(config: EvaluateConfig) -> None:
     result = run_evaluation(config)
     low, high = result["interval"]
     print(
-        f"accuracy {result['accuracy']:.1%} (95% interval {low:.1%} to {high:.1%},"
-        f" n = {result['n']}, {result['grader']} grader, {result['decoding']})"
+        f"accuracy {result['accuracy']:.1%} on {config.data.name} (95% interval {low:.1%} to"
+        f" {high:.1%}, n = {result['n']}, {result['grader']} grader, {result['decoding']})"
     )
+    for name in ("unreadable", "ungradable"):
+        if result[name]:
+            print(f"{result[name]} {name}, counted as wrong")
 
 
 def generate(
@@ -130,6 +164,7 @@ def convert(model: tyro.conf.Positional[str], out: tyro.conf.Positional[Path]) -
     from othink_jax.checkpoint.load import load
     from othink_jax.checkpoint.store import save_model
 
+    check_output_directory(out)
     checkpoint = load(model)
     save_model(out, checkpoint.params, companions=checkpoint.directory)
 
@@ -138,6 +173,7 @@ def export(model: tyro.conf.Positional[str], out: tyro.conf.Positional[Path]) ->
     """-> Hugging Face: write MODEL as a directory that transformers loads."""
     from othink_jax.checkpoint.load import load, save_hf
 
+    check_output_directory(out)
     save_hf(load(model), out)
 
 
@@ -166,6 +202,8 @@ def grade(
         print(_json(result))
     else:
         print(f"accuracy {result['accuracy']:.1%} (n = {result['n']}, {grader} grader)")
+        if result["ungradable"]:
+            print(f"{result['ungradable']} ungradable, counted as wrong")
 
 
 def report(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
@@ -173,7 +211,8 @@ def report(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
     from othink_jax.report import write_report
 
     if not runs:
-        raise UserError("give at least one run directory")
+        print("othink-jax: give at least one run directory", file=sys.stderr)
+        raise SystemExit(2)
     for run in runs:
         print(write_report(run))
 
@@ -183,14 +222,25 @@ def data(
     *,
     task: Task,
     split: str = "train",
+    difficulty: Difficulty = "default",
     count: int = 12,
     seed: int = 0,
     out: Path = Path("preview.png"),
 ) -> None:
-    """Look at data: `data preview` writes a sheet of samples of a synthetic task as a PNG."""
-    from othink_jax.data.synthetic import preview
+    """Look at data: `data preview` writes a sheet of samples of a synthetic task as a PNG.
 
-    preview(task, split, count, out, seed)
+    Args:
+      action: what to do.
+      task: which task.
+      split: train, validation, test, or test-ood (counting only).
+      difficulty: how hard the samples are.
+      count: samples on the sheet.
+      seed: of the samples.
+      out: the file to write.
+    """
+    from othink_jax.data.synthetic import LEVELS, preview
+
+    preview(task, split, count, out, seed=seed, difficulty=LEVELS[task][difficulty])
     print(out)
 
 
@@ -206,6 +256,10 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 
 
+# Libraries whose warnings say nothing to a user of the commands: retries, files that may be absent.
+_CHATTY = ("absl", "huggingface_hub")
+
+
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
@@ -214,7 +268,7 @@ def _with_preset(command: str, arguments: Sequence[str]) -> list[str]:
     """Put the settings of the preset before the user's own, which so go over them."""
     rest = list(arguments)
     options = [argument.partition("=")[0] for argument in rest]
-    name = "paper"
+    name, model = "paper", _value(rest, "--model")
     if "--preset" in options:
         at = options.index("--preset")
         _, equals, name = rest[at].partition("=")
@@ -222,13 +276,42 @@ def _with_preset(command: str, arguments: Sequence[str]) -> list[str]:
             name = rest[at + 1] if at + 1 < len(rest) else ""
             del rest[at + 1 : at + 2]
         del rest[at]
-    elif _value(rest, "--model") == "tiny":
+    elif model == "tiny":
         name = "tiny"
+    elif command == "evaluate" and model and (Path(model) / "config.json").is_file():
+        return [*_words({**_TEST, **_settings_of_run(Path(model))}), *rest]
     presets = PRESETS[command]
     if name not in presets:
         print(f"othink-jax: --preset must be one of {', '.join(presets)}", file=sys.stderr)
         raise SystemExit(2)
-    return [*presets[name], *rest]
+    preset = dict(presets[name])
+    if "--epochs" in options:
+        preset.pop("--steps", None)  # it would go before the user's epochs
+    return [*_words(preset), *rest]
+
+
+def _words(preset: Preset) -> list[str]:
+    return [word for option in preset.items() for word in option]
+
+
+def _settings_of_run(directory: Path) -> Preset:
+    """How a run asked its questions; nothing if the directory is another kind of model."""
+    from othink_jax.data.processor_files import read_json
+
+    record = read_json(directory / "config.json")
+    if record.get("kind") != "grpo":
+        return {}
+    try:
+        data, sampling = record["config"]["data"], record["config"]["sampling"]
+        return {
+            "--template": data["template"],
+            "--min-pixels": str(data["min_pixels"]),
+            "--max-pixels": str(data["max_pixels"]),
+            "--max-new-tokens": str(sampling["max_new_tokens"]),
+            "--top-k": str(sampling["top_k"]),
+        }
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{directory / 'config.json'} does not hold a run's settings") from error
 
 
 def _value(arguments: Sequence[str], option: str) -> str | None:
@@ -242,6 +325,8 @@ def _value(arguments: Sequence[str], option: str) -> str | None:
 
 def run(arguments: Sequence[str]) -> None:
     """Run one command line; raises what the command raises, and SystemExit(2) on a wrong usage."""
+    for library in _CHATTY:
+        logging.getLogger(library).setLevel(logging.ERROR)
     commands, arguments = dict(COMMANDS), list(arguments)
     command = arguments[0] if arguments else ""
     if command == "evaluate" and len(arguments) > 1 and not arguments[1].startswith("-"):
@@ -265,6 +350,12 @@ def main() -> None:
         run(sys.argv[1:])
     except UserError as error:
         print(f"othink-jax: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # A full disk, a missing permission, a directory in the place of a file.
+        print(f"othink-jax: {error.filename}: {error.strerror}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -7,6 +7,7 @@ Every field carries its unit and meaning; the command line is made from these cl
 
 import dataclasses
 import json
+import math
 import typing
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -14,6 +15,7 @@ from typing import Any, Literal, TypeVar
 from othink_jax.errors import UserError
 
 Task = Literal["counting", "geometry"]
+Difficulty = Literal["easy", "default", "hard"]
 Grader = Literal["strict", "r1v"]
 
 TRAIN_TEMPLATE = (
@@ -29,6 +31,11 @@ _C = TypeVar("_C")
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise UserError(message)
+
+
+def _require_seed(name: str, seed: int) -> None:
+    # The range of the shuffle's and the sampler's seeds.
+    _require(0 <= seed < 2**32, f"{name} must be >= 0 and below 2**32, got {seed}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,14 +63,21 @@ class OptimizerConfig:
     learning_rate: float = 1e-6  # peak
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"  # decay to 0 over the run
     warmup_fraction: float = 0.0  # share of the updates spent rising linearly from 0
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
+    b1: float = 0.9  # decay of the mean of gradients
+    b2: float = 0.999  # decay of the mean of their squares
+    eps: float = 1e-8  # added to the root of the latter
+    weight_decay: float = 0.0  # decoupled, times the learning rate, on every parameter
     max_grad_norm: float = 1.0  # clip of the global gradient norm
 
     def __post_init__(self) -> None:
-        _require(self.learning_rate > 0, f"learning_rate must be > 0, got {self.learning_rate}")
+        _require(
+            0 < self.learning_rate < math.inf,
+            f"learning_rate must be > 0 and finite, got {self.learning_rate}",
+        )
+        for name in ("b1", "b2"):
+            _require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1)")
+        _require(self.eps > 0, f"eps must be > 0, got {self.eps}")
+        _require(self.weight_decay >= 0, f"weight_decay must be >= 0, got {self.weight_decay}")
         _require(
             0 <= self.warmup_fraction < 1,
             f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}",
@@ -77,9 +91,8 @@ class KLConfig:
 
     kl_schedule: Literal["dynamic", "constant"] = "dynamic"
     kl_min: float = 0.04  # lowest weight (dynamic); the paper: 0.04 for counting, 0.0 for geometry
-    kl_max: float = (
-        0.10  # highest weight (dynamic); the paper: 0.10 for counting, 0.02 for geometry
-    )
+    # highest weight (dynamic); the paper: 0.10 for counting, 0.02 for geometry
+    kl_max: float = 0.10
     exploration_fraction: float = 0.3  # w / t: share of the updates spent falling to `kl_min`
     kl_value: float = 0.04  # the weight (constant); the paper's best: 0.04 counting, 0.01 geometry
 
@@ -88,11 +101,14 @@ class KLConfig:
             0 <= self.kl_min <= self.kl_max,
             f"kl_min must be >= 0 and at most kl_max, got min {self.kl_min} and max {self.kl_max}",
         )
+        _require(self.kl_max < math.inf, "kl_max must be finite")
         _require(
             0 < self.exploration_fraction < 1,
             f"exploration_fraction must be in (0, 1), got {self.exploration_fraction}",
         )
-        _require(self.kl_value >= 0, f"kl_value must be >= 0, got {self.kl_value}")
+        _require(
+            0 <= self.kl_value < math.inf, f"kl_value must be >= 0 and finite, got {self.kl_value}"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,11 +158,16 @@ class DataConfig:
 
     task: Task | None = None  # a synthetic task, generated on the fly
     dataset: str | None = None  # a hub id, a parquet or JSONL file, or a folder
-    split: str = "train"  # train, test, or test-ood (counting only) of a task; a data set's split
+    # train, validation, test, or test-ood (counting only) of a task; a data set's own; a single
+    # file has none
+    split: str = "train"
+    difficulty: Difficulty = "default"  # of a task
     limit: int | None = None  # use this many examples only (few-shot), chosen by `limit_seed`
-    limit_seed: int = 0
+    limit_seed: int = 0  # also the seed of a task's examples
     template: str = TRAIN_TEMPLATE  # the user's turn; {question} is replaced
-    max_prompt_tokens: int = 1024  # a longer prompt is skipped and counted, never cut
+    # A longer prompt is never cut: training skips and counts it, evaluation counts it as answered
+    # wrongly. None: no limit
+    max_prompt_tokens: int | None = 1024
     # images are resized to at least and at most so many pixels; None: the model's own bounds
     min_pixels: int | None = 3136
     max_pixels: int | None = 401408
@@ -164,7 +185,23 @@ class DataConfig:
                 f" {self.max_pixels}",
             )
         _require(self.limit is None or self.limit >= 1, f"limit must be >= 1, got {self.limit}")
-        _require(self.max_prompt_tokens >= 1, "max_prompt_tokens must be >= 1")
+        _require_seed("limit_seed", self.limit_seed)
+        _require(
+            self.max_prompt_tokens is None or self.max_prompt_tokens >= 1,
+            f"max_prompt_tokens must be >= 1, got {self.max_prompt_tokens}",
+        )
+
+    @property
+    def has_splits(self) -> bool:
+        """A single file has none, whatever `split` says."""
+        return self.dataset is None or not self.dataset.endswith((".jsonl", ".parquet"))
+
+    @property
+    def name(self) -> str:
+        """What the examples are, for people: the task or data set, and its split."""
+        of = self.task or str(self.dataset)
+        level = "" if self.task is None or self.difficulty == "default" else f" ({self.difficulty})"
+        return f"{of}{level}, {self.split}" if self.has_splits else of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -186,12 +223,14 @@ class GRPOConfig:
     out: Path  # run directory
     data: DataConfig
     steps: int | None = None  # updates; if not given, `epochs` over the data
-    epochs: float = 2.0
+    epochs: float = 2.0  # passes over a data set
     prompts_per_step: int = 16  # B, over all devices; R1-V: 8 devices x 1 x 2 accumulated
     group_size: int = 8  # G completions a prompt
     inner_updates: int = 1  # updates made from one rollout; 1 is strictly on-policy
-    seed: int = 42
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of parameters and activations
+    seed: int = 42  # of the order of the data and of sampling
+    # Of the computation and of the reference. What is trained is float32 all the same: in bfloat16,
+    # an update of 1e-6 would be lost in the rounding of nearly every weight.
+    dtype: Literal["float32", "bfloat16"] = "float32"
     sampling: SamplingConfig = SamplingConfig()
     loss: LossConfig = LossConfig()
     kl: KLConfig = KLConfig()
@@ -199,7 +238,7 @@ class GRPOConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     parallel: ParallelConfig = ParallelConfig()
     checkpoint_every: int = 50  # steps between checkpoints; the last step is always saved
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # how many of the last ones stay
     sample_every: int = 10  # steps between stored sample completions
     wandb: bool = False  # also log to Weights & Biases (extra `wandb`)
 
@@ -211,7 +250,8 @@ class GRPOConfig:
             f"group_size must be >= 2 (advantages compare), got {self.group_size}",
         )
         _require(self.steps is None or self.steps >= 1, f"steps must be >= 1, got {self.steps}")
-        _require(self.epochs > 0, f"epochs must be > 0, got {self.epochs}")
+        _require(0 < self.epochs < math.inf, f"epochs must be > 0, got {self.epochs}")
+        _require_seed("seed", self.seed)
         _require(self.keep_checkpoints >= 1, "keep_checkpoints must be >= 1")
         _require(
             self.sampling.temperature > 0,
@@ -237,6 +277,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         _require(self.count >= 1, f"count must be >= 1, got {self.count}")
         _require(self.batch_size >= 1, f"batch_size must be >= 1, got {self.batch_size}")
+        _require_seed("seed", self.seed)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from othink_jax.data.loader import in_order
 from othink_jax.data.processing import EncodedPrompt
 from othink_jax.data.sources import Source, open_source
 from othink_jax.errors import UserError
+from othink_jax.files import check_output_directory, write_atomically
 from othink_jax.rewards import Grade, GradingPool
 from othink_jax.sampling import make_sampler, prompt_keys
 from othink_jax.statistics import wilson_interval
-from othink_jax.training.run_directory import environment, write_atomically
+from othink_jax.training.run_directory import environment
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,7 @@ def predict(
     template: str,
     sampling: SamplingConfig,
     batch_size: int,
+    max_prompt_tokens: int | None = None,
     seed: int,
 ) -> Iterator[Prediction]:
     """Answer every question of `source`, in order, one completion each.
@@ -52,7 +54,12 @@ def predict(
     sampler = jax.jit(make_sampler(checkpoint.graphdef, processor, sampling))
     unreadable: list[Example] = []
     batches = in_order(
-        source, processor, batch_size=batch_size, template=template, unreadable=unreadable
+        source,
+        processor,
+        batch_size=batch_size,
+        template=template,
+        max_prompt_tokens=max_prompt_tokens,
+        unreadable=unreadable,
     )
     for number, (examples, encoded) in enumerate(batches):
         # The last batch is filled up with its first prompt: a smaller one would compile again.
@@ -108,10 +115,13 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
       question that cannot be read counts as answered wrongly, and in `unreadable`.
 
     Raises:
-      UserError: there is a result in `config.out` already, or not one question can be read.
+      UserError: there is a result in `config.out` already, nothing can be written there, or not one
+        question can be read.
     """
+    check_output_directory(config.out)
     if (config.out / "result.json").exists():
         raise UserError(f"{config.out} holds a result already; give another --out or remove it")
+    source = open_source(config.data, size=config.count)
     if checkpoint is None:
         checkpoint = load(
             config.model,
@@ -120,7 +130,6 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
             max_pixels=config.data.max_pixels,
         )
     start = time.perf_counter()
-    source = open_source(config.data, size=config.count)
     predictions = list(
         predict(
             checkpoint,
@@ -128,6 +137,7 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
             template=config.data.template,
             sampling=config.sampling,
             batch_size=min(config.batch_size, len(source)),
+            max_prompt_tokens=config.data.max_prompt_tokens,
             seed=config.seed,
         )
     )
@@ -142,7 +152,7 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
         "stage": config.stage,
         "task": config.data.task,
         "dataset": config.data.dataset,
-        "split": config.data.split,
+        "split": config.data.split if config.data.has_splits else None,
         "n": len(predictions),
         "accuracy": right / len(predictions),
         "interval": list(wilson_interval(right, len(predictions))),

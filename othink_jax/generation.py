@@ -1,6 +1,7 @@
 """One answer to one prompt."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from othink_jax.checkpoint.load import Checkpoint
 from othink_jax.config import SamplingConfig
+from othink_jax.data.processing import Processor
 from othink_jax.sampling import make_sampler, prompt_keys
 
 
@@ -19,6 +21,12 @@ class Answer:
     text: str
     token_ids: list[int]
     logprobs: list[float]  # nats, under the model itself at temperature 1
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_sampler(graphdef: Any, processor: Processor, sampling: SamplingConfig) -> Any:
+    """Kept, so that a second question to a model does not compile again."""
+    return jax.jit(make_sampler(graphdef, processor, sampling))
 
 
 def answer(
@@ -36,7 +44,7 @@ def answer(
     """
     processor = checkpoint.processor
     prompts = processor.batch([processor.encode(prompt, images)])
-    sampler: Any = jax.jit(make_sampler(checkpoint.graphdef, processor, sampling))
+    sampler = _compiled_sampler(checkpoint.graphdef, processor, sampling)
     rollout = jax.device_get(sampler(checkpoint.params, prompts, prompt_keys(seed, 0, 1)))
     mask = rollout.mask[0, 0]
     tokens = rollout.tokens[0, 0][mask]

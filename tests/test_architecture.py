@@ -7,7 +7,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "othink_jax"
 ROOMS = (
-    *("errors", "types", "config", "statistics", "compilation_cache", "rl", "model", "rewards"),
+    *("errors", "files", "types", "config", "statistics", "compilation_cache", "rl", "model"),
+    "rewards",
     *("data", "checkpoint", "sampling", "generation", "training", "evaluation", "report", "cli"),
 )
 # Rooms that stand on nothing of ours, so that they can be taken out and used alone.

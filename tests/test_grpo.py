@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from othink_jax import rl
 from othink_jax.checkpoint.load import load
 from othink_jax.checkpoint.store import TrainingStore
 from othink_jax.config import (
@@ -22,9 +24,18 @@ from othink_jax.config import (
     RewardConfig,
     SamplingConfig,
 )
+from othink_jax.data.loader import PromptLoader
+from othink_jax.data.sources import open_source
 from othink_jax.errors import UserError
+from othink_jax.model.log_probs import completion_logp
+from othink_jax.model.qwen2_vl import merge
+from othink_jax.rewards import Grade, grade
+from othink_jax.sampling import prompt_keys, sample
 from othink_jax.training import grpo
 from othink_jax.training.grpo import GRPOTrainer, resume, train
+from othink_jax.training.optimizer import make_optimizer
+from othink_jax.training.state import TrainState
+from othink_jax.types import Rollout
 
 TIMES = ("elapsed", "tokens_per_second")
 
@@ -106,6 +117,62 @@ def test_parameters_have_moved_and_the_reference_has_not(finished):
     assert all(jax.tree.leaves(same))
 
 
+def test_a_step_samples_from_the_policy_and_measures_its_distance_from_the_reference(finished):
+    """Step 3, computed again from the checkpoint of step 2, the embedded model and the seed."""
+    base, config = load("tiny"), config_for(finished)
+    like = jax.eval_shape(
+        lambda: TrainState.create(base.params, make_optimizer(config.optimizer, lambda _: 0.0, 4))
+    )
+    state, progress = TrainingStore(finished / "checkpoints", keep=2).restore(like, step=2)
+    loader = PromptLoader(
+        open_source(config.data),
+        base.processor,
+        batch_size=4,
+        seed=config.seed,
+        template=TINY_TEMPLATE,
+        max_prompt_tokens=None,
+    )
+    loader.set_state(progress["loader"])
+    examples, encoded = next(loader)
+    prompts = base.processor.batch(encoded)
+    policy = merge(base.graphdef, state.params)
+    rollout = sample(
+        policy,
+        prompts,
+        prompt_keys(config.seed, 3, 4),
+        group_size=4,
+        config=config.sampling,
+        eos_token_ids=base.processor.eos_token_ids,
+        never_sampled=base.processor.never_sampled,
+        pad_token_id=base.processor.pad_token_id,
+    )
+    tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
+    right, formed = [], []
+    for row, example in enumerate(examples):
+        for completion, real in zip(tokens[row], mask[row], strict=True):
+            verdict = grade(base.processor.decode(completion, real), example.answer)
+            right.append(verdict.accuracy)
+            formed.append(verdict.format)
+    reference = merge(base.graphdef, base.params)
+    logp, ref_logp = (
+        completion_logp(model, prompts, rollout.tokens, chunk=512) for model in (policy, reference)
+    )
+    kl = rl.mean_over_sequences(rl.kl_k3(logp, ref_logp), rollout.mask)
+
+    row = rows_of(finished)[2]
+    assert row["reward_accuracy"] == pytest.approx(np.mean(right))
+    assert row["reward_format"] == pytest.approx(np.mean(formed))
+    assert row["completion_length"] == mask.sum(axis=-1).mean()
+    assert row["entropy"] == pytest.approx(np.asarray(rollout.entropy)[mask].mean(), rel=1e-4)
+    assert row["kl"] == pytest.approx(float(kl), rel=1e-3)
+    assert row["kl"] > 1e-5
+
+
+def test_events_for_tensorboard_are_written(finished):
+    (events,) = (finished / "tensorboard").iterdir()
+    assert b"reward_accuracy" in events.read_bytes()
+
+
 def test_samples_are_kept_with_their_images(finished):
     names = sorted(path.name for path in (finished / "samples").glob("*.jsonl"))
     assert names == ["step_000001.jsonl", "step_000002.jsonl", "step_000004.jsonl"]
@@ -169,12 +236,13 @@ def test_a_finished_run_resumes_to_nothing(finished):
     assert (finished / "metrics.jsonl").read_text() == before
 
 
-@pytest.mark.slow
 def test_pmap_over_devices_trains_as_one_device_does(finished, tmp_path):
     out = tmp_path / "pmap"
-    train(config_for(out, parallel=ParallelConfig(strategy="pmap", devices=4)))
-    for ours, one in zip(rows_of(out), rows_of(finished), strict=True):
-        assert ours["reward"] == one["reward"]
+    train(config_for(out, parallel=ParallelConfig(strategy="pmap", devices=2)))
+    for ours, one in zip(
+        without_times(rows_of(out)), without_times(rows_of(finished)), strict=True
+    ):
+        assert ours == pytest.approx(one, rel=1e-3, abs=1e-6)
     for ours, one in zip(final_params(out), final_params(finished), strict=True):
         np.testing.assert_allclose(ours, one, atol=1e-5)
 
@@ -187,10 +255,28 @@ def test_several_inner_updates_move_away_from_the_sampling_policy(tmp_path):
     assert row["clip_fraction"] > 0
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    broken = OptimizerConfig(learning_rate=1e30, max_grad_norm=1e30)
+@pytest.mark.parametrize("steps", [1, 4])
+def test_what_is_not_finite_stops_the_run_and_is_not_saved(tmp_path, steps):
+    """With one step, it is the update that overflows, after a good loss and a good gradient."""
+    broken = OptimizerConfig(learning_rate=3e38, max_grad_norm=1e30)
+    out = tmp_path / "diverged"
     with pytest.raises(UserError, match="not finite"):
-        train(config_for(tmp_path / "diverged", optimizer=broken))
+        train(config_for(out, optimizer=broken, steps=steps))
+    assert not list((out / "checkpoints").glob("[0-9]*"))
+
+
+def test_bfloat16_trains_nearly_every_weight_at_the_papers_learning_rate(tmp_path):
+    """Were the weights themselves bfloat16, an update of 1e-6 would vanish in their rounding."""
+    out = tmp_path / "bf16"
+    optimizer = OptimizerConfig(learning_rate=1e-6, lr_schedule="constant")
+    train(config_for(out, dtype="bfloat16", steps=2, optimizer=optimizer))
+    moved = [
+        (ours != base).mean()
+        for ours, base in zip(final_params(out), final_params("tiny"), strict=True)
+        if base.ndim > 1  # tokens that do not occur have no gradient but in the embedding
+    ]
+    assert np.median(moved) > 0.9
+    assert rows_of(out)[1]["kl"] < 0.01  # the reference in bfloat16 is the same policy
 
 
 def test_batch_that_does_not_divide_over_devices_is_refused_before_anything_is_written(tmp_path):
@@ -214,6 +300,48 @@ def test_a_directory_in_use_is_refused(finished):
 def test_resuming_what_is_not_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="not a run directory"):
         resume(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_vl"}')
+    with pytest.raises(UserError, match="not a run directory"):
+        resume(tmp_path)
+    (tmp_path / "config.json").write_text('{"kind": "gr')
+    with pytest.raises(UserError, match="not a JSON file"):
+        resume(tmp_path)
+
+
+def test_a_run_that_was_stopped_before_it_began_says_what_to_do(tmp_path):
+    (tmp_path / ".reference.unfinished").mkdir()
+    with pytest.raises(UserError, match="not empty: give another --out, or remove it"):
+        train(config_for(tmp_path))
+
+
+def test_a_damaged_checkpoint_is_named(finished, tmp_path):
+    run = tmp_path / "damaged"
+    shutil.copytree(finished, run)
+    shutil.rmtree(run / "checkpoints" / "4" / "state")
+    with pytest.raises(UserError, match="checkpoints/4 is damaged"):
+        resume(run)
+
+
+def test_data_of_which_nothing_can_be_used_is_refused_before_anything_is_written(tmp_path):
+    out = tmp_path / "nothing"
+    data = dataclasses.replace(config_for(out).data, max_prompt_tokens=5)
+    with pytest.raises(UserError, match="over max_prompt_tokens = 5"):
+        train(config_for(out, data=data))
+    assert not out.exists()
+
+
+def test_a_group_of_equal_rewards_has_no_signal_whatever_the_rounding():
+    rollout = Rollout(
+        tokens=np.zeros((2, 6, 1), np.int32),
+        mask=np.ones((2, 6, 1), bool),
+        logp=np.zeros((2, 6, 1), np.float32),
+        entropy=np.zeros((2, 6, 1), np.float32),
+        finished=np.ones((2, 6), bool),
+    )
+    rewards = np.array([[1.3] * 6, [1.3] * 5 + [0.3]], np.float32)
+    metrics = grpo._rollout_metrics(rollout, [Grade(1.0, 1.0)] * 12, rewards)
+    assert rewards.std(axis=1, ddof=1)[0] > 0  # of rounding
+    assert metrics["no_signal_share"] == 0.5
 
 
 def test_endless_task_needs_a_number_of_steps(tmp_path):

@@ -25,16 +25,17 @@ class Checkpoint:
     directory: Path  # where its configuration and tokenizer were read from
 
 
-def abstract_model(config: Qwen2VLConfig, dtype: str, *, scan_layers: bool) -> tuple[Any, Any]:
+def abstract_model(
+    config: Qwen2VLConfig, dtype: str, param_dtype: str, *, scan_layers: bool
+) -> tuple[Any, Any]:
     """Static part and abstract parameters of a model: shapes and dtypes, no memory."""
-    number_type = jnp.dtype(dtype)
     return split(
         nnx.eval_shape(
             lambda: Qwen2VL(
                 config,
                 rngs=nnx.Rngs(0),
-                dtype=number_type,
-                param_dtype=number_type,
+                dtype=jnp.dtype(dtype),
+                param_dtype=jnp.dtype(param_dtype),
                 scan_layers=scan_layers,
             )
         )
@@ -45,6 +46,7 @@ def load(
     model: str | Path,
     *,
     dtype: str = "float32",
+    param_dtype: str | None = None,
     scan_layers: bool = False,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
@@ -54,7 +56,9 @@ def load(
     Args:
       model: a Hugging Face directory or hub id, a directory written by `convert`, a run directory
         (its last checkpoint), or `tiny`, the embedded model.
-      dtype: of parameters and computation, `float32` or `bfloat16`.
+      dtype: of the computation, `float32` or `bfloat16`; norms, rotary positions, softmax and
+        logits are float32 always.
+      param_dtype: of the parameters; that of the computation if not given.
       scan_layers: scan over stacked layers instead of unrolling them.
       min_pixels, max_pixels: bounds of an image's size instead of the model's own.
 
@@ -66,15 +70,16 @@ def load(
     if run is not None:
         directory = run / store.RUN_REFERENCE
     config = hf.load_config(directory)
-    graphdef, _ = abstract_model(config, dtype, scan_layers=scan_layers)
+    param_dtype = param_dtype or dtype
+    graphdef, _ = abstract_model(config, dtype, param_dtype, scan_layers=scan_layers)
     # What is stored is unrolled, in every kind of directory.
-    _, unrolled = abstract_model(config, dtype, scan_layers=False)
+    _, unrolled = abstract_model(config, dtype, param_dtype, scan_layers=False)
     if run is not None:
         params = store.load_run_params(run, unrolled)
     elif (directory / store.PARAMS).is_dir():
         params = store.load_params(directory, unrolled)
     else:
-        params = hf.load_params(directory, config, dtype=jnp.dtype(dtype))
+        params = hf.load_params(directory, config, dtype=jnp.dtype(param_dtype))
     if scan_layers:
         params = hf.scanned(params)
     processor = Processor.from_pretrained(directory, min_pixels=min_pixels, max_pixels=max_pixels)

@@ -47,18 +47,21 @@ class TrainingStore:
         """State and progress of `step` (the latest if not given), in the structure of `like`.
 
         `like` is a pytree of arrays or `jax.ShapeDtypeStruct`. Raises UserError if there is no
-        checkpoint.
+        checkpoint, or a damaged one.
         """
         step = self.latest_step() if step is None else step
         if step is None:
             raise UserError(f"no checkpoint in {self._manager.directory}: nothing to resume from")
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()
-            ),
-        )
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()
+                ),
+            )
+        except Exception as error:
+            raise _damaged(self._manager.directory / str(step), error) from error
         return restored.state, restored.progress
 
     def close(self) -> None:
@@ -115,7 +118,10 @@ def _read(place: Path, keys: tuple[str, ...], like: Any) -> Any:
     )
     with ocp.PyTreeCheckpointer() as checkpointer:
         try:
-            stored = checkpointer.metadata(place).item_metadata.tree
+            metadata = checkpointer.metadata(place).item_metadata
+            if metadata is None:
+                raise UserError(f"{place} holds no parameters written by Orbax")
+            stored = metadata.tree
             for key in keys:
                 stored, abstract = stored[key], {key: abstract}
             # Orbax would stop at the first fault, and with reads under way.
@@ -131,12 +137,17 @@ def _read(place: Path, keys: tuple[str, ...], like: Any) -> Any:
             )
         except UserError:
             raise
-        except Exception as error:  # what Orbax raises depends on the damage
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-            raise UserError(f"{place} is damaged: {reason}") from error
+        except Exception as error:
+            raise _damaged(place, error) from error
     for key in keys:
         found = found[key]
     return found
+
+
+def _damaged(place: Any, error: Exception) -> UserError:
+    """One line for whatever Orbax raises, which depends on the damage."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+    return UserError(f"{place} is damaged: {reason}")
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from othink_jax.errors import UserError
 
@@ -26,6 +26,8 @@ def open_image(file: Path | io.BytesIO) -> Image.Image:
             return to_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise UserError(f"there is no image {name}") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{name} is not an image of a known format") from None
     except Exception as error:  # a decoder raises whatever a broken file makes it meet
         raise UserError(f"{name} cannot be read as an image: {error}") from error
 

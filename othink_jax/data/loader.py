@@ -19,6 +19,8 @@ Batch = tuple[list[Example], list[EncodedPrompt]]
 
 # So many examples in a row that cannot be used tell that hardly any can.
 _HOPELESS = 1000
+# Examples left out that the log names; further ones are only counted.
+_NAMED = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,7 @@ class _Encode:
         length = len(prompt.tokens)
         if self._limit is not None and length > self._limit:
             reason = f"its prompt has {length} tokens, over max_prompt_tokens = {self._limit}"
-            return _Skipped(index, "too_long", f"{example.id}: {reason}")
+            return _Skipped(index, "too_long", f"{example.id}: {reason}", example)
         return example, prompt
 
 
@@ -76,7 +78,7 @@ class PromptLoader:
     The order is a function of the seed, another one each epoch; a batch may span two epochs, and
     what does not fill a batch at the very end is left out. Examples that cannot be read and prompts
     that are too long are skipped, counted in `skipped` by cause (each time they come up), and named
-    in the log once; a prompt is never cut.
+    in the log once, the first ten of them; a prompt is never cut.
     """
 
     skipped: Counter[str]  # `unreadable` and `too_long`
@@ -89,7 +91,7 @@ class PromptLoader:
         batch_size: int,
         seed: int,
         template: str,
-        max_prompt_tokens: int,
+        max_prompt_tokens: int | None,
         epochs: int | None = None,
     ) -> None:
         """Args:
@@ -98,13 +100,13 @@ class PromptLoader:
         batch_size: prompts of a batch.
         seed: of the order, in [0, 2**32).
         template: the user's words; {question} is replaced.
-        max_prompt_tokens: longer prompts, image tokens included, are skipped.
+        max_prompt_tokens: longer prompts, image tokens included, are skipped; None skips none.
         epochs: passes over the source; None for no end.
         """
         self.skipped = Counter()
-        self._hopeless = min(len(source), _HOPELESS)
+        self._size = len(source)
         self._batch_size = batch_size
-        self._named: set[int] = set()
+        self._unusable: set[int] = set()
         numbers = grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat(epochs)
         encode = _Encode(source, processor, template=template, max_prompt_tokens=max_prompt_tokens)
         self._stream = _ahead(numbers, encode, batch_size)
@@ -116,7 +118,7 @@ class PromptLoader:
         """The next batch.
 
         Raises:
-          UserError: a whole pass, or a thousand examples in a row, holds nothing that can be used.
+          UserError: not one example can be used, or not one of a thousand in a row.
         """
         batch: list[tuple[Example, EncodedPrompt]] = []
         in_a_row = 0
@@ -128,7 +130,7 @@ class PromptLoader:
                 continue
             self._skip(item)
             in_a_row += 1
-            if in_a_row >= self._hopeless:
+            if len(self._unusable) == self._size or in_a_row >= _HOPELESS:
                 raise UserError(
                     f"{in_a_row} examples in a row cannot be used; the last one: {item.message}"
                 )
@@ -136,9 +138,10 @@ class PromptLoader:
 
     def _skip(self, item: _Skipped) -> None:
         self.skipped[item.cause] += 1
-        if item.index not in self._named:
-            self._named.add(item.index)
-            _log.warning("skipped %s", item.message)
+        if item.index not in self._unusable:
+            self._unusable.add(item.index)
+            if len(self._unusable) <= _NAMED:
+                _log.warning("skipped %s", item.message)
 
     def get_state(self) -> dict[str, Any]:
         """The position in the stream, as a JSON object."""
@@ -156,21 +159,23 @@ def in_order(
     *,
     batch_size: int,
     template: str,
+    max_prompt_tokens: int | None = None,
     unreadable: list[Example] | None = None,
 ) -> Iterator[Batch]:
     """Every example once, in order, the last batch as large as what is left.
 
     Args:
-      source, processor, batch_size, template: as of `PromptLoader`.
-      unreadable: examples that cannot be read are named in the log and appended here, for the
-        caller to count; without it, the first of them is an error.
+      source, processor, batch_size, template, max_prompt_tokens: as of `PromptLoader`.
+      unreadable: examples that cannot be used, as those that `PromptLoader` skips, are appended
+        here for the caller to count, and the first ten are named in the log; without it, the first
+        of them is an error.
 
     Raises:
-      UnreadableExample: an example cannot be read, and `unreadable` is not given or not even the
+      UnreadableExample: an example cannot be used, and `unreadable` is not given or not even the
         example's question and answer could be read.
     """
     batch: list[tuple[Example, EncodedPrompt]] = []
-    encode = _Encode(source, processor, template=template)
+    encode = _Encode(source, processor, template=template, max_prompt_tokens=max_prompt_tokens)
     for item in _ahead(grain.MapDataset.range(len(source)), encode, batch_size):
         if not isinstance(item, _Skipped):
             batch.append(item)
@@ -178,7 +183,8 @@ def in_order(
             raise UnreadableExample(item.message, item.example)
         else:
             unreadable.append(item.example)
-            _log.warning("cannot be answered: %s", item.message)
+            if len(unreadable) <= _NAMED:
+                _log.warning("cannot be answered: %s", item.message)
         if len(batch) == batch_size:
             yield _columns(batch)
             batch = []

@@ -13,7 +13,7 @@ from PIL import Image
 from othink_jax.config import DataConfig
 from othink_jax.data.example import Example
 from othink_jax.data.images import open_image
-from othink_jax.data.synthetic import SyntheticSource
+from othink_jax.data.synthetic import LEVELS, SyntheticSource
 from othink_jax.data.tables import open_table
 from othink_jax.errors import UserError
 from othink_jax.rewards import extract_answer
@@ -63,7 +63,13 @@ def open_source(config: DataConfig, *, size: int | None = None) -> Source:
     """
     if config.task is not None:
         count = config.limit or size or ENDLESS
-        return SyntheticSource(config.task, config.split, count, seed=config.limit_seed)
+        return SyntheticSource(
+            config.task,
+            config.split,
+            count,
+            seed=config.limit_seed,
+            difficulty=LEVELS[config.task][config.difficulty],
+        )
     assert config.dataset is not None  # DataConfig saw to it
     name = config.dataset
     if name.endswith(".jsonl"):

@@ -5,6 +5,8 @@ from typing import Any
 
 from othink_jax.errors import UserError
 
+_FILES = (".parquet", ".csv", ".tsv", ".json", ".arrow", ".zip")
+
 
 def open_table(name: str, split: str) -> Any:
     """A `datasets.Dataset`.
@@ -52,7 +54,7 @@ def open_table(name: str, split: str) -> Any:
 
 def _is_local(name: str) -> bool:
     """Whether a name can only be a path: a hub id has at most one slash and no such ending."""
-    return name.endswith(".parquet") or name.startswith((".", "/", "~")) or name.count("/") > 1
+    return name.endswith(_FILES) or name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def _parquet_file(path: Path) -> Any:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import importlib.util
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -106,14 +107,15 @@ def _rollout_metrics(
     rollout: Rollout, grades: Sequence[Grade], rewards: Float[np.ndarray, "B G"]
 ) -> dict[str, float]:
     mask = np.asarray(rollout.mask)
-    spread = rewards.std(axis=1, ddof=1)
+    # Compared, not inferred from a spread of 0: rounding leaves equal rewards a spread of 1e-8.
+    no_signal = (rewards == rewards[:, :1]).all(axis=1)
     return {
         "reward": float(rewards.mean()),
         "reward_std": float(rewards.std()),
         "reward_accuracy": float(np.mean([grade.accuracy for grade in grades])),
         "reward_format": float(np.mean([grade.format for grade in grades])),
-        "group_std": float(spread.mean()),
-        "no_signal_share": float((spread == 0).mean()),
+        "group_std": float(rewards.std(axis=1, ddof=1).mean()),
+        "no_signal_share": float(no_signal.mean()),
         "entropy": float(np.asarray(rollout.entropy)[mask].mean()),
         "truncated_share": float(1 - np.asarray(rollout.finished).mean()),
         "ungradable": sum(grade.ungradable for grade in grades),
@@ -157,6 +159,8 @@ class GRPOTrainer:
 
     def __init__(self, config: GRPOConfig, checkpoint: Checkpoint) -> None:
         """Check and build everything that can be wrong before a byte is written."""
+        if config.wandb and importlib.util.find_spec("wandb") is None:
+            raise UserError("--wandb needs the package wandb: pip install 'othink_jax[wandb]'")
         self.config = config
         self.checkpoint = checkpoint
         self.parallel = make_parallel(config.parallel)
@@ -167,7 +171,9 @@ class GRPOTrainer:
         self.tx = make_optimizer(config.optimizer, kl_schedule(config.kl, updates), updates)
         self.learning_rate = learning_rate_schedule(config.optimizer, updates)
         self.compiled = _compile(checkpoint, config, self.parallel, self.tx)
-        self.reference = self.parallel.replicate(checkpoint.params)
+        self.reference = self.parallel.replicate(
+            jax.tree.map(lambda leaf: leaf.astype(config.dtype), checkpoint.params)
+        )
         self.loader = PromptLoader(
             source,
             checkpoint.processor,
@@ -176,6 +182,9 @@ class GRPOTrainer:
             template=config.data.template,
             max_prompt_tokens=config.data.max_prompt_tokens,
         )
+        begin = self.loader.get_state()
+        next(self.loader)  # there is at least one batch that can be used
+        self.loader.set_state(begin)
 
     def run(self, directory: RunDirectory, *, resumed: bool) -> None:
         """Train from the last checkpoint, or from the reference, to the last step."""
@@ -188,6 +197,8 @@ class GRPOTrainer:
             self.loader.set_state(progress["loader"])
         directory.keep_metrics_until(done)
         state = self.parallel.replicate(state)
+        # The copies on the devices are all that is needed from here on.
+        self.checkpoint = dataclasses.replace(self.checkpoint, params={})
         self.started = time.perf_counter()
         with (
             StopRequest() as stop,
@@ -203,9 +214,9 @@ class GRPOTrainer:
                 state, row = self.step(step, state, pool, directory)
                 if not row.pop("finite"):
                     raise UserError(
-                        f"step {step}: the loss or its gradient is not finite; the last good"
-                        f" checkpoint is step {store.latest_step()} of {directory.path}."
-                        " Lower optimizer.learning-rate or use --dtype float32"
+                        f"step {step}: the loss, its gradient or the change of the parameters is"
+                        f" not finite; the last good checkpoint of {directory.path} is that of step"
+                        f" {store.latest_step() or 0}. Lower --learning-rate"
                     )
                 directory.append_metrics(row)
                 monitor.show(row)
@@ -264,7 +275,8 @@ class GRPOTrainer:
             ref_logp=ref_logp,
             old_logp=old_logp,
         )
-        learning_rate = float(self.learning_rate((step - 1) * config.inner_updates))
+        # As all figures of an update, of the last one of this step.
+        learning_rate = float(self.learning_rate(step * config.inner_updates - 1))
         for _ in range(config.inner_updates):
             state, measured = self.compiled.update(state, batch)
         figures = {name: float(value) for name, value in jax.device_get(measured).items()}
@@ -307,15 +319,15 @@ class GRPOTrainer:
 def train(config: GRPOConfig) -> Path:
     """Start a run in `config.out` and take it to its end; returns the run directory.
 
+    The parameters that are trained, and the moments of their gradients, are float32; `config.dtype`
+    is that of the computation and of the reference.
+
     Raises UserError for what is wrong with the settings, the model or the data, before anything is
     written, and KeyboardInterrupt after an interrupted run has been saved.
     """
-    checkpoint = load(
-        config.model,
-        dtype=config.dtype,
-        min_pixels=config.data.min_pixels,
-        max_pixels=config.data.max_pixels,
-    )
+    directory = RunDirectory(config.out)
+    directory.check_free()
+    checkpoint = _load(config.model, config)
     trainer = GRPOTrainer(config, checkpoint)
     record = {
         "kind": "grpo",
@@ -324,21 +336,27 @@ def train(config: GRPOConfig) -> Path:
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **environment(),
     }
-    directory = RunDirectory.create(config.out, record)
     save_model(directory.reference, checkpoint.params, companions=checkpoint.directory)
+    directory.begin(record)
+    del checkpoint
     trainer.run(directory, resumed=False)
     return directory.path
 
 
 def resume(path: Path) -> Path:
     """Continue the run in `path` from its last checkpoint, with its own settings and reference."""
-    directory = RunDirectory.open(path)
+    directory = RunDirectory(path)
     config = dataclasses.replace(from_dict(GRPOConfig, directory.record()["config"]), out=path)
-    checkpoint = load(
-        directory.reference,
+    trainer = GRPOTrainer(config, _load(directory.reference, config))
+    trainer.run(directory, resumed=True)
+    return directory.path
+
+
+def _load(model: str | Path, config: GRPOConfig) -> Checkpoint:
+    return load(
+        model,
         dtype=config.dtype,
+        param_dtype="float32",
         min_pixels=config.data.min_pixels,
         max_pixels=config.data.max_pixels,
     )
-    GRPOTrainer(config, checkpoint).run(directory, resumed=True)
-    return directory.path

@@ -10,7 +10,6 @@ evaluations/     results of `othink-jax evaluate`
 
 import importlib.metadata
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,11 @@ import jax
 from PIL import Image
 
 from othink_jax.checkpoint.store import RUN_CHECKPOINTS, RUN_REFERENCE
+from othink_jax.data.processor_files import read_json
 from othink_jax.errors import UserError
+from othink_jax.files import check_output_directory, write_atomically
 
 _VERSIONS_OF = ("othink_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "transformers")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write `path` whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 def environment() -> dict[str, Any]:
@@ -49,28 +43,31 @@ class RunDirectory:
         self._config = path / "config.json"
         self._metrics = path / "metrics.jsonl"
 
-    @classmethod
-    def create(cls, path: Path, record: Mapping[str, Any]) -> "RunDirectory":
-        """A new run whose config.json is `record`; raises UserError if one is there already."""
-        run = cls(path)
-        if path.exists() and any(file.name != "evaluations" for file in path.iterdir()):
+    def check_free(self) -> None:
+        """Raise UserError if a new run cannot begin here; evaluations may be here already."""
+        check_output_directory(self.path)
+        if not self.path.exists():
+            return
+        if self._config.is_file():
             raise UserError(
-                f"{path} is not empty: give another --out, or continue it with --resume"
+                f"{self.path} holds a run already: give another --out, or continue it with --resume"
             )
-        (path / "samples").mkdir(parents=True, exist_ok=True)
-        write_atomically(run._config, json.dumps(record, indent=2, ensure_ascii=False))
-        return run
+        if any(file.name != "evaluations" for file in self.path.iterdir()):
+            raise UserError(f"{self.path} is not empty: give another --out, or remove it first")
 
-    @classmethod
-    def open(cls, path: Path) -> "RunDirectory":
-        run = cls(path)
-        if not run._config.is_file():
-            raise UserError(f"{path} is not a run directory: it has no config.json")
-        return run
+    def begin(self, record: Mapping[str, Any]) -> None:
+        """Make it a run whose settings are `record`. Before this, there is nothing to resume."""
+        (self.path / "samples").mkdir(parents=True, exist_ok=True)
+        write_atomically(self._config, json.dumps(record, indent=2, ensure_ascii=False))
 
     def record(self) -> dict[str, Any]:
-        """The contents of config.json."""
-        return json.loads(self._config.read_text(encoding="utf-8"))
+        """The contents of config.json; raises UserError where there is no run."""
+        if not self._config.is_file():
+            raise UserError(f"{self.path} is not a run directory: it has no config.json")
+        record = read_json(self._config)
+        if record.get("kind") != "grpo" or not self.reference.is_dir():
+            raise UserError(f"{self.path} is not a run directory: there is no run to continue")
+        return record
 
     def keep_metrics_until(self, step: int) -> None:
         """Drop the rows after `step`, and a last row that an interruption cut short."""

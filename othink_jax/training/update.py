@@ -43,8 +43,8 @@ def grpo_update(
     Returns:
         The state after the update, and metrics, float32 scalars: `loss`, `beta` (the KL weight that
         was used), `grad_norm` (before the clip), `completion_length` (mean, tokens), `finite` (1 if
-        loss and gradient are finite, else 0, and the new state is spoilt), and those of
-        `rl.grpo_loss`.
+        loss, gradient and the change of the parameters are finite, else 0, and the new state is
+        spoilt), and those of `rl.grpo_loss`.
 
     Raises:
         ValueError: `opt_state` holds no KL weight.
@@ -73,9 +73,13 @@ def grpo_update(
         gradient, state.opt_state, state.params, kl=metrics["kl"]
     )
     params = optax.apply_updates(state.params, updates)
-    # f32: a norm summed in bf16 keeps two or three digits, and overflows no later.
-    grad_norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), gradient))
-    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+    grad_norm = _norm(gradient)
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm) & jnp.isfinite(_norm(updates))
     metrics |= {"beta": beta, "grad_norm": grad_norm, "finite": finite}
     metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+
+def _norm(tree: PyTree) -> Float[Array, ""]:
+    # f32: a norm summed in bf16 keeps two or three digits, and overflows no later.
+    return optax.tree.norm(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree))

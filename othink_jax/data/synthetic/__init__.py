@@ -3,6 +3,13 @@
 from othink_jax.data.synthetic.counting import CountingDifficulty
 from othink_jax.data.synthetic.geometry import GeometryDifficulty
 from othink_jax.data.synthetic.preview import preview
-from othink_jax.data.synthetic.source import SyntheticSource, generate
+from othink_jax.data.synthetic.source import LEVELS, SyntheticSource, generate
 
-__all__ = ["CountingDifficulty", "GeometryDifficulty", "SyntheticSource", "generate", "preview"]
+__all__ = [
+    "LEVELS",
+    "CountingDifficulty",
+    "GeometryDifficulty",
+    "SyntheticSource",
+    "generate",
+    "preview",
+]

@@ -5,13 +5,21 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from othink_jax.data.synthetic.source import generate
+from othink_jax.data.synthetic.source import Difficulty, generate
 from othink_jax.errors import UserError
 
 _COLUMNS, _ZOOM, _MARGIN, _CAPTION = 4, 2, 12, 76  # images, factor, pixels, pixels
 
 
-def preview(task: str, split: str, count: int, path: Path, seed: int = 0) -> None:
+def preview(
+    task: str,
+    split: str,
+    count: int,
+    path: Path,
+    *,
+    seed: int = 0,
+    difficulty: Difficulty | None = None,
+) -> None:
     """Write a PNG of the first `count` examples, each with its question and answer beneath.
 
     Raises:
@@ -19,7 +27,9 @@ def preview(task: str, split: str, count: int, path: Path, seed: int = 0) -> Non
     """
     if count < 1:
         raise UserError(f"count must be >= 1, got {count}")
-    examples = [generate(task, split, index, seed=seed) for index in range(count)]
+    examples = [
+        generate(task, split, index, seed=seed, difficulty=difficulty) for index in range(count)
+    ]
     side = _ZOOM * max(example.images[0].width for example in examples)
     rows = -(-count // _COLUMNS)
     sheet = Image.new(

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import operator
+from collections.abc import Mapping
 from typing import SupportsIndex, cast, get_args
 
 import numpy as np
@@ -16,6 +17,11 @@ from othink_jax.data.synthetic.splits import SPLITS, Split
 from othink_jax.errors import UserError
 
 Difficulty = CountingDifficulty | GeometryDifficulty
+# Difficulties with a name, a task: easy, default, hard.
+LEVELS: Mapping[Task, Mapping[str, Difficulty]] = {
+    "counting": counting.LEVELS,
+    "geometry": geometry.LEVELS,
+}
 
 
 def _checked(task: str, split: str) -> tuple[Task, Split]:
@@ -52,15 +58,14 @@ def generate(
     if seed < 0:
         raise UserError(f"seed must be >= 0, got {seed}")
     rng = _generator(task, split, seed, index)
+    level = difficulty or LEVELS[task]["default"]
     problem: counting.CountingProblem | geometry.GeometryProblem
     if task == "counting":
-        level = difficulty or counting.LEVELS["default"]
         if not isinstance(level, CountingDifficulty):
             raise UserError("task counting takes a CountingDifficulty")
         problem = counting.sample_problem(rng, split, level)
         image = scenes.render(problem.scene)
     else:
-        level = difficulty or geometry.LEVELS["default"]
         if not isinstance(level, GeometryDifficulty):
             raise UserError("task geometry takes a GeometryDifficulty")
         problem = geometry.sample_problem(rng, split, level)
