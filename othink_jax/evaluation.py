@@ -153,6 +153,7 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
         "task": config.data.task,
         "dataset": config.data.dataset,
         "split": config.data.split if config.data.has_splits else None,
+        "examples": config.data.name,
         "n": len(predictions),
         "accuracy": right / len(predictions),
         "interval": list(wilson_interval(right, len(predictions))),

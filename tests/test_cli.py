@@ -160,12 +160,63 @@ def test_wrong_usage_exits_with_2(run, words):
         (("--strategy", "pmap", "--devices", "4"), "2 prompts"),
         (("--model", "no/such/model"), "no/such/model"),
         (("--split", "spring"), "spring"),
+        (("--seed", "-1"), "seed"),
+        (("--limit-seed", "4294967296"), "limit_seed"),
+        (("--kl-max", "inf"), "kl_max"),
+        (("--b2", "1"), "b2"),
+        (("--weight-decay", "-1"), "weight_decay"),
+        (("--max-prompt-tokens", "5"), "over max_prompt_tokens = 5"),
+        (("--wandb",), "pip install"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_line_and_writes_nothing(run, tmp_path, words, said):
     out = tmp_path / "run"
     assert said in error_line(run(*TINY_RUN, "--out", out, *words))
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("grpo", "--model", "tiny", "--task", "counting", "--out"),
+        ("evaluate", "tiny", "--task", "counting", "--count", "2", "--out"),
+        ("convert", "tiny"),
+        ("export", "tiny"),
+        ("data", "preview", "--task", "counting", "--count", "1", "--out"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_place_that_cannot_be_written_is_one_clear_line(run, tmp_path, words):
+    file = tmp_path / "file"
+    file.write_text("precious")
+    assert str(file) in error_line(run(*words, file / "out"))
+    assert file.read_text() == "precious"
+
+
+def test_evaluation_takes_the_test_split_and_says_so(run, tmp_path):
+    out = tmp_path / "result"
+    words = ("--task", "geometry", "--difficulty", "easy", "--count", "2", "--out", out)
+    code, said, _ = run("evaluate", "tiny", "--preset", "tiny", *words)
+    assert code == 0
+    assert "on geometry (easy), test (95% interval" in said
+    data = json.loads((out / "result.json").read_text())["config"]["data"]
+    assert (data["split"], data["difficulty"]) == ("test", "easy")
+
+
+def test_a_run_is_evaluated_as_it_was_trained(tmp_path):
+    data = {"template": "Q: {question}", "min_pixels": 3136, "max_pixels": None}
+    config = {"data": data, "sampling": {"max_new_tokens": 17, "top_k": 3}}
+    (tmp_path / "config.json").write_text(json.dumps({"kind": "grpo", "config": config}))
+    words = cli._with_preset("evaluate", ["--model", str(tmp_path), "--top-k", "5"])
+    given = dict(zip(words[::2], words[1::2], strict=True))  # a later one goes over an earlier one
+    assert given["--template"] == "Q: {question}"
+    assert (given["--min-pixels"], given["--max-pixels"]) == ("3136", "None")
+    assert (given["--max-new-tokens"], given["--top-k"], given["--split"]) == ("17", "5", "test")
+
+
+def test_epochs_go_over_the_steps_of_a_preset():
+    assert "--steps" in cli._with_preset("grpo", ["--model", "tiny"])
+    assert "--steps" not in cli._with_preset("grpo", ["--model", "tiny", "--epochs=2"])
 
 
 def test_an_unreadable_image_is_named(run, tmp_path):

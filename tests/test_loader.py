@@ -161,6 +161,20 @@ def test_a_source_without_a_usable_example_is_an_error(load):
         next(load(Numbers(3, broken={0, 1}, long={2})))
 
 
+def test_one_usable_example_is_enough_however_the_epochs_are_shuffled(load):
+    for seed in range(5):
+        loader = load(Numbers(4, broken={0, 1, 3}), seed=seed)
+        assert set(flat_list(take(loader, 10))) == {"n2"}
+
+
+def test_the_log_names_ten_examples_and_all_are_counted(load, caplog):
+    with caplog.at_level(logging.WARNING):
+        loader = load(Numbers(40, broken=set(range(30))))
+        take(loader, 5)
+    assert loader.skipped["unreadable"] > 10
+    assert len(caplog.messages) == 10
+
+
 def test_a_vast_source_without_a_usable_example_is_an_error_soon(load):
     class Vast(Numbers):
         def __getitem__(self, index):
@@ -186,7 +200,7 @@ def test_examples_are_prepared_in_the_background(load):
 
 
 def test_evaluation_sees_every_example_once_in_order(processor):
-    source = Numbers(10, long={3})  # nothing is too long to be answered
+    source = Numbers(10, long={3})  # without a limit nothing is too long to be answered
     batches = list(in_order(source, processor, batch_size=4, template=TEMPLATE))
     assert [len(examples) for examples, _ in batches] == [4, 4, 2]
     assert flat_list(map(ids, batches)) == [f"n{i}" for i in range(10)]
@@ -196,14 +210,15 @@ def test_evaluation_sees_every_example_once_in_order(processor):
 def test_evaluation_hands_unreadable_examples_over_to_be_counted(processor):
     unreadable = []
     batches = in_order(
-        Numbers(7, broken={0, 5}, narrow={6}),
+        Numbers(8, broken={0, 5}, narrow={6}, long={7}),
         processor,
         batch_size=2,
         template=TEMPLATE,
+        max_prompt_tokens=100,
         unreadable=unreadable,
     )
     assert [ids(batch) for batch in batches] == [["n1", "n2"], ["n3", "n4"]]
-    assert [example.answer for example in unreadable] == ["0", "5", "6"]
+    assert [example.answer for example in unreadable] == ["0", "5", "6", "7"]
 
 
 def test_evaluation_stops_at_an_unreadable_example_if_nobody_counts_them(processor):

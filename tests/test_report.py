@@ -98,7 +98,7 @@ def evaluation(task: str, stage: str, right: int, n: int = 500, **settings) -> d
         "stage": stage,
         "task": task,
         "dataset": None,
-        "split": "test",
+        "examples": f"{task}, test",
         "n": n,
         "accuracy": right / n,
         "interval": list(wilson_interval(right, n)),

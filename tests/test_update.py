@@ -218,6 +218,14 @@ def test_loss_that_is_not_finite_is_reported_though_its_gradient_is():
     assert metrics["finite"] == 0.0
 
 
+def test_change_that_is_not_finite_is_reported_though_loss_and_gradient_are():
+    tx = optax.chain(optax.scale(jnp.inf), rl.carry_kl_coef(rl.constant_kl(0.5)))
+    batch = toy_batch(prompts=2, group=2, length=3)
+    _, metrics = make_update(tx)(TrainState.create(toy_params(), tx), batch)
+    assert np.isfinite([metrics["loss"], metrics["grad_norm"]]).all()
+    assert metrics["finite"] == 0.0
+
+
 def test_gradient_that_is_not_finite_is_reported_though_its_loss_is():
     """A square root has an infinite slope at 0, where its value is fine."""
     tx = descent()

@@ -27,7 +27,7 @@ def open_image(file: Path | io.BytesIO) -> Image.Image:
     except FileNotFoundError:
         raise UserError(f"there is no image {name}") from None
     except UnidentifiedImageError:
-        raise UserError(f"{name} is not an image of a known format") from None
+        raise UserError(f"{name} cannot be read as an image: its format is unknown") from None
     except Exception as error:  # a decoder raises whatever a broken file makes it meet
         raise UserError(f"{name} cannot be read as an image: {error}") from error
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from othink_jax.config import DataConfig, from_dict
+from othink_jax.config import DataConfig
 
 # Two evaluations that differ in these alone asked the same questions in the same way.
 _MAY_DIFFER = ("model", "out", "stage", "batch_size", "dtype")
@@ -78,13 +78,12 @@ def compare(results: Sequence[dict[str, Any]], trained: DataConfig) -> list[Comp
     made, unmeasured = [], [None]
     for group in groups.values():
         shown = (group["after"] + group["before"])[0]
-        test = from_dict(DataConfig, shown["config"]["data"]).name
         # A stage measured twice (two checkpoints, say) gives two lines: nothing is left out.
         for before in group["before"] or unmeasured:
             for after in group["after"] or unmeasured:
                 made.append(
                     Comparison(
-                        test=test,
+                        test=shown["examples"],
                         relation=_relation(shown, trained),
                         before=before,
                         after=after,

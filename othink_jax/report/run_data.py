@@ -20,7 +20,7 @@ _RESULT_KEYS = {
     "stage",
     "task",
     "dataset",
-    "split",
+    "examples",
     "n",
     "accuracy",
     "interval",

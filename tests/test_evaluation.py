@@ -1,0 +1,92 @@
+"""Evaluation: what counts in an accuracy, and what becomes of questions that cannot be read."""
+
+import json
+
+import pytest
+
+from othink_jax.config import (
+    TINY_TEMPLATE,
+    DataConfig,
+    EvaluateConfig,
+    RewardConfig,
+    SamplingConfig,
+)
+from othink_jax.data.synthetic import generate
+from othink_jax.errors import UserError
+from othink_jax.evaluation import evaluate
+from othink_jax.rewards import grade
+from othink_jax.statistics import wilson_interval
+
+
+@pytest.fixture
+def questions(tmp_path):
+    """A JSONL file of four questions: one has a broken image, one is very long."""
+    rows = []
+    for index in range(4):
+        example = generate("counting", "test", index)
+        example.images[0].save(tmp_path / f"{index}.png")
+        rows.append(
+            {
+                "question": example.question,
+                "ground_truth": example.answer,
+                "image_path": f"{index}.png",
+            }
+        )
+    (tmp_path / "1.png").write_bytes(b"not a picture")
+    rows[2]["question"] += " objects" * 100
+    file = tmp_path / "questions.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def config_for(file, out, *, max_prompt_tokens=100):
+    return EvaluateConfig(
+        model="tiny",
+        out=out,
+        data=DataConfig(
+            dataset=str(file),
+            template=TINY_TEMPLATE,
+            max_prompt_tokens=max_prompt_tokens,
+            min_pixels=None,
+            max_pixels=None,
+        ),
+        batch_size=2,
+        sampling=SamplingConfig(temperature=0.0, max_new_tokens=40),
+        reward=RewardConfig(grading_workers=1),
+    )
+
+
+def test_questions_that_cannot_be_read_or_are_too_long_count_as_wrong(questions, tmp_path):
+    result = evaluate(config_for(questions, tmp_path / "out"))
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+    ]
+    assert [row["id"][-1] for row in rows] == ["1", "4", "2", "3"]  # unanswered ones come last
+    assert [row["readable"] for row in rows] == [True, True, False, False]
+    verdicts = [grade(row["model_output"], row["ground_truth"]) for row in rows]
+    assert [row["correct"] for row in rows] == [bool(verdict.accuracy) for verdict in verdicts]
+    right = sum(row["correct"] for row in rows)
+    assert (result["n"], result["unreadable"]) == (4, 2)
+    assert result["accuracy"] == right / 4
+    assert result["interval"] == list(wilson_interval(right, 4))
+    assert result["format"] == sum(verdict.format for verdict in verdicts) / 4 == 0.5
+    assert result["split"] is None  # a file has none
+
+
+def test_a_long_question_is_answered_if_there_is_no_limit(questions, tmp_path):
+    result = evaluate(config_for(questions, tmp_path / "out", max_prompt_tokens=None))
+    assert result["unreadable"] == 1
+
+
+def test_a_set_without_a_question_that_can_be_read_is_refused(questions, tmp_path):
+    for index in range(4):
+        (tmp_path / f"{index}.png").unlink()
+    with pytest.raises(UserError, match="none of the 4 questions can be read"):
+        evaluate(config_for(questions, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_evaluated_for_a_place_that_cannot_be_written(questions, tmp_path):
+    with pytest.raises(UserError, match=r"questions\.jsonl is a file"):
+        evaluate(config_for(questions, questions / "out"))
