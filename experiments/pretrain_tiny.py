@@ -49,7 +49,7 @@ class PretrainConfig:
     """Settings of the pre-training; the defaults made the embedded model."""
 
     out: Path  # directory of the finished model
-    vision_steps: int = 3000  # updates of the first phase, see `vision_pretraining`
+    vision_steps: int = 3500  # updates of the first phase, see `vision_pretraining`
     vision_batch_size: int = 64  # images an update
     vision_learning_rate: float = 3e-3
     steps: int = 5000  # updates of the second phase, which trains the whole model

@@ -44,7 +44,7 @@ class CorpusConfig:
     compare: float = 0.02
     locate: float = 0.03
     read: float = 0.16
-    arithmetic: float = 0.03
+    arithmetic: float = 0.08
     steps_style: float = 0.25  # share of stepwise responses, once there are quick looks
     direct_style: float = 0.15  # share of direct ones; the rest are quick looks
     looks_from: float = 0.75  # share of the training without quick looks
@@ -110,18 +110,25 @@ def _styled(
     return "look", solution_text("quick look", str(hasty if wrong else right))
 
 
-def _scene(rng: np.random.Generator, easy: bool) -> CountingProblem:
+def draw_scene(rng: np.random.Generator, easy: bool = False) -> CountingProblem:
+    """A scene of the training split."""
     difficulty: CountingDifficulty = counting.LEVELS["easy" if easy else "default"]
     return counting.sample_problem(rng, SPLIT, difficulty)
 
 
-def _figure(rng: np.random.Generator, easy: bool) -> GeometryProblem:
-    difficulty: GeometryDifficulty = geometry.LEVELS["easy" if easy else "default"]
+def draw_figure(rng: np.random.Generator, easy: bool = False) -> GeometryProblem:
+    """A figure of the training split, half of them in steps of one degree instead of five.
+
+    The default difficulty leaves the split some 300 contents, which a model learns by heart: then
+    it halves the angles it has seen halved, and no others.
+    """
+    level = "easy" if easy else pick(rng, ("default", "hard"))
+    difficulty: GeometryDifficulty = geometry.LEVELS[level]
     return geometry.sample_problem(rng, SPLIT, difficulty)
 
 
 def _counting(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> CorpusItem:
-    problem = _scene(rng, easy)
+    problem = draw_scene(rng, easy)
     right = problem.answer
     style, response = _styled(rng, config, problem.steps, right, max(right - 1, 0))
     return CorpusItem(
@@ -134,7 +141,7 @@ def _counting(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> Cor
 
 
 def _geometry(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> CorpusItem:
-    problem = _figure(rng, easy)
+    problem = draw_figure(rng, easy)
     right = problem.answer
     style, response = _styled(rng, config, problem.steps, right, right + 10)
     return CorpusItem(
@@ -147,7 +154,7 @@ def _geometry(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> Cor
 
 
 def _describe(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> CorpusItem:
-    scene = _scene(rng, easy).scene
+    scene = draw_scene(rng, easy).scene
     return CorpusItem(
         kind="describe",
         images=(scenes.render(scene),),
@@ -157,7 +164,7 @@ def _describe(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> Cor
 
 
 def _compare(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> CorpusItem:
-    scene = _scene(rng, easy).scene
+    scene = draw_scene(rng, easy).scene
     first = Selection(colour=pick(rng, scene.items).look.colour)
     others = [colour for colour in sprites.COLOURS if colour != first.colour]
     second = Selection(colour=pick(rng, others))
@@ -175,7 +182,7 @@ def _compare(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> Corp
 
 
 def _locate(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> CorpusItem:
-    scene = _scene(rng, easy).scene
+    scene = draw_scene(rng, easy).scene
     item = pick(rng, scene.items)
     alike = [
         other
@@ -195,7 +202,7 @@ def _locate(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> Corpu
 
 
 def _read(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> CorpusItem:
-    diagram = _figure(rng, easy).diagram
+    diagram = draw_figure(rng, easy).diagram
     readings = [
         mark.text if mark.vertex.startswith("_") else f"{mark.vertex} {mark.text}"
         for mark in diagram.marks
@@ -209,8 +216,14 @@ def _read(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> CorpusI
 
 
 def _arithmetic(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> CorpusItem:
-    a, b = (5 * int(value) for value in rng.integers(3, 31, 2))
-    sums = [(f"{a}+{b}", a + b), (f"180-{a}", 180 - a), (f"{2 * b}/2", b)]
+    b, a = sorted(int(value) for value in rng.integers(10, 151, 2))
+    sums = [
+        (f"{a}+{b}", a + b),
+        (f"{a}-{b}", a - b),
+        (f"180-{a}", 180 - a),
+        (f"90-{a % 80}", 90 - a % 80),
+        (f"{2 * (a % 80)}/2", a % 80),
+    ]
     text, value = pick(rng, sums)
     return CorpusItem(kind="arithmetic", images=(), question=f"{text}=?", response=f"{value}")
 

@@ -15,10 +15,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from experiments.pretraining_corpus import SPLIT
+from experiments.pretraining_corpus import draw_figure, draw_scene
 from experiments.pretraining_loop import fit
 from othink_jax.data.images import ImageSettings, patchify
-from othink_jax.data.synthetic import counting, diagrams, geometry, scenes, sprites
+from othink_jax.data.synthetic import diagrams, scenes, sprites
 from othink_jax.data.synthetic.diagrams import Diagram
 from othink_jax.data.synthetic.scenes import Scene
 from othink_jax.model.qwen2_vl import merge
@@ -84,10 +84,10 @@ def make_batch(
     for row in range(size):
         rng = np.random.default_rng([seed, step, row])
         if row % 2:
-            scene = counting.sample_problem(rng, SPLIT, counting.LEVELS["default"]).scene
+            scene = draw_scene(rng).scene
             image, table = scenes.render(scene), scene_labels(scene)
         else:
-            diagram = geometry.sample_problem(rng, SPLIT, geometry.LEVELS["default"]).diagram
+            diagram = draw_figure(rng).diagram
             image, table = diagrams.render(diagram), diagram_labels(diagram)
         cut, positions = patchify(image, settings)
         patches.append(cut)

@@ -115,7 +115,7 @@ def test_parameters_come_in_the_precision_asked_for_on_one_device(tmp_path, comp
     store.save_model(run / store.RUN_REFERENCE, everywhere, companions=companions)
     trained = TrainState(step=state.step, params=everywhere, opt_state=state.opt_state)
     save(run / store.RUN_CHECKPOINTS, trained).close()
-    _, like = abstract_model(CONFIG, "float32", "bfloat16", scan_layers=False)
+    _, like = abstract_model(CONFIG, "bfloat16", scan_layers=False)
     expected = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
     for found in (
         store.load_params(run / store.RUN_REFERENCE, like),
@@ -160,7 +160,7 @@ def test_stored_parameters_that_do_not_fit_are_listed(tmp_path, companions, othe
     config = make_config(
         **{"heads": 2, "kv_heads": 1, "section": (1, 2, 1), "depth": 1, "vision_depth": 1} | other
     )
-    _, like = abstract_model(config, "float32", "float32", scan_layers=False)
+    _, like = abstract_model(config, "float32", scan_layers=False)
     with pytest.raises(UserError, match=rf"does not fit its config\.json: .*{fault}") as caught:
         store.load_params(tmp_path / "model", like)
     assert "\n" not in str(caught.value)

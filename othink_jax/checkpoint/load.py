@@ -26,7 +26,7 @@ class Checkpoint:
 
 
 def abstract_model(
-    config: Qwen2VLConfig, dtype: str, param_dtype: str, *, scan_layers: bool
+    config: Qwen2VLConfig, dtype: str, param_dtype: str | None = None, *, scan_layers: bool
 ) -> tuple[Any, Any]:
     """Static part and abstract parameters of a model: shapes and dtypes, no memory."""
     return split(
@@ -35,7 +35,7 @@ def abstract_model(
                 config,
                 rngs=nnx.Rngs(0),
                 dtype=jnp.dtype(dtype),
-                param_dtype=jnp.dtype(param_dtype),
+                param_dtype=jnp.dtype(param_dtype or dtype),
                 scan_layers=scan_layers,
             )
         )
@@ -70,7 +70,6 @@ def load(
     if run is not None:
         directory = run / store.RUN_REFERENCE
     config = hf.load_config(directory)
-    param_dtype = param_dtype or dtype
     graphdef, _ = abstract_model(config, dtype, param_dtype, scan_layers=scan_layers)
     # What is stored is unrolled, in every kind of directory.
     _, unrolled = abstract_model(config, dtype, param_dtype, scan_layers=False)
@@ -79,7 +78,7 @@ def load(
     elif (directory / store.PARAMS).is_dir():
         params = store.load_params(directory, unrolled)
     else:
-        params = hf.load_params(directory, config, dtype=jnp.dtype(param_dtype))
+        params = hf.load_params(directory, config, dtype=jnp.dtype(param_dtype or dtype))
     if scan_layers:
         params = hf.scanned(params)
     processor = Processor.from_pretrained(directory, min_pixels=min_pixels, max_pixels=max_pixels)

@@ -120,7 +120,7 @@ def _read(place: Path, keys: tuple[str, ...], like: Any) -> Any:
         try:
             metadata = checkpointer.metadata(place).item_metadata
             if metadata is None:
-                raise UserError(f"{place} holds no parameters written by Orbax")
+                raise UserError(f"{place} is damaged: there is nothing in it that Orbax can read")
             stored = metadata.tree
             for key in keys:
                 stored, abstract = stored[key], {key: abstract}

@@ -92,6 +92,7 @@ class Qwen2VLConfig:
         except (KeyError, TypeError) as error:
             raise UserError(f"config.json lacks an entry of Qwen2-VL: {error}") from error
         made._check_features(text, vision, rope)
+        made._check_numbers()
         made._check_sizes()
         return made
 
@@ -109,6 +110,17 @@ class Qwen2VLConfig:
         for kind in (rope.get("type"), rope.get("rope_type")):
             if kind not in (None, "default", "mrope"):
                 raise UserError(f"config.json: positions of type {kind!r} are not supported")
+
+    def _check_numbers(self) -> None:
+        wrong = [
+            f"{field.name} is {getattr(tower, field.name)!r}"
+            for tower in (self.text, self.vision)
+            for field in dataclasses.fields(tower)
+            if field.type is int
+            and not (isinstance(getattr(tower, field.name), int) and getattr(tower, field.name) > 0)
+        ]
+        if wrong:
+            raise UserError(f"config.json: not a positive whole number: {', '.join(wrong)}")
 
     def _check_sizes(self) -> None:
         text, vision = self.text, self.vision

@@ -38,7 +38,7 @@ def text_angles(
 
 
 def rotate(
-    x: Float[Array, "*b heads H"], angles: Float[Array, "*b half"]
+    x: Float[Array, "*b heads H"], angles: Float[Array, "*#b half"]
 ) -> Float[Array, "*b heads H"]:
     """Turn each pair (x[i], x[i + H/2]) by angle i, in f32; the result has the dtype of `x`."""
     cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]

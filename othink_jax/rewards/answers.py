@@ -187,7 +187,8 @@ def _plain_value(text: str) -> str:
         sign, whole, top, bottom = (group for group in mixed.groups() if group is not None)
         text = f"{sign}{int(whole) * int(bottom) + int(top)}/{bottom}"
     text = functools.reduce(_join, text.split(), "")
-    while _is_one_group(text):
+    # A group with a comma is a point or a vector, whose numbers have an order; it stays.
+    while _is_one_group(text) and len(list_parts(text[1:-1])) == 1:
         text = text[1:-1]
     return text
 
@@ -199,16 +200,36 @@ def _join(left: str, right: str) -> str:
     return f"{left} {right}" if two_numbers or command else left + right
 
 
-def _is_one_group(text: str) -> bool:
-    """Whether the first parenthesis closes with the last character."""
-    if not text.startswith("("):
+def _is_one_group(text: str, brackets: str = "()") -> bool:
+    """Whether the first bracket closes with the last character."""
+    if not text.startswith(brackets[0]):
         return False
     depth = 0
     for i, c in enumerate(text):
-        depth += (c == "(") - (c == ")")
+        depth += (c == brackets[0]) - (c == brackets[1])
         if depth == 0:
             return i == len(text) - 1
     return False
+
+
+def list_parts(text: str) -> list[str]:
+    """The text cut at commas that stand outside of all brackets."""
+    depth, parts = 0, [""]
+    for c in text:
+        depth += (c in "([{") - (c in ")]}")
+        if c == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += c
+    return parts
+
+
+def coordinates(value: str) -> list[str] | None:
+    """The parts of `(a, b, ...)` or `[a, b, ...]`, as `Answer.value` spells them; else None."""
+    if not (_is_one_group(value) or _is_one_group(value, "[]")):
+        return None
+    parts = list_parts(value[1:-1])
+    return parts if len(parts) > 1 else None
 
 
 def _rational(value: str) -> Fraction | None:

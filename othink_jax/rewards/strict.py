@@ -3,13 +3,15 @@
 Two values are equal if they are the same number, or if exactly one of them is a decimal and both
 agree to six decimals (math-verify's rule, so 0.333333 is 1/3 and 0.33 is not). A unit may be left
 out; one that contradicts the ground truth's is wrong, and none is converted. A percentage equals
-its hundredth; where only the ground truth bears the sign, the bare figure is right too.
+its hundredth; where only the ground truth bears the sign, the bare figure is right too. The numbers
+of a point or a vector are compared in their order, each by these rules.
 """
 
+import itertools
 import re
 from fractions import Fraction
 
-from othink_jax.rewards.answers import Answer, extract_answer, read_answer
+from othink_jax.rewards.answers import Answer, coordinates, extract_answer, list_parts, read_answer
 
 _DECIMALS = 6
 # `3/2√3` reads from left to right; math-verify would put the root under the bar.
@@ -42,6 +44,9 @@ def _equal_values(answer: Answer, truth: Answer) -> bool | None:
         return False
     if answer.number is not None and truth.number is not None:
         return _equal_numbers(answer, truth)
+    pairs = _in_order(answer.value, truth.value)
+    if pairs is not None:
+        return _all_equal(pairs)
     if answer.value.casefold() == truth.value.casefold():
         return True
     if truth.arithmetic:
@@ -49,6 +54,28 @@ def _equal_values(answer: Answer, truth: Answer) -> bool | None:
         return None if answer.arithmetic else False
     # A ground truth without a digit is a word: nothing to compute.
     return None if any(c.isdecimal() for c in truth.value) else False
+
+
+def _in_order(value: str, wanted: str) -> list[tuple[str, str]] | None:
+    """What to compare with what if either is a point, `(3, 4)` or `[3, 4]`; None if neither is.
+
+    A list without brackets stands for either kind. Nothing can equal a part that is missing.
+    """
+    given, right = coordinates(value), coordinates(wanted)
+    if given is None and right is None:
+        return None
+    if given and right and value[0] != wanted[0]:  # an open and a closed interval
+        return [(value, "")]
+    return list(
+        itertools.zip_longest(given or list_parts(value), right or list_parts(wanted), fillvalue="")
+    )
+
+
+def _all_equal(pairs: list[tuple[str, str]]) -> bool | None:
+    verdicts = [_equal_values(read_answer(one), read_answer(other)) for one, other in pairs]
+    if False in verdicts:
+        return False
+    return None if None in verdicts else True
 
 
 def _equal_numbers(answer: Answer, truth: Answer) -> bool:
@@ -73,13 +100,19 @@ def symbolic_verdict(text: str, gold: str) -> bool:
 
     It may take any time and memory, so call it in a process that can be killed.
     """
-    from math_verify import verify
-
     content = extract_answer(text)
     if content is None:
         return False
-    truth = _parse(read_answer(gold.strip()).value)
-    answer = _parse(read_answer(content).value)
+    return _equal_symbols(read_answer(content).value, read_answer(gold.strip()).value)
+
+
+def _equal_symbols(value: str, wanted: str) -> bool:
+    from math_verify import verify
+
+    pairs = _in_order(value, wanted)
+    if pairs is not None:
+        return all(_equal_symbols(one, other) for one, other in pairs)
+    truth, answer = _parse(wanted), _parse(value)
     # No time limit of math-verify's own: it sets signal.alarm, which raises outside the main
     # thread, cancels the caller's alarm, and cannot interrupt one long operation on large integers.
     return bool(
