@@ -8,14 +8,13 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
 from othink_jax.config import (
-    TINY_TEMPLATE,
     Difficulty,
     EvaluateConfig,
     Grader,
@@ -25,53 +24,9 @@ from othink_jax.config import (
 )
 from othink_jax.errors import UserError
 from othink_jax.files import check_output_directory
+from othink_jax.presets import PRESETS, option_value, with_preset
 
 _GENERATE_SAMPLING = SamplingConfig(max_new_tokens=256)
-# Options of a preset, by name. Whatever the user gives goes over them.
-Preset = Mapping[str, str]
-_TINY: Preset = {
-    "--template": TINY_TEMPLATE,
-    "--min-pixels": "None",
-    "--max-pixels": "None",
-    "--max-new-tokens": "40",
-    "--top-k": "0",
-}
-# R1-V evaluates with the image bounds of the model's own processor, and answers every question.
-_TEST: Preset = {
-    "--split": "test",
-    "--min-pixels": "None",
-    "--max-pixels": "None",
-    "--max-prompt-tokens": "None",
-}
-_TAGS_ASKED_FOR = (
-    "utput the thinking process in <think> </think> and final answer (number) in <answer> </answer>"
-    " tags."
-)
-PRESETS: Mapping[str, Mapping[str, Preset]] = {
-    # The defaults of the config classes are the paper's.
-    "grpo": {
-        "paper": {},
-        "tiny": {
-            **_TINY,
-            "--steps": "150",
-            "--prompts-per-step": "8",
-            "--learning-rate": "1e-4",
-            "--lr-schedule": "constant",
-            "--checkpoint-every": "50",
-        },
-    },
-    "evaluate": {
-        "paper": _TEST,
-        # How R1-V asks the questions of its two test sets.
-        "superclevr": {
-            **_TEST,
-            "--template": "{question} First o" + _TAGS_ASKED_FOR,
-            "--max-new-tokens": "256",
-        },
-        "geoqa": {**_TEST, "--template": "{question} O" + _TAGS_ASKED_FOR},
-        "tiny": {**_TEST, **_TINY, "--batch-size": "64"},
-    },
-}
 
 
 def grpo(config: GRPOConfig) -> None:
@@ -264,65 +219,6 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _with_preset(command: str, arguments: Sequence[str]) -> list[str]:
-    """Put the settings of the preset before the user's own, which so go over them."""
-    rest = list(arguments)
-    options = [argument.partition("=")[0] for argument in rest]
-    name, model = "paper", _value(rest, "--model")
-    if "--preset" in options:
-        at = options.index("--preset")
-        _, equals, name = rest[at].partition("=")
-        if not equals:
-            name = rest[at + 1] if at + 1 < len(rest) else ""
-            del rest[at + 1 : at + 2]
-        del rest[at]
-    elif model == "tiny":
-        name = "tiny"
-    elif command == "evaluate" and model and (Path(model) / "config.json").is_file():
-        return [*_words({**_TEST, **_settings_of_run(Path(model))}), *rest]
-    presets = PRESETS[command]
-    if name not in presets:
-        print(f"othink-jax: --preset must be one of {', '.join(presets)}", file=sys.stderr)
-        raise SystemExit(2)
-    preset = dict(presets[name])
-    if "--epochs" in options:
-        preset.pop("--steps", None)  # it would go before the user's epochs
-    return [*_words(preset), *rest]
-
-
-def _words(preset: Preset) -> list[str]:
-    return [word for option in preset.items() for word in option]
-
-
-def _settings_of_run(directory: Path) -> Preset:
-    """How a run asked its questions; nothing if the directory is another kind of model."""
-    from othink_jax.data.processor_files import read_json
-
-    record = read_json(directory / "config.json")
-    if record.get("kind") != "grpo":
-        return {}
-    try:
-        data, sampling = record["config"]["data"], record["config"]["sampling"]
-        return {
-            "--template": data["template"],
-            "--min-pixels": str(data["min_pixels"]),
-            "--max-pixels": str(data["max_pixels"]),
-            "--max-new-tokens": str(sampling["max_new_tokens"]),
-            "--top-k": str(sampling["top_k"]),
-        }
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{directory / 'config.json'} does not hold a run's settings") from error
-
-
-def _value(arguments: Sequence[str], option: str) -> str | None:
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        if argument == option:
-            return following
-        if argument.startswith(option + "="):
-            return argument.partition("=")[2]
-    return None
-
-
 def run(arguments: Sequence[str]) -> None:
     """Run one command line; raises what the command raises, and SystemExit(2) on a wrong usage."""
     for library in _CHATTY:
@@ -331,10 +227,10 @@ def run(arguments: Sequence[str]) -> None:
     command = arguments[0] if arguments else ""
     if command == "evaluate" and len(arguments) > 1 and not arguments[1].startswith("-"):
         arguments.insert(1, "--model")  # `evaluate MODEL` is `evaluate --model MODEL`
-    if command == "grpo" and _value(arguments, "--resume") is not None:
+    if command == "grpo" and option_value(arguments, "--resume") is not None:
         commands["grpo"] = resume_grpo
     elif command in PRESETS:
-        arguments = [command, *_with_preset(command, arguments[1:])]
+        arguments = [command, *with_preset(command, arguments[1:])]
     tyro.extras.subcommand_cli_from_dict(
         commands,
         prog="othink-jax",

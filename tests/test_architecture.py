@@ -9,7 +9,17 @@ PACKAGE = Path(__file__).parents[1] / "othink_jax"
 ROOMS = (
     *("errors", "files", "types", "config", "statistics", "compilation_cache", "rl", "model"),
     "rewards",
-    *("data", "checkpoint", "sampling", "generation", "training", "evaluation", "report", "cli"),
+    *(
+        "data",
+        "checkpoint",
+        "sampling",
+        "generation",
+        "training",
+        "evaluation",
+        "report",
+        "presets",
+    ),
+    "cli",
 )
 # Rooms that stand on nothing of ours, so that they can be taken out and used alone.
 ALONE = ("errors", "rl", "rewards", "statistics")

@@ -8,6 +8,7 @@ from PIL import Image
 
 from othink_jax import cli
 from othink_jax.data.synthetic import generate
+from othink_jax.presets import with_preset
 
 QUESTION = "How many objects are there? Think, then answer."
 TINY_RUN = (
@@ -207,7 +208,7 @@ def test_a_run_is_evaluated_as_it_was_trained(tmp_path):
     data = {"template": "Q: {question}", "min_pixels": 3136, "max_pixels": None}
     config = {"data": data, "sampling": {"max_new_tokens": 17, "top_k": 3}}
     (tmp_path / "config.json").write_text(json.dumps({"kind": "grpo", "config": config}))
-    words = cli._with_preset("evaluate", ["--model", str(tmp_path), "--top-k", "5"])
+    words = with_preset("evaluate", ["--model", str(tmp_path), "--top-k", "5"])
     given = dict(zip(words[::2], words[1::2], strict=True))  # a later one goes over an earlier one
     assert given["--template"] == "Q: {question}"
     assert (given["--min-pixels"], given["--max-pixels"]) == ("3136", "None")
@@ -215,8 +216,8 @@ def test_a_run_is_evaluated_as_it_was_trained(tmp_path):
 
 
 def test_epochs_go_over_the_steps_of_a_preset():
-    assert "--steps" in cli._with_preset("grpo", ["--model", "tiny"])
-    assert "--steps" not in cli._with_preset("grpo", ["--model", "tiny", "--epochs=2"])
+    assert "--steps" in with_preset("grpo", ["--model", "tiny"])
+    assert "--steps" not in with_preset("grpo", ["--model", "tiny", "--epochs=2"])
 
 
 def test_an_unreadable_image_is_named(run, tmp_path):

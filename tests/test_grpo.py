@@ -34,6 +34,7 @@ from othink_jax.sampling import prompt_keys, sample
 from othink_jax.training import grpo
 from othink_jax.training.grpo import GRPOTrainer, resume, train
 from othink_jax.training.optimizer import make_optimizer
+from othink_jax.training.records import rollout_metrics
 from othink_jax.training.state import TrainState
 from othink_jax.types import Rollout
 
@@ -339,7 +340,7 @@ def test_a_group_of_equal_rewards_has_no_signal_whatever_the_rounding():
         finished=np.ones((2, 6), bool),
     )
     rewards = np.array([[1.3] * 6, [1.3] * 5 + [0.3]], np.float32)
-    metrics = grpo._rollout_metrics(rollout, [Grade(1.0, 1.0)] * 12, rewards)
+    metrics = rollout_metrics(rollout, [Grade(1.0, 1.0)] * 12, rewards)
     assert rewards.std(axis=1, ddof=1)[0] > 0  # of rounding
     assert metrics["no_signal_share"] == 0.5
 

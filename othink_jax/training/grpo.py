@@ -30,13 +30,13 @@ from othink_jax.training.console import Monitor
 from othink_jax.training.interrupt import StopRequest
 from othink_jax.training.optimizer import kl_schedule, learning_rate_schedule, make_optimizer
 from othink_jax.training.parallel import Parallel, make_parallel
+from othink_jax.training.records import rollout_metrics, sample_rows
 from othink_jax.training.run_directory import RunDirectory, environment
 from othink_jax.training.state import TrainState
 from othink_jax.training.update import grpo_update
 from othink_jax.types import GRPOBatch, Prompts, Rollout
 
 _LENGTH_BUCKET = 64  # completions are cut to a multiple of this: few shapes, few compilations
-_SAMPLED_PROMPTS = 2  # prompts whose completions are stored at a time
 
 
 def total_steps(config: GRPOConfig, examples: int) -> int:
@@ -101,57 +101,6 @@ def _cut_padding(rollout: Rollout) -> Rollout:
         logp=rollout.logp[..., :kept],
         entropy=rollout.entropy[..., :kept],
     )
-
-
-def _rollout_metrics(
-    rollout: Rollout, grades: Sequence[Grade], rewards: Float[np.ndarray, "B G"]
-) -> dict[str, float]:
-    mask = np.asarray(rollout.mask)
-    # Compared, not inferred from a spread of 0: rounding leaves equal rewards a spread of 1e-8.
-    no_signal = (rewards == rewards[:, :1]).all(axis=1)
-    return {
-        "reward": float(rewards.mean()),
-        "reward_std": float(rewards.std()),
-        "reward_accuracy": float(np.mean([grade.accuracy for grade in grades])),
-        "reward_format": float(np.mean([grade.format for grade in grades])),
-        "group_std": float(rewards.std(axis=1, ddof=1).mean()),
-        "no_signal_share": float(no_signal.mean()),
-        "entropy": float(np.asarray(rollout.entropy)[mask].mean()),
-        "truncated_share": float(1 - np.asarray(rollout.finished).mean()),
-        "ungradable": sum(grade.ungradable for grade in grades),
-    }
-
-
-def _sample_rows(
-    step: int,
-    examples: Sequence[Example],
-    texts: Sequence[str],
-    grades: Sequence[Grade],
-    rewards: Float[np.ndarray, "B G"],
-    rollout: Rollout,
-) -> list[dict[str, Any]]:
-    group = rewards.shape[1]
-    lengths, finished = np.asarray(rollout.mask).sum(axis=-1), np.asarray(rollout.finished)
-    return [
-        {
-            "step": step,
-            "id": example.id,
-            "question": example.question,
-            "ground_truth": example.answer,
-            "completions": [
-                {
-                    "text": texts[b * group + g],
-                    "reward": float(rewards[b, g]),
-                    "accuracy": grades[b * group + g].accuracy,
-                    "format": grades[b * group + g].format,
-                    "length": int(lengths[b, g]),
-                    "finished": bool(finished[b, g]),
-                }
-                for g in range(group)
-            ],
-        }
-        for b, example in enumerate(examples[:_SAMPLED_PROMPTS])
-    ]
 
 
 class GRPOTrainer:
@@ -283,13 +232,13 @@ class GRPOTrainer:
         seconds["seconds_update"] = lap()
 
         if step % config.sample_every == 0 or step in (1, self.steps):
-            rows = _sample_rows(step, examples, texts, grades, rewards, rollout)
+            rows = sample_rows(step, examples, texts, grades, rewards, rollout)
             pictures = [example.images for example in examples[: len(rows)]]
             directory.write_samples(step, rows, pictures)
         seconds["seconds_step"] = time.perf_counter() - times[0]
         return state, {
             "step": step,
-            **_rollout_metrics(rollout, grades, rewards),
+            **rollout_metrics(rollout, grades, rewards),
             **figures,
             "learning_rate": learning_rate,
             "skipped": sum(self.loader.skipped.values()),
