@@ -143,7 +143,8 @@ def pretrain(config: PretrainConfig) -> Path:
     )
     hf.save(config.out, model_config, params)
     record = dataclasses.asdict(config) | {"seconds": round(time.perf_counter() - start)}
-    (config.out / "pretraining.json").write_text(json.dumps(record, indent=2, default=str) + "\n")
+    del record["out"]
+    (config.out / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")
     return config.out
 
 

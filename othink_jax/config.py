@@ -263,7 +263,7 @@ class GRPOConfig:
 class EvaluateConfig:
     """One evaluation: greedy decoding over a test set."""
 
-    model: str  # as in GRPOConfig
+    model: str  # Hugging Face directory or hub id, Orbax checkpoint, run directory, or `tiny`
     out: Path  # directory for predictions.jsonl and result.json
     data: DataConfig
     count: int = 500  # examples of a synthetic task; a data set is evaluated whole unless limited
@@ -272,7 +272,7 @@ class EvaluateConfig:
     reward: RewardConfig = RewardConfig()
     seed: int = 0  # of sampling, where temperature > 0
     stage: Literal["before", "after"] | None = None  # training it belongs to, for a run's report
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of parameters and computation
 
     def __post_init__(self) -> None:
         _require(self.count >= 1, f"count must be >= 1, got {self.count}")
