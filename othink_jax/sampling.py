@@ -49,10 +49,11 @@ def processed_logits(
         kth = jax.lax.top_k(logits, config.top_k)[0][..., -1:]
         logits = jnp.where(logits < kth, -jnp.inf, logits)
     if config.top_p < 1.0:
-        ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
-        probabilities = jax.nn.softmax(ordered, axis=-1)
-        before = jnp.cumsum(probabilities, axis=-1) - probabilities
-        border = jnp.min(jnp.where(before < config.top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+        # The tail is summed from its small end: near top_p = 1 the head's sum could not tell it.
+        ordered = jnp.sort(logits, axis=-1)
+        tail = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
+        kept = (tail > 1.0 - config.top_p).at[..., -1].set(True)
+        border = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits < border, -jnp.inf, logits)
     return logits
 

@@ -1,6 +1,7 @@
 """The pre-training corpus: its mixture, its careless answers, and what it must never show."""
 
 import collections
+import operator
 import re
 
 import numpy as np
@@ -173,9 +174,9 @@ def test_readings_are_the_measures_in_the_diagram_each_with_its_corner(problems)
 def test_arithmetic_needs_no_image_and_is_right():
     for item in only("arithmetic", 100):
         assert item.images == ()
-        a, operator, b = re.fullmatch(r"(\d+)([-+/])(\d+)=\?", item.question).groups()
-        a, b = int(a), int(b)
-        assert int(item.response) == {"-": a - b, "+": a + b, "/": a / b}[operator]
+        a, sign, b = re.fullmatch(r"(\d+)([-+/])(\d+)=\?", item.question).groups()
+        operation = {"-": operator.sub, "+": operator.add, "/": operator.truediv}[sign]
+        assert int(item.response) == operation(int(a), int(b))
 
 
 def test_texts_for_the_tokenizer_hold_every_question_and_response():

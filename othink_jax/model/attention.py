@@ -6,7 +6,9 @@ all false (padding) gets the mean of the values: finite, with finite gradients, 
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
+
+from othink_jax.types import Array
 
 # Finite, so that a row of padding does not become inf - inf.
 _MASKED = -1e30

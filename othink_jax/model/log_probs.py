@@ -2,10 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from othink_jax.model.qwen2_vl import Qwen2VL
-from othink_jax.types import Prompts
+from othink_jax.types import Array, Prompts
 
 
 def completion_logp(
@@ -39,7 +39,7 @@ def token_logp(
     """Log-probability of `targets[i]` after state `hidden[i]`, f32 nats, `chunk` rows at a time."""
 
     @jax.checkpoint
-    def of_rows(hidden: jax.Array, targets: jax.Array) -> jax.Array:
+    def of_rows(hidden: Array, targets: Array) -> Array:
         logits = model.logits(hidden)
         chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
         return chosen - jax.nn.logsumexp(logits, axis=-1)

@@ -8,15 +8,14 @@ See Qwen2-VL (arXiv 2409.12191); numerically equal to the implementation in tran
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, DTypeLike, Float, Int, PyTree
+from jaxtyping import DTypeLike, Float, Int, PyTree
 
 from othink_jax.model.config import Qwen2VLConfig
 from othink_jax.model.text import TextTower
 from othink_jax.model.vision import VisionTower
-from othink_jax.types import Cache, Prefix, Prompts
+from othink_jax.types import Array, Cache, Prefix, Prompts
 
 
 class Qwen2VL(nnx.Module):
@@ -56,7 +55,7 @@ class Qwen2VL(nnx.Module):
         """Merged features of each prompt's images, slot after slot (M = I * K / merge^2)."""
         batch, slots = prompts.patches.shape[:2]
 
-        def per_image(x: jax.Array) -> jax.Array:
+        def per_image(x: Array) -> Array:
             return x.reshape(batch * slots, *x.shape[2:])
 
         features = self.visual(

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
+
+from othink_jax.types import Array
 
 
 def _inverse_frequencies(count: int, theta: float) -> Float[np.ndarray, " F"]:

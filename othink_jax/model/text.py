@@ -7,15 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from othink_jax.model.attention import attention, shared_prefix_attention
 from othink_jax.model.config import TextConfig
 from othink_jax.model.linear import Linear
 from othink_jax.model.rope import rotate, text_angles
 from othink_jax.model.stack import make_stack, run_stack
+from othink_jax.types import Array
 
-KeyValue = tuple[jax.Array, jax.Array]
+KeyValue = tuple[Array, Array]
 
 
 class TextBlock(nnx.Module):
@@ -41,7 +42,7 @@ class TextBlock(nnx.Module):
 
     def _project(
         self, x: Float[Array, "*b S D"], angles: Float[Array, "*#b S half"]
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    ) -> tuple[Array, Array, Array]:
         x = self.norm1(x)
         query, key, value = (
             linear(x).reshape(*x.shape[:-1], -1, self.head_dim)
@@ -131,7 +132,7 @@ class TextTower(nnx.Module):
         """Final states of completion tokens, and each layer's own keys and values."""
         angles = text_angles(positions, self.config.mrope_section, self.config.rope_theta)
 
-        def layer(block: TextBlock, x: jax.Array, extra: Any) -> tuple[jax.Array, KeyValue]:
+        def layer(block: TextBlock, x: Array, extra: Any) -> tuple[Array, KeyValue]:
             return block.extend(x, angles, extra[0], prefix_mask, extra[1], start)
 
         extras = tuple(zip(prefix, own or [None] * len(prefix), strict=True))

@@ -7,13 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from othink_jax.model.attention import attention
 from othink_jax.model.config import VisionConfig
 from othink_jax.model.linear import Linear
 from othink_jax.model.rope import rotate, vision_angles
 from othink_jax.model.stack import make_stack, run_stack
+from othink_jax.types import Array
 
 # Not the fast variance, E[x^2] - E[x]^2: it cancels where a state's mean outweighs its spread, and
 # is off by 1e-3 at a hundred times.
