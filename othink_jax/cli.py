@@ -7,6 +7,7 @@ seconds that JAX and the tokenizer library take to import.
 import dataclasses
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -114,22 +115,56 @@ def generate(
     print(_json(dataclasses.asdict(made)) if json else made.text)
 
 
-def convert(model: tyro.conf.Positional[str], out: tyro.conf.Positional[Path]) -> None:
-    """Hugging Face -> Orbax: write MODEL as a directory of Orbax parameters and its companions."""
+def convert(
+    model: tyro.conf.Positional[str], out: tyro.conf.Positional[Path], *, force: bool = False
+) -> None:
+    """Hugging Face -> Orbax: write MODEL as a directory of Orbax parameters and its companions.
+
+    Args:
+      model: Hugging Face directory or hub id, Orbax checkpoint, run directory, or `tiny`.
+      out: the directory to write; it appears whole or not at all.
+      force: replace a model that is there.
+    """
     from othink_jax.checkpoint.load import load
     from othink_jax.checkpoint.store import save_model
 
     check_output_directory(out)
-    checkpoint = load(model)
-    save_model(out, checkpoint.params, companions=checkpoint.directory)
+    checkpoint = load(model, param_dtype="stored")
+    save_model(out, checkpoint.params, companions=checkpoint.directory, force=force)
 
 
-def export(model: tyro.conf.Positional[str], out: tyro.conf.Positional[Path]) -> None:
-    """-> Hugging Face: write MODEL as a directory that transformers loads."""
+def export(
+    model: tyro.conf.Positional[str],
+    out: tyro.conf.Positional[Path],
+    *,
+    dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored",
+    max_shard_size: str = "5GB",
+    force: bool = False,
+) -> None:
+    """-> Hugging Face: write MODEL as a directory that transformers loads.
+
+    A run comes with a model card: its data, settings, KL schedule and scores.
+
+    Args:
+      model: Hugging Face directory or hub id, Orbax checkpoint, run directory, or `tiny`.
+      out: the directory to write; it appears whole or not at all.
+      dtype: of the weights; `stored` keeps that of MODEL (a run's is float32).
+      max_shard_size: largest weight file; what is larger becomes several and an index.
+      force: replace a model that is there.
+    """
     from othink_jax.checkpoint.load import load, save_hf
+    from othink_jax.report import model_card
 
+    if not re.fullmatch(r"\d+([KMGT]B)?", max_shard_size):
+        raise UserError(f"max-shard-size must be such as 500MB or 5GB, got {max_shard_size}")
     check_output_directory(out)
-    save_hf(load(model), out)
+    save_hf(
+        load(model, param_dtype=dtype),
+        out,
+        max_shard_size=max_shard_size if max_shard_size.endswith("B") else int(max_shard_size),
+        card=model_card(Path(model)) if (Path(model) / "metrics.jsonl").is_file() else None,
+        force=force,
+    )
 
 
 def grade(

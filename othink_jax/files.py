@@ -1,6 +1,9 @@
 """Writing files so that nothing is lost: whole or not at all, and where it is possible."""
 
+import contextlib
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from othink_jax.errors import UserError
@@ -23,3 +26,43 @@ def check_output_directory(path: Path) -> None:
         raise UserError(f"{path} cannot be a directory: {there} is a file")
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"{path} cannot be written: no permission for {there}")
+
+
+@contextlib.contextmanager
+def new_model_directory(path: Path, *, size: int, force: bool = False) -> Iterator[Path]:
+    """A directory to fill, which appears at `path` when the block ends: whole, or not at all.
+
+    Args:
+      path: where it is to stand.
+      size: bytes that will be written, at least.
+      force: put it in the place of a model that stands there; of anything else never.
+
+    Raises:
+      UserError: something stands there, nothing can be written there, or the disk is too full.
+    """
+    check_output_directory(path)
+    if path.exists() and any(path.iterdir()):
+        if not force:
+            raise UserError(f"{path} is not empty: give another place, or --force to replace it")
+        if not (path / "config.json").is_file() or (path / "metrics.jsonl").exists():
+            raise UserError(f"{path} is not empty and no model: --force replaces models only")
+    there = next(place for place in path.absolute().parents if place.exists())
+    free = shutil.disk_usage(there).free
+    if free < size:
+        raise UserError(
+            f"{path} needs {size / 1e9:.2f} GB, but {there} has only {free / 1e9:.2f} GB free"
+        )
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    replaced = path.with_name(f".{path.name}.replaced")
+    if path.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        path.rename(replaced)
+    unfinished.rename(path)
+    shutil.rmtree(replaced, ignore_errors=True)

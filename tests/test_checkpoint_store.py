@@ -141,7 +141,7 @@ def test_an_interrupted_save_leaves_nothing_that_looks_like_a_model(
 
 
 def test_a_model_directory_is_not_written_over(tmp_path, companions):
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="not empty"):
         store.save_model(companions, PARAMS, companions=companions)
 
 

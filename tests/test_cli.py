@@ -115,8 +115,29 @@ def test_convert_and_export_keep_every_weight(run, tmp_path, image):
     words = ("--image", image, "--prompt", QUESTION, "--greedy", "--json")
     answers = {run("generate", where, *words)[1] for where in ("tiny", tmp_path / "hf")}
     assert len(answers) == 1
-    assert "exists already" in error_line(run("convert", "tiny", tmp_path / "orbax"))
+    assert "--force" in error_line(run("convert", "tiny", tmp_path / "orbax"))
     assert "not empty" in error_line(run("export", "tiny", tmp_path / "hf"))
+
+
+def test_export_of_a_run_comes_with_a_card_and_in_shards_of_the_dtype_asked_for(run, tmp_path):
+    assert run(*TINY_RUN, "--out", tmp_path / "run")[0] == 0
+    words = ("--dtype", "bfloat16", "--max-shard-size", "2MB")
+    assert run("export", tmp_path / "run", tmp_path / "made", *words)[0] == 0
+    card = (tmp_path / "made" / "README.md").read_text()
+    for said in (
+        "# tiny, post-trained with GRPO-D on counting, train",
+        "β falls from 0.07 to 0.04",
+        "| steps | 2 of 2 |",
+        "It has not been evaluated.",
+    ):
+        assert said in card
+    files = sorted(file.name for file in (tmp_path / "made").glob("*.safetensors"))
+    assert files == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    assert "max-shard-size" in error_line(
+        run("export", "tiny", tmp_path / "no", "--max-shard-size", "big")
+    )
+    assert run("export", "tiny", tmp_path / "made", "--force")[0] == 0
+    assert not (tmp_path / "made" / "README.md").exists()
 
 
 def test_preview_writes_a_sheet(run, tmp_path):

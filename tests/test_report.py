@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from othink_jax.config import DataConfig, GRPOConfig, KLConfig, to_dict
 from othink_jax.errors import UserError
-from othink_jax.report import write_report
+from othink_jax.report import model_card, write_report
 from othink_jax.report.comparison import compare, difference
 from othink_jax.report.curves import smooth, smoothing_window
 from othink_jax.statistics import wilson_interval
@@ -344,6 +344,14 @@ def test_directory_that_is_no_run_is_one_clear_line(tmp_path, content, message):
     with pytest.raises(UserError, match=message) as raised:
         write_report(tmp_path)
     assert "\n" not in str(raised.value)
+
+
+def test_card_of_a_run_states_its_scores_with_their_intervals(tmp_path):
+    card = model_card(make_run(tmp_path / "first"))
+    assert "| counting, test (same task) | 36.2% (" in card
+    assert "| 75.4% (" in card
+    assert "(cross task)" in card
+    assert "| base model | tiny |" in card
 
 
 def test_difference_of_accuracies_is_newcombes():

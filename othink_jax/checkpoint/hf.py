@@ -1,7 +1,6 @@
 """Hugging Face model directories: config.json and safetensors, in and out; strict both ways."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from huggingface_hub import snapshot_download
+from huggingface_hub import snapshot_download, split_state_dict_into_shards_factory
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from jaxtyping import DTypeLike
 from safetensors import SafetensorError, safe_open
@@ -19,11 +18,13 @@ from safetensors.flax import save_file
 from othink_jax.checkpoint.keymap import Entry, entries, hub_name
 from othink_jax.data.processor_files import read_json
 from othink_jax.errors import UserError
+from othink_jax.files import write_atomically
 from othink_jax.model.config import Qwen2VLConfig
 from othink_jax.model.stack import stack_layers, unstack_layers
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+_SHARDS = "model{suffix}.safetensors"
 # What a model needs; weights in pickles are not fetched and not read: loading one runs its code.
 _COMPANIONS = ("*.json", "*.jinja", "*.txt")
 _FETCHED = (*_COMPANIONS, "*.safetensors")
@@ -86,9 +87,9 @@ def _tensors(files: list[Path]) -> Iterator[tuple[str, Any]]:
 
 
 def load_params(
-    directory: Path, config: Qwen2VLConfig, *, dtype: DTypeLike, scan_layers: bool = False
+    directory: Path, config: Qwen2VLConfig, *, dtype: DTypeLike | None, scan_layers: bool = False
 ) -> dict[str, Any]:
-    """Parameters as a nested dict of arrays of `dtype`.
+    """Parameters as a nested dict of arrays of `dtype`, or of the dtypes they are stored in (None).
 
     Raises:
       UserError: a tensor is missing, unknown or of another shape (all of them are listed), a file
@@ -140,25 +141,61 @@ def copy_companions(source: Path, target: Path) -> None:
                 shutil.copyfile(file, target / file.name)
 
 
-def save(directory: Path, config: Qwen2VLConfig, params: Any) -> None:
-    """Write config.json and model.safetensors, names and shapes as on the hub; the dtype is kept.
+def save(
+    directory: Path, config: Qwen2VLConfig, params: Any, *, max_shard_size: int | str = "5GB"
+) -> None:
+    """Write config.json and the weights, names and shapes as on the hub; the dtypes are kept.
 
-    `params` are those of unrolled or of scanned layers. Each file appears whole or not at all.
+    Args:
+      directory: made if it is not there.
+      config: the shape.
+      params: of unrolled or of scanned layers.
+      max_shard_size: largest weight file, in bytes or such as `5GB`. What does not fit into one
+        becomes several and an index, as transformers writes them.
     """
     directory.mkdir(parents=True, exist_ok=True)
     params = {
         name: tower | {"layers": unstack_layers(tower["layers"])} for name, tower in params.items()
     }
-    tensors = {}
+    found = {}
     for entry in entries(config):
         leaf = params
         for key in entry.path:
             leaf = leaf[key]
-        tensors[entry.name] = jnp.asarray(np.ascontiguousarray(entry.to_hub(np.asarray(leaf))))
-    unfinished = directory / f".{_SINGLE}.unfinished"
+        found[entry.name] = (entry, leaf)
+    shards = split_state_dict_into_shards_factory(
+        found,
+        get_storage_size=lambda held: held[1].nbytes,
+        filename_pattern=_SHARDS,
+        max_shard_size=max_shard_size,
+    )
+    for file, names in shards.filename_to_tensors.items():
+        _save_shard(directory / file, {name: found[name] for name in names})
+    if shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+        write_atomically(directory / _INDEX, json.dumps(index, indent=2) + "\n")
+    write_atomically(directory / "config.json", json.dumps(config.to_hf(), indent=2) + "\n")
+
+
+def _save_shard(file: Path, found: dict[str, tuple[Entry, Any]]) -> None:
+    tensors = {
+        name: jnp.asarray(np.ascontiguousarray(entry.to_hub(np.asarray(leaf))))
+        for name, (entry, leaf) in found.items()
+    }
     # transformers wants to know which framework's layout the file has: torch's.
-    save_file(tensors, unfinished, metadata={"format": "pt"})
-    os.replace(unfinished, directory / _SINGLE)
-    unfinished = directory / ".config.json.unfinished"
-    unfinished.write_text(json.dumps(config.to_hf(), indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, directory / "config.json")
+    save_file(tensors, file, metadata={"format": "pt"})
+    file.chmod(0o644)  # safetensors leaves it to its owner alone
+
+
+def correct_dtype(directory: Path, params: Any) -> None:
+    """Let config.json name no other dtype than that of the weights: transformers would cast them.
+
+    A file that names the right one, or none, is left as it is, byte for byte.
+    """
+    (dtype, *others) = {str(leaf.dtype) for leaf in jax.tree.leaves(params)}
+    config = read_json(directory / "config.json")
+    # "torch_dtype" is the name in the hub's files of 2024, "dtype" that of transformers 5.
+    wrong = [name for name in ("torch_dtype", "dtype") if config.get(name, dtype) != dtype]
+    if wrong and not others:
+        text = json.dumps(config | dict.fromkeys(wrong, dtype), indent=2)
+        write_atomically(directory / "config.json", text + "\n")

@@ -10,6 +10,7 @@ from flax import nnx
 from othink_jax.checkpoint import hf, store
 from othink_jax.data.processing import Processor
 from othink_jax.errors import UserError
+from othink_jax.files import new_model_directory
 from othink_jax.model.config import Qwen2VLConfig
 from othink_jax.model.qwen2_vl import Qwen2VL, split
 
@@ -58,7 +59,8 @@ def load(
         (its last checkpoint), or `tiny`, the embedded model.
       dtype: of the computation, `float32` or `bfloat16`; norms, rotary positions, softmax and
         logits are float32 always.
-      param_dtype: of the parameters; that of the computation if not given.
+      param_dtype: of the parameters; that of the computation if not given. `stored` keeps the one
+        that each of them is stored in.
       scan_layers: scan over stacked layers instead of unrolling them.
       min_pixels, max_pixels: bounds of an image's size instead of the model's own.
 
@@ -70,15 +72,17 @@ def load(
     if run is not None:
         directory = run / store.RUN_REFERENCE
     config = hf.load_config(directory)
-    graphdef, _ = abstract_model(config, dtype, param_dtype, scan_layers=scan_layers)
+    as_stored = param_dtype == "stored"
+    params_in = dtype if param_dtype is None or as_stored else param_dtype
+    graphdef, _ = abstract_model(config, dtype, params_in, scan_layers=scan_layers)
     # What is stored is unrolled, in every kind of directory.
-    _, unrolled = abstract_model(config, dtype, param_dtype, scan_layers=False)
+    _, unrolled = abstract_model(config, dtype, params_in, scan_layers=False)
     if run is not None:
-        params = store.load_run_params(run, unrolled)
+        params = store.load_run_params(run, unrolled, as_stored=as_stored)
     elif (directory / store.PARAMS).is_dir():
-        params = store.load_params(directory, unrolled)
+        params = store.load_params(directory, unrolled, as_stored=as_stored)
     else:
-        params = hf.load_params(directory, config, dtype=jnp.dtype(param_dtype or dtype))
+        params = hf.load_params(directory, config, dtype=None if as_stored else params_in)
     if scan_layers:
         params = hf.scanned(params)
     processor = Processor.from_pretrained(directory, min_pixels=min_pixels, max_pixels=max_pixels)
@@ -92,19 +96,36 @@ def load(
     )
 
 
-def save_hf(checkpoint: Checkpoint, directory: str | Path) -> Path:
+def save_hf(
+    checkpoint: Checkpoint,
+    directory: str | Path,
+    *,
+    max_shard_size: int | str = "5GB",
+    card: str | None = None,
+    force: bool = False,
+) -> Path:
     """Write a Hugging Face directory that transformers loads; returns it.
 
     Configuration, tokenizer, image settings and chat template come along; names and shapes of the
-    tensors are the hub's, and their dtype is that of `checkpoint.params`.
+    tensors are the hub's, and their dtype is that of `checkpoint.params`. It appears whole or not
+    at all.
+
+    Args:
+      checkpoint: from `load`.
+      directory: where to write.
+      max_shard_size: largest weight file, in bytes or such as `5GB`.
+      card: text of the README.md beside the weights.
+      force: replace a model that is there.
 
     Raises:
-      UserError: the directory exists and is not empty.
+      UserError: the directory holds something already, cannot be written, or the disk is too full.
     """
     target = Path(directory)
-    if target.exists() and any(target.iterdir()):
-        raise UserError(f"{target} is not empty; give another place or remove it first")
-    target.mkdir(parents=True, exist_ok=True)
-    hf.save(target, checkpoint.config, checkpoint.params)
-    hf.copy_companions(checkpoint.directory, target)  # with the model's own config.json
+    size = store.nbytes(checkpoint.params)
+    with new_model_directory(target, size=size, force=force) as unfinished:
+        hf.save(unfinished, checkpoint.config, checkpoint.params, max_shard_size=max_shard_size)
+        hf.copy_companions(checkpoint.directory, unfinished)  # with the model's own config.json
+        hf.correct_dtype(unfinished, checkpoint.params)
+        if card is not None:
+            (unfinished / "README.md").write_text(card, encoding="utf-8")
     return target

@@ -1,6 +1,5 @@
 """Orbax checkpoints: the state of a training run, and a model by itself."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import orbax.checkpoint as ocp
 
 from othink_jax.checkpoint.hf import copy_companions
 from othink_jax.errors import UserError
+from othink_jax.files import new_model_directory
 
 PARAMS = "params"  # the Orbax folder inside a model directory
 RUN_REFERENCE = "reference"  # the model directory inside a run directory
@@ -70,52 +70,56 @@ class TrainingStore:
         self._manager.close()
 
 
-def save_model(directory: Path, params: Any, *, companions: Path) -> None:
+def save_model(directory: Path, params: Any, *, companions: Path, force: bool = False) -> None:
     """Write a model directory: Orbax parameters, with configuration and tokenizer beside them.
 
     Args:
-      directory: must not exist; it appears whole or not at all.
+      directory: appears whole or not at all.
       params: nested dict of arrays.
       companions: a model directory whose other files are copied.
+      force: replace a model that is there.
+
+    Raises:
+      UserError: as `files.new_model_directory` does.
     """
-    if directory.exists():
-        raise UserError(f"{directory} exists already; give another place or remove it first")
-    unfinished = directory.with_name(f".{directory.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    copy_companions(companions, unfinished)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(unfinished.absolute() / PARAMS, params)
-    unfinished.rename(directory)
+    with new_model_directory(directory, size=nbytes(params), force=force) as unfinished:
+        copy_companions(companions, unfinished)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(unfinished.absolute() / PARAMS, params)
 
 
-def load_params(directory: Path, like: Any) -> Any:
+def nbytes(params: Any) -> int:
+    """Bytes of all arrays."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+
+
+def load_params(directory: Path, like: Any, *, as_stored: bool = False) -> Any:
     """Parameters of a model directory, in the structure, shapes and dtypes of `like`.
+
+    With `as_stored`, the dtypes are those they are stored in.
 
     Raises:
       UserError: they are damaged, or a tensor is missing, unknown or of another shape.
     """
-    return _read(directory.absolute() / PARAMS, (), like)
+    return _read(directory.absolute() / PARAMS, (), like, as_stored)
 
 
-def load_run_params(run: Path, like: Any) -> Any:
-    """Parameters of a run's last checkpoint, in the structure, shapes and dtypes of `like`.
+def load_run_params(run: Path, like: Any, *, as_stored: bool = False) -> Any:
+    """Parameters of a run's last checkpoint, as `load_params` gives them.
 
     Before the first checkpoint they are those of the reference. Raises as `load_params` does.
     """
     steps = ocp.utils.checkpoint_steps(run / RUN_CHECKPOINTS)
     if not steps:
-        return load_params(run / RUN_REFERENCE, like)
-    return _read(run.absolute() / RUN_CHECKPOINTS / str(max(steps)) / "state", ("params",), like)
+        return load_params(run / RUN_REFERENCE, like, as_stored=as_stored)
+    place = run.absolute() / RUN_CHECKPOINTS / str(max(steps)) / "state"
+    return _read(place, ("params",), like, as_stored)
 
 
-def _read(place: Path, keys: tuple[str, ...], like: Any) -> Any:
+def _read(place: Path, keys: tuple[str, ...], like: Any, as_stored: bool) -> Any:
     """The subtree under `keys` of what Orbax stored in `place`, on the default device."""
     # Not the stored sharding: it names devices that this machine may not have.
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), like
-    )
     with ocp.PyTreeCheckpointer() as checkpointer:
         try:
             metadata = checkpointer.metadata(place).item_metadata
@@ -123,9 +127,20 @@ def _read(place: Path, keys: tuple[str, ...], like: Any) -> Any:
                 raise UserError(f"{place} is damaged: there is nothing in it that Orbax can read")
             stored = metadata.tree
             for key in keys:
-                stored, abstract = stored[key], {key: abstract}
+                stored = stored[key]
             # Orbax would stop at the first fault, and with reads under way.
             _check_fit(place, _shapes(stored), _shapes(like))
+            dtypes = {
+                name: leaf.dtype for name, leaf in _named(stored if as_stored else like).items()
+            }
+            abstract = jax.tree.map_with_path(
+                lambda path, leaf: jax.ShapeDtypeStruct(
+                    leaf.shape, dtypes[_name(path)], sharding=device
+                ),
+                like,
+            )
+            for key in reversed(keys):
+                abstract = {key: abstract}
             found = checkpointer.restore(
                 place,
                 args=ocp.args.PyTreeRestore(
@@ -150,11 +165,16 @@ def _damaged(place: Any, error: Exception) -> UserError:
     return UserError(f"{place} is damaged: {reason}")
 
 
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    return {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
-        for path, leaf in jax.tree.leaves_with_path(tree)
-    }
+    return {name: tuple(leaf.shape) for name, leaf in _named(tree).items()}
 
 
 def _check_fit(

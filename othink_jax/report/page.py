@@ -34,7 +34,8 @@ def _moment(iso: str) -> str:
     return f"{moment.day} {moment:%B %Y, %H:%M} {moment.tzname() or ''}".strip()
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share, such as `43.1%`."""
     return f"{100 * share:.1f}%"
 
 
@@ -53,7 +54,7 @@ def method_name(kl: KLConfig) -> str:
     return "GRPO-D" if kl.kl_schedule == "dynamic" else "GRPO"
 
 
-def _weight(kl: KLConfig) -> str:
+def weight_in_words(kl: KLConfig) -> str:
     """The KL weight over the run, in words (Eq. 3)."""
     if kl.kl_schedule == "constant":
         return f"a constant KL weight β = {kl.kl_value:g}"
@@ -102,7 +103,7 @@ def _context(run: RunData) -> dict[str, Any]:
         "run": run,
         "config": config,
         "method": method_name(config.kl),
-        "weight": _weight(config.kl),
+        "weight": weight_in_words(config.kl),
         "facts": _facts(run),
         "comparisons": comparisons,
         # What the run was made for: the first task is the one it was trained on.
@@ -141,7 +142,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     environment.filters |= {
         "moment": _moment,
         "number": _number,
-        "percent": _percent,
+        "percent": percent,
         "points": _points,
     }
     style = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")

@@ -1,0 +1,138 @@
+"""Converting and exporting models: every bit kept, whole or not at all, nothing overwritten."""
+
+import dataclasses
+import json
+import shutil
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Qwen2VLForConditionalGeneration as Peer
+
+from othink_jax.checkpoint import hf
+from othink_jax.checkpoint.load import load, save_hf
+from othink_jax.checkpoint.store import save_model
+from othink_jax.errors import UserError
+from tests.model_cases import make_config, random_params
+from tests.tiny_processor import write_directory
+
+WEIGHTS = "model.safetensors"
+
+
+def equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def write_model(directory, *, tied=True, dtype="float32", shard="5GB"):
+    """A whole model directory, tokenizer and all; returns it."""
+    write_directory(directory)
+    tokens = json.loads((directory / "tokenizer.json").read_text())["added_tokens"]
+    ids = {token["content"]: token["id"] for token in tokens}
+    config = dataclasses.replace(
+        make_config(
+            tied=tied, text={"vocab_size": max(ids.values()) + 1}, vision={"patch_size": 14}
+        ),
+        image_token_id=ids["<|image_pad|>"],
+    )
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), random_params(config)[1])
+    hf.save(directory, config, params, max_shard_size=shard)
+    return directory
+
+
+@pytest.fixture
+def model(tmp_path):
+    return write_model(tmp_path / "model")
+
+
+def contents(directory):
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("shard", ["5GB", "100KB"])
+def test_a_round_trip_through_orbax_keeps_every_bit(tmp_path, dtype, tied, shard):
+    """HF -> Orbax -> HF: every tensor, dtype and key, and every other file."""
+    first = write_model(tmp_path / "first", tied=tied, dtype=dtype, shard=shard)
+    stored = load(first, param_dtype="stored")
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(stored.params)} == {dtype}
+    save_model(tmp_path / "orbax", stored.params, companions=first)
+    again = load(tmp_path / "orbax", param_dtype="stored")
+    last = save_hf(again, tmp_path / "last", max_shard_size=shard)
+    files = len(list(last.glob("*.safetensors")))
+    assert files == 1 if shard == "5GB" else files > 2
+    assert contents(last) == contents(first)
+
+
+def test_tensors_of_several_dtypes_keep_theirs(model, tmp_path):
+    tensors = load_file(model / WEIGHTS)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.bfloat16)
+    save_file(tensors, model / WEIGHTS, metadata={"format": "pt"})
+    again = load_file(save_hf(load(model, param_dtype="stored"), tmp_path / "again") / WEIGHTS)
+    assert again.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert again[name].dtype == tensor.dtype
+        assert torch.equal(again[name], tensor)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("named", [{}, {"torch_dtype": "float16"}, {"dtype": "float16"}], ids=str)
+def test_transformers_loads_shards_in_the_dtype_they_are_stored_in(model, tmp_path, dtype, named):
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | named))
+    checkpoint = load(model, param_dtype=dtype)
+    made = save_hf(checkpoint, tmp_path / "made", max_shard_size="100KB")
+    peer, info = Peer.from_pretrained(made, output_loading_info=True)
+    assert not any(info.values()), info
+    theirs = peer.model.language_model.layers[1].mlp.up_proj.weight.detach()
+    assert theirs.dtype == getattr(torch, dtype)
+    ours = checkpoint.params["text"]["layers"][1]["up"]["kernel"].astype("float32")
+    np.testing.assert_array_equal(theirs.float().numpy().T, ours)
+
+
+def test_a_model_is_replaced_by_force_alone_and_nothing_else_is(model, tmp_path):
+    checkpoint = load(model)
+    target = save_hf(checkpoint, tmp_path / "target")
+    (target / WEIGHTS).write_bytes(b"old")
+    with pytest.raises(UserError, match="--force"):
+        save_hf(checkpoint, target)
+    assert (target / WEIGHTS).read_bytes() == b"old"
+    save_hf(checkpoint, target, force=True)
+    equal(load(target).params, checkpoint.params)
+
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    for name in ("thesis.tex", "config.json"):
+        (precious / name).write_text("all of it")
+        if name == "config.json":  # a run has one too, and metrics
+            (precious / "metrics.jsonl").write_text("")
+        with pytest.raises(UserError, match="no model"):
+            save_hf(checkpoint, precious, force=True)
+        assert (precious / name).read_text() == "all of it"
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "target", "precious"}
+
+
+def test_an_interrupted_export_leaves_what_was_there(model, tmp_path, monkeypatch):
+    checkpoint = load(model)
+    target = save_hf(checkpoint, tmp_path / "target")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hf, "copy_companions", stop)
+    with pytest.raises(KeyboardInterrupt):
+        save_hf(checkpoint, target, force=True)
+    equal(load(target).params, checkpoint.params)
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "target"}
+
+
+def test_a_full_disk_is_said_before_anything_is_written(model, tmp_path, monkeypatch):
+    checkpoint = load(model)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match=r"target needs 0\.00 GB, but .* has only 0\.00 GB free"):
+        save_hf(checkpoint, tmp_path / "target")
+    assert {path.name for path in tmp_path.iterdir()} == {"model"}
