@@ -85,6 +85,17 @@ def test_transformers_loads_what_is_saved(tmp_path, tied):
     equal(read(tmp_path / "theirs", config), params)
 
 
+def test_values_that_are_not_finite_are_warned_of(edit, caplog):
+    def spoil(tensors):
+        tensors["model.norm.weight"][0] = float("nan")
+        tensors["visual.merger.ln_q.bias"][1] = float("inf")
+
+    read(edit(spoil))
+    assert len(caplog.messages) == 2
+    for name in ("model.norm.weight", "visual.merger.ln_q.bias"):
+        assert any(f"{name} holds values that are not finite" in m for m in caplog.messages)
+
+
 def test_names_as_in_memory_are_read(edit):
     def rename(name):
         if name.startswith("visual."):

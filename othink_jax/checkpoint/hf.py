@@ -1,6 +1,7 @@
 """Hugging Face model directories: config.json and safetensors, in and out; strict both ways."""
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ from othink_jax.errors import UserError
 from othink_jax.files import write_atomically
 from othink_jax.model.config import Qwen2VLConfig
 from othink_jax.model.stack import stack_layers, unstack_layers
+
+_log = logging.getLogger(__name__)
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -76,12 +79,17 @@ def _weight_files(directory: Path) -> list[Path]:
 
 
 def _tensors(files: list[Path]) -> Iterator[tuple[str, Any]]:
-    """Name (in the hub's layout) and lazily read tensor, file after file."""
+    """Name (in the hub's layout) and tensor, one after the other."""
     for file in files:
         try:
             with safe_open(file, framework="flax") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                    yield hub_name(name), tensors.get_tensor(name)
+                names = list(tensors.keys())
+            for name in names:
+                # Opened anew for each: a file that stays mapped stays in memory as far as it was
+                # read, beside the tensors themselves.
+                with safe_open(file, framework="flax") as tensors:
+                    tensor = tensors.get_tensor(name)
+                yield hub_name(name), tensor
         except SafetensorError as error:
             raise UserError(f"{file} is damaged: {error}") from error
 
@@ -108,11 +116,18 @@ def load_params(
             faults.append(f"{name} is {tensor.shape}, not {entry.hub_shape}")
         else:
             found[entry] = jnp.asarray(entry.from_hub(tensor), dtype)
+            if not _all_finite(found[entry]):
+                _log.warning("%s: %s holds values that are not finite", directory, name)
     faults += [f"missing {name}" for name in absent]
     if faults:
         raise UserError(f"{directory} does not fit its config.json: {'; '.join(faults)}")
     params = _nested(found)
     return scanned(params) if scan_layers else params
+
+
+@jax.jit
+def _all_finite(tensor: jax.Array) -> jax.Array:
+    return jnp.isfinite(tensor).all()
 
 
 def scanned(params: dict[str, Any]) -> dict[str, Any]:
