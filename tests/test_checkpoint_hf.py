@@ -369,6 +369,18 @@ def test_any_model_is_loaded_and_exported_with_either_layout_of_layers(tmp_path,
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
+def test_an_abstract_model_has_the_shapes_and_reads_no_weights(tmp_path, whole, scan):
+    for file in whole.iterdir():
+        if file.name != WEIGHTS:
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    made = load(tmp_path, abstract=True, scan_layers=scan, dtype="bfloat16", param_dtype="float32")
+    like = load(whole, scan_layers=scan)
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), made.params)
+    assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), like.params)
+    assert not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(made.params))
+
+
 def test_a_directory_that_is_in_use_is_not_written_over(tmp_path, whole):
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(UserError, match="is not empty"):

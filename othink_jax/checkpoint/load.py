@@ -21,7 +21,7 @@ class Checkpoint:
 
     config: Qwen2VLConfig
     graphdef: Any  # static part of the module; `merge(graphdef, params)` is the model
-    params: dict[str, Any]  # nested dict of arrays
+    params: dict[str, Any]  # nested dict of arrays, or of their shapes, see `load`
     processor: Processor
     directory: Path  # where its configuration and tokenizer were read from
 
@@ -49,6 +49,7 @@ def load(
     dtype: str = "float32",
     param_dtype: str | None = None,
     scan_layers: bool = False,
+    abstract: bool = False,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
 ) -> Checkpoint:
@@ -62,6 +63,7 @@ def load(
       param_dtype: of the parameters; that of the computation if not given. `stored` keeps the one
         that each of them is stored in.
       scan_layers: scan over stacked layers instead of unrolling them.
+      abstract: read no weights; `params` then holds `jax.ShapeDtypeStruct`s, for planning.
       min_pixels, max_pixels: bounds of an image's size instead of the model's own.
 
     Raises:
@@ -72,19 +74,12 @@ def load(
     if run is not None:
         directory = run / store.RUN_REFERENCE
     config = hf.load_config(directory)
-    as_stored = param_dtype == "stored"
-    params_in = dtype if param_dtype is None or as_stored else param_dtype
-    graphdef, _ = abstract_model(config, dtype, params_in, scan_layers=scan_layers)
-    # What is stored is unrolled, in every kind of directory.
-    _, unrolled = abstract_model(config, dtype, params_in, scan_layers=False)
-    if run is not None:
-        params = store.load_run_params(run, unrolled, as_stored=as_stored)
-    elif (directory / store.PARAMS).is_dir():
-        params = store.load_params(directory, unrolled, as_stored=as_stored)
-    else:
-        params = hf.load_params(directory, config, dtype=None if as_stored else params_in)
-    if scan_layers:
-        params = hf.scanned(params)
+    params_in = dtype if param_dtype in (None, "stored") else str(param_dtype)
+    graphdef, params = abstract_model(config, dtype, params_in, scan_layers=scan_layers)
+    if not abstract:
+        params = _read_params(run, directory, config, params_in, as_stored=param_dtype == "stored")
+        if scan_layers:
+            params = hf.scanned(params)
     processor = Processor.from_pretrained(directory, min_pixels=min_pixels, max_pixels=max_pixels)
     if processor.image_token_id != config.image_token_id:
         raise UserError(
@@ -94,6 +89,18 @@ def load(
     return Checkpoint(
         config=config, graphdef=graphdef, params=params, processor=processor, directory=directory
     )
+
+
+def _read_params(
+    run: Path | None, directory: Path, config: Qwen2VLConfig, dtype: str, *, as_stored: bool
+) -> dict[str, Any]:
+    """Parameters of a run or of a model directory, unrolled: so they are stored everywhere."""
+    _, unrolled = abstract_model(config, dtype, scan_layers=False)
+    if run is not None:
+        return store.load_run_params(run, unrolled, as_stored=as_stored)
+    if (directory / store.PARAMS).is_dir():
+        return store.load_params(directory, unrolled, as_stored=as_stored)
+    return hf.load_params(directory, config, dtype=None if as_stored else dtype)
 
 
 def save_hf(
