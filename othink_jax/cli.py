@@ -25,7 +25,13 @@ from othink_jax.config import (
 )
 from othink_jax.errors import UserError
 from othink_jax.files import check_output_directory
-from othink_jax.presets import PRESETS, option_value, with_preset
+from othink_jax.presets import (
+    PRESETS,
+    generation_defaults,
+    option_value,
+    with_preset,
+    words_of,
+)
 
 _GENERATE_SAMPLING = SamplingConfig(max_new_tokens=256)
 
@@ -93,6 +99,9 @@ def generate(
 ) -> None:
     """Answer one prompt.
 
+    The model's own generation_config.json gives the defaults of sampling; what is given here goes
+    over it, and what is in force is printed on stderr.
+
     Args:
       model: Hugging Face directory or hub id, Orbax checkpoint, run directory, or `tiny`.
       prompt: the user's words.
@@ -111,6 +120,8 @@ def generate(
     if greedy:
         sampling = dataclasses.replace(sampling, temperature=0.0)
     images = [open_image(path) for path in image]
+    in_force = dataclasses.asdict(sampling)
+    print("sampling: " + ", ".join(f"{k} {v:g}" for k, v in in_force.items()), file=sys.stderr)
     made = answer(load(model), prompt, images, sampling=sampling, seed=seed)
     print(_json(dataclasses.asdict(made)) if json else made.text)
 
@@ -264,6 +275,9 @@ def run(arguments: Sequence[str]) -> None:
         arguments.insert(1, "--model")  # `evaluate MODEL` is `evaluate --model MODEL`
     if command == "grpo" and option_value(arguments, "--resume") is not None:
         commands["grpo"] = resume_grpo
+    elif command == "generate" and len(arguments) > 1 and not arguments[1].startswith("-"):
+        model, *rest = arguments[1:]
+        arguments = [command, model, *words_of(generation_defaults(model)), *rest]
     elif command in PRESETS:
         arguments = [command, *with_preset(command, arguments[1:])]
     tyro.extras.subcommand_cli_from_dict(

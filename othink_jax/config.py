@@ -46,6 +46,10 @@ class SamplingConfig:
     temperature: float = 1.0  # divides the logits; 0 decodes greedily
     top_k: int = 50  # keep the k likeliest tokens; 0 keeps all. 50 is R1-V's unstated default
     top_p: float = 1.0  # keep the smallest set of tokens whose probability reaches top_p
+    # Tokens that stand in the prompt or the completion already have their logits divided by this
+    # (multiplied, if negative); 1 is none (CTRL, arXiv 1909.05858)
+    repetition_penalty: float = 1.0
+    min_new_tokens: int = 0  # a completion does not end before it has so many tokens
 
     def __post_init__(self) -> None:
         _require(
@@ -54,6 +58,14 @@ class SamplingConfig:
         _require(self.temperature >= 0, f"temperature must be >= 0, got {self.temperature}")
         _require(self.top_k >= 0, f"top_k must be >= 0 (0 keeps all), got {self.top_k}")
         _require(0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p}")
+        _require(
+            0 < self.repetition_penalty < math.inf,
+            f"repetition_penalty must be > 0 and finite, got {self.repetition_penalty}",
+        )
+        _require(
+            0 <= self.min_new_tokens <= self.max_new_tokens,
+            f"min_new_tokens must be >= 0 and at most max_new_tokens, got {self.min_new_tokens}",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -52,6 +52,11 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
     },
 }
 
+_GENERATION = (
+    *("temperature", "top_k", "top_p", "repetition_penalty"),
+    *("max_new_tokens", "min_new_tokens"),
+)
+
 
 def with_preset(command: str, arguments: Sequence[str]) -> list[str]:
     """A command line with the settings of its preset before the user's own, which go over them.
@@ -71,7 +76,7 @@ def with_preset(command: str, arguments: Sequence[str]) -> list[str]:
     elif model == "tiny":
         name = "tiny"
     elif command == "evaluate" and model and (Path(model) / "config.json").is_file():
-        return [*_words({**_TEST, **_settings_of_run(Path(model))}), *rest]
+        return [*words_of({**_TEST, **_settings_of_run(Path(model))}), *rest]
     presets = PRESETS[command]
     if name not in presets:
         print(f"othink-jax: --preset must be one of {', '.join(presets)}", file=sys.stderr)
@@ -79,10 +84,11 @@ def with_preset(command: str, arguments: Sequence[str]) -> list[str]:
     preset = dict(presets[name])
     if "--epochs" in options:
         preset.pop("--steps", None)  # it would go before the user's epochs
-    return [*_words(preset), *rest]
+    return [*words_of(preset), *rest]
 
 
-def _words(preset: Preset) -> list[str]:
+def words_of(preset: Preset) -> list[str]:
+    """A preset as words of a command line."""
     return [word for option in preset.items() for word in option]
 
 
@@ -114,3 +120,30 @@ def option_value(arguments: Sequence[str], option: str) -> str | None:
         if argument.startswith(option + "="):
             return argument.partition("=")[2]
     return None
+
+
+def generation_defaults(model: str) -> Preset:
+    """The sampling settings of a model's own generation_config.json, as options.
+
+    As in transformers, it decodes greedily unless it says `do_sample`. Nothing without such a file.
+
+    Raises:
+      UserError: there is no such model, or the file is no JSON object.
+    """
+    from othink_jax.checkpoint.hf import resolve
+    from othink_jax.checkpoint.store import RUN_REFERENCE
+    from othink_jax.data.processor_files import read_json
+
+    directory = resolve(model)
+    if (directory / RUN_REFERENCE).is_dir():
+        directory = directory / RUN_REFERENCE
+    file = directory / "generation_config.json"
+    if not file.is_file():
+        return {}
+    given = read_json(file)
+    settings = {
+        "--" + name.replace("_", "-"): str(given[name])
+        for name in _GENERATION
+        if given.get(name) is not None
+    }
+    return settings if given.get("do_sample") else {**settings, "--temperature": "0"}

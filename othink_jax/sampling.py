@@ -1,12 +1,13 @@
 """Completions from a policy: one prefill a prompt, then one token at a time for all G of them."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from othink_jax.config import SamplingConfig
 from othink_jax.data.processing import Processor
@@ -20,6 +21,7 @@ class _Decoding:
 
     step: Int[Array, ""]  # tokens drawn so far
     logits: Float[Array, "B G V"]  # float32, for the token to be drawn next
+    seen: Bool[Array, "B G V"] | None  # tokens of prompt and completion, if they are penalised
     cache: Cache
     rollout: Rollout  # filled up to `step`; `finished` is also what stops a row
 
@@ -35,15 +37,34 @@ def prompt_keys(seed: int, step: int, count: int) -> UInt32[np.ndarray, "B 2"]:
 
 
 def processed_logits(
-    logits: Float[Array, "*b V"], config: SamplingConfig, never_sampled: Sequence[int] = ()
+    logits: Float[Array, "*b V"],
+    config: SamplingConfig,
+    never_sampled: Sequence[int] = (),
+    *,
+    seen: Bool[Array, "*b V"] | None = None,
+    too_early: Sequence[int] = (),
 ) -> Float[Array, "*b V"]:
-    """Logits of the distribution that is sampled: forbidden tokens out, temperature, top-k, top-p.
+    """Logits of the distribution that is sampled, made as transformers' logits processors do.
 
-    The order is that of transformers' logits processors. Cut tokens get -inf. Of tokens that tie at
-    the border of top-k or top-p, all stay. `config.temperature` must be positive.
+    Forbidden tokens out, repetition penalty, temperature, top-k, top-p, in this order. Cut tokens
+    get -inf. Of tokens that tie at the border of top-k or top-p, all stay. At temperature 0 nothing
+    is scaled or cut: the likeliest token is the same.
+
+    Args:
+      logits: of the model.
+      config: temperature, top_k, top_p and repetition_penalty are used.
+      never_sampled: forbidden tokens.
+      seen: true at tokens that stand in the prompt or the completion; None without a penalty.
+      too_early: tokens that are forbidden for now, those that end a completion.
     """
-    if len(never_sampled):
-        logits = logits.at[..., np.asarray(never_sampled)].set(-jnp.inf)
+    forbidden = (*never_sampled, *too_early)
+    if len(forbidden):
+        logits = logits.at[..., np.asarray(forbidden)].set(-jnp.inf)
+    if seen is not None:
+        penalty = config.repetition_penalty
+        logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+    if config.temperature == 0:
+        return logits
     logits = logits / config.temperature
     if 0 < config.top_k < logits.shape[-1]:
         kth = jax.lax.top_k(logits, config.top_k)[0][..., -1:]
@@ -62,16 +83,21 @@ def _draw(
     key_data: UInt32[Array, "B 2"],
     step: Int[Array, ""],
     logits: Float[Array, "B G V"],
-    config: SamplingConfig,
-    never_sampled: Sequence[int],
+    temperature: float,
 ) -> Int[Array, "B G"]:
-    if config.temperature == 0:
-        if len(never_sampled):
-            logits = logits.at[..., np.asarray(never_sampled)].set(-jnp.inf)
+    """One token a completion, from processed logits."""
+    if temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = processed_logits(logits, config, never_sampled)
     keys = jax.vmap(lambda data: jax.random.fold_in(jax.random.wrap_key_data(data), step))(key_data)
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+def _tokens_of(prompts: Prompts, group_size: int, vocabulary: int) -> Bool[Array, "B G V"]:
+    """Which tokens stand in each prompt."""
+    rows = jnp.arange(len(prompts.tokens))[:, None]
+    seen = jnp.zeros((len(prompts.tokens), vocabulary), bool)
+    seen = seen.at[rows, prompts.tokens].max(jnp.asarray(prompts.mask))
+    return jnp.broadcast_to(seen[:, None], (len(seen), group_size, vocabulary))
 
 
 def sample(
@@ -105,7 +131,14 @@ def sample(
 
     def draw_one(now: _Decoding) -> _Decoding:
         so_far, logprobs = now.rollout, jax.nn.log_softmax(now.logits, axis=-1)
-        token = _draw(key_data, now.step, now.logits, config, never_sampled)
+        processed = functools.partial(
+            processed_logits, now.logits, config, never_sampled, seen=now.seen
+        )
+        allowed = processed()
+        if config.min_new_tokens:
+            early = now.step < config.min_new_tokens
+            allowed = jnp.where(early, processed(too_early=eos_token_ids), allowed)
+        token = _draw(key_data, now.step, allowed, config.temperature)
         token = jnp.where(so_far.finished, pad_token_id, token)
         logp = jnp.take_along_axis(logprobs, token[..., None], axis=-1)[..., 0]
         entropy = -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
@@ -125,12 +158,17 @@ def sample(
         )
         hidden, cache = model.extend(token[..., None], prefix, now.cache)
         assert cache is not None
-        logits = model.logits(hidden[:, :, 0])
-        return _Decoding(step=now.step + 1, logits=logits, cache=cache, rollout=rollout)
+        logits, seen = model.logits(hidden[:, :, 0]), now.seen
+        if seen is not None:
+            seen |= jax.nn.one_hot(token, seen.shape[-1], dtype=bool)
+        return _Decoding(step=now.step + 1, logits=logits, seen=seen, cache=cache, rollout=rollout)
 
     start = _Decoding(
         step=jnp.int32(0),
         logits=jnp.broadcast_to(first[:, None], (batch, group_size, first.shape[-1])),
+        seen=None
+        if config.repetition_penalty == 1
+        else _tokens_of(prompts, group_size, first.shape[-1]),
         cache=init_cache(model.config, batch, group_size, capacity, model.dtype),
         rollout=Rollout(
             tokens=jnp.full(shape, pad_token_id, jnp.int32),

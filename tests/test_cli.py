@@ -1,12 +1,14 @@
 """The commands as a user types them: what they print, write and refuse, with which exit code."""
 
 import json
+import shutil
 import sys
 
 import pytest
 from PIL import Image
 
 from othink_jax import cli
+from othink_jax.checkpoint import hf
 from othink_jax.data.synthetic import generate
 from othink_jax.presets import with_preset
 
@@ -64,6 +66,26 @@ def test_generate_answers_in_text_and_in_json(run, image):
     assert made["text"] == out.strip()
     assert len(made["token_ids"]) == len(made["logprobs"])
     assert all(logprob <= 0 for logprob in made["logprobs"])
+
+
+def test_a_models_own_generation_config_gives_defaults_that_are_printed(run, image, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(hf.resolve("tiny"), model)
+    file = model / "generation_config.json"
+    file.write_text(json.dumps({"do_sample": True, "temperature": 0.01, "top_k": 1, "top_p": 0.5}))
+    words = ("--image", image, "--prompt", QUESTION, "--max-new-tokens", "5")
+    _, _, err = run("generate", model, *words)
+    assert "temperature 0.01, top_k 1, top_p 0.5, repetition_penalty 1" in err
+    _, _, err = run("generate", model, *words, "--top-k", "7")
+    assert "max_new_tokens 5, temperature 0.01, top_k 7, top_p 0.5" in err
+    file.write_text(json.dumps({"repetition_penalty": 1.05}))
+    _, _, err = run("generate", model, *words)
+    assert "temperature 0, top_k 50, top_p 1, repetition_penalty 1.05" in err
+    file.unlink()
+    _, _, err = run("generate", model, *words)
+    assert "temperature 1, top_k 50" in err
+    file.write_text("[]")
+    assert "generation_config.json" in error_line(run("generate", model, *words))
 
 
 def test_evaluate_writes_predictions_and_result(run, tmp_path):

@@ -1,5 +1,7 @@
 """The embedded model: small, whole, and the same in transformers."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -32,7 +34,7 @@ def theirs():
     )
 
 
-def their_greedy_tokens(theirs, question: str, images) -> list[int]:
+def their_greedy_tokens(theirs, question: str, images, **settings) -> list[int]:
     """What transformers' own tokenizer, image processor and `generate` make of one user turn."""
     model, tokenizer, image_processor = theirs
     content = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
@@ -54,6 +56,7 @@ def their_greedy_tokens(theirs, question: str, images) -> list[int]:
             mm_token_type_ids=types,
             do_sample=False,
             max_new_tokens=NEW_TOKENS,
+            **settings,
             **inputs,
         )
     return made[0, tokens.shape[1] :].tolist()
@@ -68,6 +71,27 @@ def test_greedy_tokens_are_those_of_transformers(ours, theirs, task, style):
         question = style.format(question=example.question)
         tokens = answer(ours, question, example.images, sampling=sampling).token_ids
         assert tokens == their_greedy_tokens(theirs, question, example.images)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 10.0},
+        {"repetition_penalty": 0.8, "min_new_tokens": 25},
+        {"min_new_tokens": 38},
+    ],
+    ids=str,
+)
+def test_penalty_and_least_length_work_as_in_transformers(ours, theirs, settings):
+    plain = SamplingConfig(temperature=0.0, max_new_tokens=NEW_TOKENS)
+    changed = 0
+    for index in range(3):
+        question, images = "Describe the image.", generate("counting", "test", index).images
+        sampling = dataclasses.replace(plain, **settings)
+        tokens = answer(ours, question, images, sampling=sampling).token_ids
+        assert tokens == their_greedy_tokens(theirs, question, images, **settings)
+        changed += tokens != answer(ours, question, images, sampling=plain).token_ids
+    assert changed
 
 
 def test_a_description_has_the_same_tokens_too(ours, theirs):

@@ -9,6 +9,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.generation.logits_process import (
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -208,6 +209,31 @@ def test_processed_logits_equal_those_of_transformers(seed, temperature, top_k, 
         theirs = processor(None, theirs)
     ours = np.asarray(processed_logits(jnp.asarray(logits), config))
     np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-6)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 10_000), penalty=st.sampled_from([0.5, 1.1, 2.0]))
+def test_penalised_logits_equal_those_of_transformers(seed, penalty):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(3, 24)).astype(np.float32)
+    tokens = rng.integers(0, 24, (3, 6))
+    seen = np.zeros((3, 24), bool)
+    np.put_along_axis(seen, tokens, True, axis=1)
+    config = SamplingConfig(repetition_penalty=penalty, top_k=0)
+    ours = processed_logits(jnp.asarray(logits), config, seen=jnp.asarray(seen))
+    theirs = RepetitionPenaltyLogitsProcessor(penalty)(
+        torch.from_numpy(tokens), torch.from_numpy(logits)
+    )
+    np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_no_completion_ends_before_it_has_the_least_number_of_tokens(model, temperature):
+    free = draw(model, temperature=temperature, max_new_tokens=30)
+    bound = draw(model, temperature=temperature, max_new_tokens=30, min_new_tokens=9)
+    lengths = bound.mask.sum(axis=-1)
+    assert free.mask.sum(axis=-1).min() < 9 <= lengths.min()
+    assert not np.isin(bound.tokens[..., :9], EOS).any()
 
 
 def test_drawn_frequencies_are_those_of_the_distribution(model):
