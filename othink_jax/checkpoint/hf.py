@@ -14,7 +14,7 @@ from huggingface_hub import snapshot_download, split_state_dict_into_shards_fact
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from jaxtyping import DTypeLike
 from safetensors import SafetensorError, safe_open
-from safetensors.flax import save_file
+from safetensors.numpy import save_file
 
 from othink_jax.checkpoint.keymap import Entry, entries, hub_name
 from othink_jax.data.processor_files import read_json
@@ -194,7 +194,7 @@ def save(
 
 def _save_shard(file: Path, found: dict[str, tuple[Entry, Any]]) -> None:
     tensors = {
-        name: jnp.asarray(np.ascontiguousarray(entry.to_hub(np.asarray(leaf))))
+        name: np.ascontiguousarray(entry.to_hub(np.asarray(leaf)))
         for name, (entry, leaf) in found.items()
     }
     # transformers wants to know which framework's layout the file has: torch's.
