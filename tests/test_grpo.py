@@ -1,6 +1,7 @@
 """The training loop on the embedded model: what a run writes, resumes and refuses."""
 
 import dataclasses
+import gc
 import json
 import os
 import shutil
@@ -167,6 +168,24 @@ def test_a_step_samples_from_the_policy_and_measures_its_distance_from_the_refer
     assert row["entropy"] == pytest.approx(np.asarray(rollout.entropy)[mask].mean(), rel=1e-4)
     assert row["kl"] == pytest.approx(float(kl), rel=1e-3)
     assert row["kl"] > 1e-5
+
+
+def test_a_step_holds_policy_moments_and_reference_and_no_further_copy(tmp_path, monkeypatch):
+    held = []
+    step = GRPOTrainer.step
+
+    def count(self, *rest):
+        arrays = jax.live_arrays()
+        vocabulary = self.reference["text"]["embed"]["embedding"].shape
+        held.append(sum(array.shape == vocabulary for array in arrays) - before)
+        return step(self, *rest)
+
+    monkeypatch.setattr(GRPOTrainer, "step", count)
+    gc.collect()
+    embedding = load("tiny", abstract=True).params["text"]["embed"]["embedding"]
+    before = sum(array.shape == embedding.shape for array in jax.live_arrays())
+    train(config_for(tmp_path / "run", steps=2))
+    assert held == [4, 4]
 
 
 def test_events_for_tensorboard_are_written(finished):

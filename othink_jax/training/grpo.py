@@ -63,8 +63,11 @@ def _compile(
     parallel: Parallel,
     tx: optax.GradientTransformationExtraArgs,
 ) -> _Compiled:
+    # Not the checkpoint itself: what the programs close over would keep its parameters alive.
+    graphdef, processor = checkpoint.graphdef, checkpoint.processor
+
     def logp(params: Any, prompts: Prompts, completions: jax.Array) -> jax.Array:
-        model = merge(checkpoint.graphdef, params)
+        model = merge(graphdef, params)
         return completion_logp(model, prompts, completions, chunk=config.loss.logp_chunk)
 
     def update(
@@ -79,12 +82,7 @@ def _compile(
             axis_name=axis_name,
         )
 
-    sampler = make_sampler(
-        checkpoint.graphdef,
-        checkpoint.processor,
-        config.sampling,
-        group_size=config.group_size,
-    )
+    sampler = make_sampler(graphdef, processor, config.sampling, group_size=config.group_size)
     return _Compiled(
         sample=parallel.apply(sampler), logp=parallel.apply(logp), update=parallel.update(update)
     )
