@@ -243,12 +243,12 @@ class GRPOConfig:
     # Of the computation and of the reference. What is trained is float32 all the same: in bfloat16,
     # an update of 1e-6 would be lost in the rounding of nearly every weight.
     dtype: Literal["float32", "bfloat16"] = "float32"
-    sampling: SamplingConfig = SamplingConfig()
-    loss: LossConfig = LossConfig()
-    kl: KLConfig = KLConfig()
-    reward: RewardConfig = RewardConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    parallel: ParallelConfig = ParallelConfig()
+    sampling: SamplingConfig = SamplingConfig()  # how completions are drawn
+    loss: LossConfig = LossConfig()  # the surrogate of Eq. 4 and the advantages of Eq. 2
+    kl: KLConfig = KLConfig()  # the weight of the KL term (Eq. 3)
+    reward: RewardConfig = RewardConfig()  # what a completion is worth (Eq. 1)
+    optimizer: OptimizerConfig = OptimizerConfig()  # AdamW behind a global-norm clip
+    parallel: ParallelConfig = ParallelConfig()  # how an update is spread over devices
     checkpoint_every: int = 50  # steps between checkpoints; the last step is always saved
     keep_checkpoints: int = 2  # how many of the last ones stay
     sample_every: int = 10  # steps between stored sample completions

@@ -397,7 +397,7 @@ def test_a_tokenizer_that_is_another_models_is_refused(tmp_path, whole):
 
 def test_an_id_that_is_neither_here_nor_to_be_had_is_one_clear_line():
     for name in ("nobody/no-such-model", "./no/such/directory"):
-        with pytest.raises(UserError, match=f"{name} is neither a directory nor a model") as caught:
+        with pytest.raises(UserError, match=f"there is no directory {name}") as caught:
             load(name)
         assert "\n" not in str(caught.value)
 

@@ -202,7 +202,7 @@ def test_samples_are_kept_with_their_images(finished):
         assert all((finished / "samples" / image).is_file() for image in row["images"])
 
 
-def test_resumed_run_equals_uninterrupted_run(finished, tmp_path, monkeypatch):
+def test_resumed_run_equals_uninterrupted_run(finished, tmp_path, monkeypatch, capsys):
     """Stopped after step 3 by a signal, continued: the same metrics and parameters, bit for bit."""
     step = GRPOTrainer.step
 
@@ -211,12 +211,14 @@ def test_resumed_run_equals_uninterrupted_run(finished, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         return step(self, number, *rest)
 
-    out = tmp_path / "stopped"
+    out = tmp_path / "stopped here"
     with monkeypatch.context() as patch:
         patch.setattr(GRPOTrainer, "step", stop_in_step_3)
         with pytest.raises(KeyboardInterrupt):
             train(config_for(out))
     assert [row["step"] for row in rows_of(out)] == [1, 2, 3]
+    # One line, to be pasted.
+    assert f"\nothink-jax grpo --resume '{out}'\n" in capsys.readouterr().err
     resume(out)
     assert without_times(rows_of(out)) == without_times(rows_of(finished))
     for ours, whole in zip(final_params(out), final_params(finished), strict=True):

@@ -48,7 +48,7 @@ def resolve(model: str | Path) -> Path:
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"{model} is neither a directory nor a model that the hub gives us: {reason}"
+            f"there is no directory {model}, and the hub gives no model of this name: {reason}"
         ) from error
 
 

@@ -14,13 +14,13 @@ from othink_jax.errors import UserError
 _MAX_ASPECT_RATIO = 200  # of the processor in transformers
 
 
-def open_image(file: Path | io.BytesIO) -> Image.Image:
+def open_image(file: str | Path | io.BytesIO) -> Image.Image:
     """Read an image whole: upright, as its EXIF orientation says, and in RGB.
 
     Raises:
       UserError: the file is missing or is not an image.
     """
-    name = file if isinstance(file, Path) else "the image"
+    name = "the image" if isinstance(file, io.BytesIO) else file
     try:
         with Image.open(file) as image:
             return to_rgb(ImageOps.exif_transpose(image))

@@ -10,16 +10,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 _COLUMNS = {
     "reward": "reward {:.2f}",
-    "kl": "KL {:.4f}",
+    "kl": "KL {:.3f}",
     "beta": "beta {:.3f}",
-    "completion_length": "length {:.0f}",
+    "completion_length": "len {:.0f}",
     "tokens_per_second": "{:.0f} tok/s",
 }
 
 
 def summary(row: Mapping[str, Any]) -> str:
     """The figures of a step that are worth a glance, in one line."""
-    return "  ".join(form.format(row[name]) for name, form in _COLUMNS.items() if name in row)
+    return " ".join(form.format(row[name]) for name, form in _COLUMNS.items() if name in row)
 
 
 class Monitor:
@@ -31,8 +31,7 @@ class Monitor:
     def __init__(self, directory: Path, *, total: int, done: int, wandb: bool) -> None:
         self._console = Console(stderr=True)
         self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=8),  # the whole line fits into 80 columns
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),
@@ -73,7 +72,12 @@ class Monitor:
             self._wandb.finish()
 
     def say(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False)
+        """Print a line as it is, unwrapped, so that a command in it can be pasted."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def stop(self) -> None:
+        """End the progress bar; what is said afterwards stands below it."""
+        self._progress.stop()
 
     def show(self, row: Mapping[str, Any]) -> None:
         """One step's row of metrics."""

@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import importlib.util
 import math
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -157,6 +158,8 @@ class GRPOTrainer:
                 workers=config.reward.grading_workers,
             ) as pool,
         ):
+            if resumed and done == 0:
+                monitor.say(f"{directory.path} has no checkpoint yet: it begins at step 1")
             for step in range(done + 1, self.steps + 1):
                 state, row = self.step(step, state, pool, directory)
                 if not row.pop("finite"):
@@ -172,10 +175,12 @@ class GRPOTrainer:
                     store.save(step, self.parallel.unreplicate(state), progress)
                 if stop.made and step < self.steps:
                     store.close()
+                    monitor.stop()
                     monitor.say(
                         f"Stopped after step {step} of {self.steps}; everything is saved. Continue"
-                        f" with: othink-jax grpo --resume {directory.path}"
+                        " with:"
                     )
+                    monitor.say(f"othink-jax grpo --resume {shlex.quote(str(directory.path))}")
                     raise KeyboardInterrupt
             store.close()
 

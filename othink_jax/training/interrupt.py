@@ -1,5 +1,6 @@
 """Ctrl-C and the scheduler's SIGTERM as a polite request: finish the step, save, stop."""
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -18,6 +19,8 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.made = True
         self._restore()
+        # Not print: a handler may interrupt one that is under way.
+        os.write(2, b"\nStopping after this step, then saving; once more to stop at once.\n")
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
