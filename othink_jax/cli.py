@@ -24,7 +24,7 @@ from othink_jax.config import (
     Task,
 )
 from othink_jax.errors import UserError
-from othink_jax.files import check_output_directory
+from othink_jax.files import check_model_directory
 from othink_jax.presets import (
     PRESETS,
     generation_defaults,
@@ -139,7 +139,7 @@ def convert(
     from othink_jax.checkpoint.load import load
     from othink_jax.checkpoint.store import save_model
 
-    check_output_directory(out)
+    check_model_directory(out, force=force)
     checkpoint = load(model, param_dtype="stored")
     save_model(out, checkpoint.params, companions=checkpoint.directory, force=force)
 
@@ -168,7 +168,7 @@ def export(
 
     if not re.fullmatch(r"\d+([KMGT]B)?", max_shard_size):
         raise UserError(f"max-shard-size must be such as 500MB or 5GB, got {max_shard_size}")
-    check_output_directory(out)
+    check_model_directory(out, force=force)
     save_hf(
         load(model, param_dtype=dtype),
         out,

@@ -21,11 +21,30 @@ def check_output_directory(path: Path) -> None:
 
     Called before the work whose results go there, so that they are not lost for a mistyped name.
     """
-    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    there = _nearest_existing(path)
     if not there.is_dir():
         raise UserError(f"{path} cannot be a directory: {there} is a file")
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"{path} cannot be written: no permission for {there}")
+
+
+def _nearest_existing(path: Path) -> Path:
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
+def check_model_directory(path: Path, *, force: bool) -> None:
+    """Raise UserError if no model can be put at `path`; see `new_model_directory`.
+
+    Called before the model is loaded, too.
+    """
+    check_output_directory(path)
+    if not path.exists() or not any(path.iterdir()):
+        return
+    if not force:
+        raise UserError(f"{path} is not empty: give another place, or --force to replace it")
+    weights = (path / "params").is_dir() or any(path.glob("*.safetensors"))
+    if not weights or not (path / "config.json").is_file() or (path / "metrics.jsonl").exists():
+        raise UserError(f"{path} is not empty and no model: --force replaces models only")
 
 
 @contextlib.contextmanager
@@ -40,13 +59,8 @@ def new_model_directory(path: Path, *, size: int, force: bool = False) -> Iterat
     Raises:
       UserError: something stands there, nothing can be written there, or the disk is too full.
     """
-    check_output_directory(path)
-    if path.exists() and any(path.iterdir()):
-        if not force:
-            raise UserError(f"{path} is not empty: give another place, or --force to replace it")
-        if not (path / "config.json").is_file() or (path / "metrics.jsonl").exists():
-            raise UserError(f"{path} is not empty and no model: --force replaces models only")
-    there = next(place for place in path.absolute().parents if place.exists())
+    check_model_directory(path, force=force)
+    there = _nearest_existing(path)
     free = shutil.disk_usage(there).free
     if free < size:
         raise UserError(

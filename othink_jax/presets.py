@@ -130,13 +130,10 @@ def generation_defaults(model: str) -> Preset:
     Raises:
       UserError: there is no such model, or the file is no JSON object.
     """
-    from othink_jax.checkpoint.hf import resolve
-    from othink_jax.checkpoint.store import RUN_REFERENCE
+    from othink_jax.checkpoint.load import locate
     from othink_jax.data.processor_files import read_json
 
-    directory = resolve(model)
-    if (directory / RUN_REFERENCE).is_dir():
-        directory = directory / RUN_REFERENCE
+    directory, _ = locate(model)
     file = directory / "generation_config.json"
     if not file.is_file():
         return {}

@@ -1,6 +1,5 @@
 """Completions from a policy: one prefill a prompt, then one token at a time for all G of them."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,7 +41,6 @@ def processed_logits(
     never_sampled: Sequence[int] = (),
     *,
     seen: Bool[Array, "*b V"] | None = None,
-    too_early: Sequence[int] = (),
 ) -> Float[Array, "*b V"]:
     """Logits of the distribution that is sampled, made as transformers' logits processors do.
 
@@ -55,11 +53,9 @@ def processed_logits(
       config: temperature, top_k, top_p and repetition_penalty are used.
       never_sampled: forbidden tokens.
       seen: true at tokens that stand in the prompt or the completion; None without a penalty.
-      too_early: tokens that are forbidden for now, those that end a completion.
     """
-    forbidden = (*never_sampled, *too_early)
-    if len(forbidden):
-        logits = logits.at[..., np.asarray(forbidden)].set(-jnp.inf)
+    if len(never_sampled):
+        logits = logits.at[..., np.asarray(never_sampled)].set(-jnp.inf)
     if seen is not None:
         penalty = config.repetition_penalty
         logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
@@ -131,13 +127,11 @@ def sample(
 
     def draw_one(now: _Decoding) -> _Decoding:
         so_far, logprobs = now.rollout, jax.nn.log_softmax(now.logits, axis=-1)
-        processed = functools.partial(
-            processed_logits, now.logits, config, never_sampled, seen=now.seen
-        )
-        allowed = processed()
+        allowed = now.logits
         if config.min_new_tokens:
             early = now.step < config.min_new_tokens
-            allowed = jnp.where(early, processed(too_early=eos_token_ids), allowed)
+            allowed = jnp.where(early, allowed.at[..., eos].set(-jnp.inf), allowed)
+        allowed = processed_logits(allowed, config, never_sampled, seen=now.seen)
         token = _draw(key_data, now.step, allowed, config.temperature)
         token = jnp.where(so_far.finished, pad_token_id, token)
         logp = jnp.take_along_axis(logprobs, token[..., None], axis=-1)[..., 0]

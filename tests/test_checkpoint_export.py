@@ -106,9 +106,10 @@ def test_a_model_is_replaced_by_force_alone_and_nothing_else_is(model, tmp_path)
 
     precious = tmp_path / "precious"
     precious.mkdir()
-    for name in ("thesis.tex", "config.json"):
+    # A config.json alone makes no model, and a run has weights and metrics too.
+    for name in ("thesis.tex", "config.json", WEIGHTS):
         (precious / name).write_text("all of it")
-        if name == "config.json":  # a run has one too, and metrics
+        if name == WEIGHTS:
             (precious / "metrics.jsonl").write_text("")
         with pytest.raises(UserError, match="no model"):
             save_hf(checkpoint, precious, force=True)

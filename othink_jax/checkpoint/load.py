@@ -43,6 +43,17 @@ def abstract_model(
     )
 
 
+def locate(model: str | Path) -> tuple[Path, Path | None]:
+    """Where configuration and tokenizer of a model lie, and the run it is of, if it is of one.
+
+    Raises:
+      UserError: there is no such model.
+    """
+    directory = hf.resolve(model)
+    reference = directory / store.RUN_REFERENCE
+    return (reference, directory) if reference.is_dir() else (directory, None)
+
+
 def load(
     model: str | Path,
     *,
@@ -69,10 +80,7 @@ def load(
     Raises:
       UserError: there is no such model, or something of it is missing, damaged or does not fit.
     """
-    directory = hf.resolve(model)
-    run = directory if (directory / store.RUN_REFERENCE).is_dir() else None
-    if run is not None:
-        directory = run / store.RUN_REFERENCE
+    directory, run = locate(model)
     config = hf.load_config(directory)
     params_in = dtype if param_dtype in (None, "stored") else str(param_dtype)
     graphdef, params = abstract_model(config, dtype, params_in, scan_layers=scan_layers)
