@@ -34,6 +34,7 @@ from experiments.tiny_tokenizer import (
 from experiments.vision_pretraining import pretrain_vision
 from othink_jax import compilation_cache
 from othink_jax.checkpoint import hf
+from othink_jax.checkpoint.tensors import in_memory
 from othink_jax.data.processing import PadTo, Processor
 from othink_jax.model.config import Qwen2VLConfig, TextConfig, VisionConfig
 from othink_jax.model.log_probs import completion_logp
@@ -141,7 +142,7 @@ def pretrain(config: PretrainConfig) -> Path:
         steps=config.steps,
         learning_rate=config.learning_rate,
     )
-    hf.save(config.out, model_config, params)
+    hf.save(config.out, model_config, in_memory(model_config, params))
     record = dataclasses.asdict(config) | {"seconds": round(time.perf_counter() - start)}
     del record["out"]
     (config.out / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")

@@ -24,7 +24,6 @@ from othink_jax.config import (
     Task,
 )
 from othink_jax.errors import UserError
-from othink_jax.files import check_model_directory
 from othink_jax.presets import (
     PRESETS,
     generation_defaults,
@@ -136,12 +135,9 @@ def convert(
       out: the directory to write; it appears whole or not at all.
       force: replace a model that is there.
     """
-    from othink_jax.checkpoint.load import load
-    from othink_jax.checkpoint.store import save_model
+    from othink_jax.checkpoint.convert import to_orbax
 
-    check_model_directory(out, force=force)
-    checkpoint = load(model, param_dtype="stored")
-    save_model(out, checkpoint.params, companions=checkpoint.directory, force=force)
+    to_orbax(model, out, force=force)
 
 
 def export(
@@ -163,15 +159,15 @@ def export(
       max_shard_size: largest weight file; what is larger becomes several and an index.
       force: replace a model that is there.
     """
-    from othink_jax.checkpoint.load import load, save_hf
+    from othink_jax.checkpoint.convert import to_hf
     from othink_jax.report import model_card
 
     if not re.fullmatch(r"\d+([KMGT]B)?", max_shard_size):
         raise UserError(f"max-shard-size must be such as 500MB or 5GB, got {max_shard_size}")
-    check_model_directory(out, force=force)
-    save_hf(
-        load(model, param_dtype=dtype),
+    to_hf(
+        model,
         out,
+        dtype=dtype,
         max_shard_size=max_shard_size if max_shard_size.endswith("B") else int(max_shard_size),
         card=model_card(Path(model)) if (Path(model) / "metrics.jsonl").is_file() else None,
         force=force,

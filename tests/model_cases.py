@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from othink_jax.checkpoint import hf
 from othink_jax.checkpoint.load import abstract_model
+from othink_jax.checkpoint.tensors import cast, in_memory, read_params
 from othink_jax.data.images import patch_positions
 from othink_jax.data.positions import mrope_positions
 from othink_jax.model.config import Qwen2VLConfig, TextConfig, VisionConfig
@@ -77,6 +79,16 @@ def random_params(config: Qwen2VLConfig, *, scan_layers: bool = False, seed: int
         return jnp.asarray(noise, jnp.float32)
 
     return graphdef, jax.tree.map_with_path(draw, abstract)
+
+
+def save_hub(directory, config: Qwen2VLConfig, params, **options) -> None:
+    """Write parameters in the hub's layout."""
+    hf.save(directory, config, in_memory(config, params), **options)
+
+
+def load_hub(directory, config: Qwen2VLConfig, dtype="float32"):
+    """Read parameters in the hub's layout."""
+    return read_params(cast(hf.stored_tensors(directory, config), dtype))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

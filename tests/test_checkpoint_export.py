@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLForConditionalGeneration as Peer
 
 from othink_jax.checkpoint import hf
+from othink_jax.checkpoint.convert import to_hf, to_orbax
 from othink_jax.checkpoint.load import load, save_hf
-from othink_jax.checkpoint.store import save_model
 from othink_jax.errors import UserError
-from tests.model_cases import make_config, random_params
+from tests.model_cases import make_config, random_params, save_hub
 from tests.tiny_processor import write_directory
 
 WEIGHTS = "model.safetensors"
@@ -39,7 +39,7 @@ def write_model(directory, *, tied=True, dtype="float32", shard="5GB"):
         image_token_id=ids["<|image_pad|>"],
     )
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), random_params(config)[1])
-    hf.save(directory, config, params, max_shard_size=shard)
+    save_hub(directory, config, params, max_shard_size=shard)
     return directory
 
 
@@ -58,11 +58,12 @@ def contents(directory):
 def test_a_round_trip_through_orbax_keeps_every_bit(tmp_path, dtype, tied, shard):
     """HF -> Orbax -> HF: every tensor, dtype and key, and every other file."""
     first = write_model(tmp_path / "first", tied=tied, dtype=dtype, shard=shard)
-    stored = load(first, param_dtype="stored")
+    to_orbax(first, tmp_path / "orbax")
+    stored = load(tmp_path / "orbax", param_dtype="stored")
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(stored.params)} == {dtype}
-    save_model(tmp_path / "orbax", stored.params, companions=first)
-    again = load(tmp_path / "orbax", param_dtype="stored")
-    last = save_hf(again, tmp_path / "last", max_shard_size=shard)
+    to_orbax(tmp_path / "orbax", tmp_path / "again")
+    last = tmp_path / "last"
+    to_hf(tmp_path / "again", last, max_shard_size=shard)
     files = len(list(last.glob("*.safetensors")))
     assert files == 1 if shard == "5GB" else files > 2
     assert contents(last) == contents(first)

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLForConditionalGeneration as Peer
 
 from othink_jax.checkpoint import hf
+from othink_jax.checkpoint.convert import to_orbax
 from othink_jax.checkpoint.load import load, save_hf
-from othink_jax.checkpoint.store import save_model
 from othink_jax.errors import UserError
 from othink_jax.model.config import Qwen2VLConfig
-from tests.model_cases import make_config, random_params
+from tests.model_cases import load_hub, make_config, random_params, save_hub
 from tests.tiny_processor import write_directory
 
 CONFIG = make_config(heads=2, kv_heads=1, section=(1, 2, 1), tied=False)
@@ -29,14 +29,14 @@ def equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def read(directory, config=CONFIG, **options):
+def read(directory, config=CONFIG):
     assert hf.load_config(directory) == config
-    return hf.load_params(directory, config, dtype=jnp.float32, **options)
+    return load_hub(directory, config)
 
 
 @pytest.fixture
 def directory(tmp_path):
-    hf.save(tmp_path / "model", CONFIG, PARAMS)
+    save_hub(tmp_path / "model", CONFIG, PARAMS)
     return tmp_path / "model"
 
 
@@ -62,12 +62,11 @@ def rewrite(path, change):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("scan", [False, True])
-def test_what_is_saved_is_loaded_bit_for_bit(tmp_path, tied, scan):
+def test_what_is_saved_is_loaded_bit_for_bit(tmp_path, tied):
     config = make_config(tied=tied, depth=3)
-    _, params = random_params(config, scan_layers=scan)
-    hf.save(tmp_path, config, params)
-    equal(read(tmp_path, config, scan_layers=scan), params)
+    _, params = random_params(config)
+    save_hub(tmp_path, config, params)
+    equal(read(tmp_path, config), params)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", WEIGHTS]
 
 
@@ -76,7 +75,7 @@ def test_transformers_loads_what_is_saved(tmp_path, tied):
     """Its logits for what we save are compared, by way of what it saves, in test_model_parity."""
     config = make_config(tied=tied)
     _, params = random_params(config)
-    hf.save(tmp_path / "ours", config, params)
+    save_hub(tmp_path / "ours", config, params)
     peer, info = Peer.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(info.values()), info
     assert peer.lm_head.weight.dtype == torch.float32
@@ -162,7 +161,7 @@ def test_the_hubs_config_of_2024_is_read(directory):
 
 def test_a_tied_flag_that_stands_with_the_text_counts(tmp_path):
     config = make_config()
-    hf.save(tmp_path, config, random_params(config)[1])
+    save_hub(tmp_path, config, random_params(config)[1])
 
     def nest(content):
         text = dict(content, tie_word_embeddings=True)
@@ -178,21 +177,21 @@ def test_half_precision_tensors_are_read(edit, dtype):
     directory = edit(lambda tensors: {name: value.to(dtype) for name, value in tensors.items()})
     like = jnp.bfloat16 if dtype == torch.bfloat16 else jnp.float16
     equal(read(directory), jax.tree.map(lambda leaf: leaf.astype(like).astype(jnp.float32), PARAMS))
-    halves = hf.load_params(directory, CONFIG, dtype=jnp.bfloat16)
+    halves = load_hub(directory, CONFIG, jnp.bfloat16)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(halves)} == {"bfloat16"}
 
 
 def test_bfloat16_parameters_stay_what_they_are(tmp_path):
     halves = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
-    hf.save(tmp_path, CONFIG, halves)
+    save_hub(tmp_path, CONFIG, halves)
     assert {value.dtype for value in load_file(tmp_path / WEIGHTS).values()} == {torch.bfloat16}
-    equal(hf.load_params(tmp_path, CONFIG, dtype=jnp.bfloat16), halves)
+    equal(load_hub(tmp_path, CONFIG, jnp.bfloat16), halves)
 
 
 def test_a_second_copy_of_a_tied_head_is_left_out(tmp_path):
     config = make_config(tied=True)
     _, params = random_params(config)
-    hf.save(tmp_path, config, params)
+    save_hub(tmp_path, config, params)
     tensors = load_file(tmp_path / WEIGHTS)
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     save_file(tensors, tmp_path / WEIGHTS)
@@ -256,6 +255,15 @@ def test_all_tensors_that_do_not_fit_are_listed_at_once(edit):
         assert fault in f"{message};"
     assert message.count("k_proj.weight") == 1
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float64, torch.float8_e4m3fn])
+def test_tensors_that_are_no_weights_of_ours_are_refused(edit, dtype):
+    def spoil(tensors):
+        tensors["model.norm.weight"] = tensors["model.norm.weight"].to(dtype)
+
+    with pytest.raises(UserError, match=r"norm\.weight is of type \w+, not of F32, F16, BF16$"):
+        read(edit(spoil))
 
 
 def test_an_untied_model_without_head_is_refused(edit):
@@ -338,7 +346,7 @@ def whole(tmp_path_factory):
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
     )
-    hf.save(directory, config, random_params(config)[1])
+    save_hub(directory, config, random_params(config)[1])
     return directory
 
 
@@ -347,7 +355,7 @@ def test_a_directory_is_loaded_as_one_object(whole):
     assert made.config == hf.load_config(whole)
     assert made.processor.image_token_id == made.config.image_token_id
     assert made.directory == whole
-    equal(made.params, hf.load_params(whole, made.config, dtype=jnp.float32))
+    equal(made.params, load_hub(whole, made.config))
 
 
 @pytest.mark.parametrize("kind", ["hub layout", "orbax"])
@@ -356,7 +364,7 @@ def test_any_model_is_loaded_and_exported_with_either_layout_of_layers(tmp_path,
     source = whole
     if kind == "orbax":
         source = tmp_path / "converted"
-        save_model(source, load(whole).params, companions=whole)
+        to_orbax(whole, source)
     made = load(source, scan_layers=scan)
     _, like = random_params(made.config, scan_layers=scan)
     assert jax.tree.structure(made.params) == jax.tree.structure(like)

@@ -7,12 +7,12 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from othink_jax.checkpoint import hf, store
-from othink_jax.checkpoint.load import abstract_model
+from othink_jax.checkpoint import hf, orbax_model, store
+from othink_jax.checkpoint.tensors import cast, in_memory, read_params
 from othink_jax.errors import UserError
 from othink_jax.rl import carry_kl_coef, dynamic_kl, kl_coef
 from othink_jax.training.state import TrainState
-from tests.model_cases import make_config, random_params
+from tests.model_cases import make_config, random_params, save_hub
 
 CONFIG = make_config(heads=2, kv_heads=1, section=(1, 2, 1), depth=1, vision_depth=1)
 _, PARAMS = random_params(CONFIG)
@@ -46,8 +46,20 @@ def state():
 
 @pytest.fixture
 def companions(tmp_path):
-    hf.save(tmp_path / "hub", CONFIG, PARAMS)
+    save_hub(tmp_path / "hub", CONFIG, PARAMS)
     return tmp_path / "hub"
+
+
+def save_model(directory, params, companions):
+    orbax_model.save_model(directory, in_memory(CONFIG, params), companions=companions)
+
+
+def of_model(directory, config=CONFIG):
+    return read_params(orbax_model.stored_tensors(directory, config))
+
+
+def of_run(directory):
+    return read_params(orbax_model.run_tensors(directory, CONFIG))
 
 
 def save(directory, *states, keep=3):
@@ -100,10 +112,10 @@ def test_nothing_to_resume_from_is_said(tmp_path):
 
 def test_a_model_directory_has_weights_and_companions(tmp_path, companions):
     (companions / "chat_template.jinja").write_text("hello")
-    store.save_model(tmp_path / "deep" / "model", PARAMS, companions=companions)
+    save_model(tmp_path / "deep" / "model", PARAMS, companions=companions)
     names = {path.name for path in (tmp_path / "deep" / "model").iterdir()}
-    assert names == {"config.json", "chat_template.jinja", store.PARAMS}
-    equal(store.load_params(tmp_path / "deep" / "model", PARAMS), PARAMS)
+    assert names == {"config.json", "chat_template.jinja", orbax_model.PARAMS}
+    equal(of_model(tmp_path / "deep" / "model"), PARAMS)
     assert hf.load_config(tmp_path / "deep" / "model") == CONFIG
 
 
@@ -112,15 +124,15 @@ def test_parameters_come_in_the_precision_asked_for_on_one_device(tmp_path, comp
     mesh = jax.sharding.Mesh(jax.devices(), "data")
     everywhere = jax.device_put(PARAMS, jax.NamedSharding(mesh, jax.P()))
     run = tmp_path / "run"
-    store.save_model(run / store.RUN_REFERENCE, everywhere, companions=companions)
+    save_model(run / orbax_model.RUN_REFERENCE, everywhere, companions=companions)
     trained = TrainState(step=state.step, params=everywhere, opt_state=state.opt_state)
-    save(run / store.RUN_CHECKPOINTS, trained).close()
-    _, like = abstract_model(CONFIG, "bfloat16", scan_layers=False)
+    save(run / orbax_model.RUN_CHECKPOINTS, trained).close()
     expected = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
-    for found in (
-        store.load_params(run / store.RUN_REFERENCE, like),
-        store.load_run_params(run, like),
+    for stored in (
+        orbax_model.stored_tensors(run / orbax_model.RUN_REFERENCE, CONFIG),
+        orbax_model.run_tensors(run, CONFIG),
     ):
+        found = read_params(cast(stored, jnp.bfloat16))
         equal(found, expected)
         assert all(leaf.devices() == {jax.devices()[0]} for leaf in jax.tree.leaves(found))
 
@@ -132,17 +144,17 @@ def test_an_interrupted_save_leaves_nothing_that_looks_like_a_model(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(ocp.StandardCheckpointer, "save", stop)
+        patched.setattr(ocp.Checkpointer, "save", stop)
         with pytest.raises(KeyboardInterrupt):
-            store.save_model(tmp_path / "model", PARAMS, companions=companions)
+            save_model(tmp_path / "model", PARAMS, companions=companions)
     assert not (tmp_path / "model").exists()
-    store.save_model(tmp_path / "model", PARAMS, companions=companions)  # what is left is no bar
+    save_model(tmp_path / "model", PARAMS, companions=companions)  # what is left is no bar
     assert {path.name for path in tmp_path.iterdir()} == {"hub", "model"}
 
 
 def test_a_model_directory_is_not_written_over(tmp_path, companions):
     with pytest.raises(UserError, match="not empty"):
-        store.save_model(companions, PARAMS, companions=companions)
+        save_model(companions, PARAMS, companions=companions)
 
 
 @pytest.mark.parametrize(
@@ -156,13 +168,12 @@ def test_a_model_directory_is_not_written_over(tmp_path, companions):
     ids=["another shape", "a layer missing", "a layer more", "a head missing"],
 )
 def test_stored_parameters_that_do_not_fit_are_listed(tmp_path, companions, other, fault):
-    store.save_model(tmp_path / "model", PARAMS, companions=companions)
+    save_model(tmp_path / "model", PARAMS, companions=companions)
     config = make_config(
         **{"heads": 2, "kv_heads": 1, "section": (1, 2, 1), "depth": 1, "vision_depth": 1} | other
     )
-    _, like = abstract_model(config, "float32", scan_layers=False)
     with pytest.raises(UserError, match=rf"does not fit its config\.json: .*{fault}") as caught:
-        store.load_params(tmp_path / "model", like)
+        of_model(tmp_path / "model", config)
     assert "\n" not in str(caught.value)
 
 
@@ -171,24 +182,24 @@ def test_stored_parameters_that_do_not_fit_are_listed(tmp_path, companions, othe
 
 def test_a_runs_parameters_are_those_of_its_last_checkpoint(tmp_path, companions, state):
     run = tmp_path / "run"
-    store.save_model(run / store.RUN_REFERENCE, PARAMS, companions=companions)
-    equal(store.load_run_params(run, PARAMS), PARAMS)  # before the first checkpoint
+    save_model(run / orbax_model.RUN_REFERENCE, PARAMS, companions=companions)
+    equal(of_run(run), PARAMS)  # before the first checkpoint
 
     full = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), state.params)
     first = TrainState(step=state.step, params=PARAMS, opt_state=state.opt_state)
     second = TrainState(step=state.step, params=full, opt_state=state.opt_state)
-    save(run / store.RUN_CHECKPOINTS, first, second).close()
+    save(run / orbax_model.RUN_CHECKPOINTS, first, second).close()
     # What Orbax leaves where a save is interrupted:
-    (run / store.RUN_CHECKPOINTS / "3.orbax-checkpoint-tmp-0").mkdir()
-    equal(store.load_run_params(run, jax.eval_shape(lambda: PARAMS)), full)
+    (run / orbax_model.RUN_CHECKPOINTS / "3.orbax-checkpoint-tmp-0").mkdir()
+    equal(of_run(run), full)
 
 
 def test_a_damaged_checkpoint_of_a_run_is_refused(tmp_path, companions, state):
     run = tmp_path / "run"
-    store.save_model(run / store.RUN_REFERENCE, PARAMS, companions=companions)
-    save(run / store.RUN_CHECKPOINTS, state).close()
-    for file in (run / store.RUN_CHECKPOINTS / "1" / "state").rglob("*"):
+    save_model(run / orbax_model.RUN_REFERENCE, PARAMS, companions=companions)
+    save(run / orbax_model.RUN_CHECKPOINTS, state).close()
+    for file in (run / orbax_model.RUN_CHECKPOINTS / "1" / "state").rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(UserError, match="is damaged"):
-        store.load_run_params(run, PARAMS)
+        of_run(run)

@@ -14,7 +14,15 @@ from othink_jax.checkpoint import hf
 from othink_jax.checkpoint.load import abstract_model
 from othink_jax.model.log_probs import completion_logp
 from othink_jax.model.qwen2_vl import merge
-from tests.model_cases import IMAGE, VOCAB, close, make_config, random_case, to_prompts
+from tests.model_cases import (
+    IMAGE,
+    VOCAB,
+    close,
+    load_hub,
+    make_config,
+    random_case,
+    to_prompts,
+)
 
 TOLERANCE = 2e-5
 
@@ -117,7 +125,7 @@ def load_both(name, directory):
     loaded = hf.load_config(directory)
     assert loaded == config
     graphdef, abstract = abstract_model(config, "float32", scan_layers=False)
-    params = hf.load_params(directory, config, dtype=jnp.float32)
+    params = load_hub(directory, config)
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, abstract)
     return peer, graphdef, params
 

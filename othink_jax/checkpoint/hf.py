@@ -3,25 +3,23 @@
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from huggingface_hub import snapshot_download, split_state_dict_into_shards_factory
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from jaxtyping import DTypeLike
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from othink_jax.checkpoint import safetensors_file
 from othink_jax.checkpoint.keymap import Entry, entries, hub_name
+from othink_jax.checkpoint.safetensors_file import DTYPES
+from othink_jax.checkpoint.tensors import Tensors
 from othink_jax.data.processor_files import read_json
 from othink_jax.errors import UserError
 from othink_jax.files import write_atomically
 from othink_jax.model.config import Qwen2VLConfig
-from othink_jax.model.stack import stack_layers, unstack_layers
 
 _log = logging.getLogger(__name__)
 
@@ -78,74 +76,63 @@ def _weight_files(directory: Path) -> list[Path]:
     return [directory / name for name in names]
 
 
-def _tensors(files: list[Path]) -> Iterator[tuple[str, Any]]:
-    """Name (in the hub's layout) and tensor, one after the other."""
-    for file in files:
-        try:
-            with safe_open(file, framework="flax") as tensors:
-                names = list(tensors.keys())
-            for name in names:
-                # Opened anew for each: a file that stays mapped stays in memory as far as it was
-                # read, beside the tensors themselves.
-                with safe_open(file, framework="flax") as tensors:
-                    tensor = tensors.get_tensor(name)
-                yield hub_name(name), tensor
-        except SafetensorError as error:
-            raise UserError(f"{file} is damaged: {error}") from error
+def stored_tensors(directory: Path, config: Qwen2VLConfig) -> Tensors:
+    """The tensors of a directory; of each file only the header is read.
 
-
-def load_params(
-    directory: Path, config: Qwen2VLConfig, *, dtype: DTypeLike | None, scan_layers: bool = False
-) -> dict[str, Any]:
-    """Parameters as a nested dict of arrays of `dtype`, or of the dtypes they are stored in (None).
+    Reading warns of values that are not finite.
 
     Raises:
-      UserError: a tensor is missing, unknown or of another shape (all of them are listed), a file
-        is damaged, or there are no safetensors.
+      UserError: a tensor is missing, unknown, of another shape or no floating-point number (all of
+        them are listed), a file is damaged, or there are no safetensors.
     """
     absent = {entry.name: entry for entry in entries(config)}
-    found: dict[Entry, jax.Array] = {}
+    places: dict[Entry, tuple[Path, str]] = {}
+    dtypes: dict[Entry, np.dtype] = {}
     faults = []
-    for name, tensor in _tensors(_weight_files(directory)):
+    for file, stored_name, shape, dtype in _headers(_weight_files(directory)):
+        name = hub_name(stored_name)
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue  # some files hold the tied head a second time
         entry = absent.pop(name, None)
         if entry is None:
             faults.append(f"unknown {name}")
-        elif tensor.shape != entry.hub_shape:
-            faults.append(f"{name} is {tensor.shape}, not {entry.hub_shape}")
+        elif shape != entry.hub_shape:
+            faults.append(f"{name} is {shape}, not {entry.hub_shape}")
+        elif dtype not in DTYPES:
+            faults.append(f"{name} is of type {dtype}, not of {', '.join(DTYPES)}")
         else:
-            found[entry] = jnp.asarray(entry.from_hub(tensor), dtype)
-            if not _all_finite(found[entry]):
-                _log.warning("%s: %s holds values that are not finite", directory, name)
+            places[entry], dtypes[entry] = (file, stored_name), DTYPES[dtype]
     faults += [f"missing {name}" for name in absent]
     if faults:
         raise UserError(f"{directory} does not fit its config.json: {'; '.join(faults)}")
-    params = _nested(found)
-    return scanned(params) if scan_layers else params
+
+    def read(chosen: Sequence[Entry]) -> Iterator[np.ndarray]:
+        for entry in chosen:
+            tensor = _read(*places[entry])
+            if not np.isfinite(tensor).all():
+                _log.warning("%s: %s holds values that are not finite", directory, entry.name)
+            yield entry.from_hub(tensor)
+
+    return Tensors(dtypes=dtypes, read=read)
 
 
-@jax.jit
-def _all_finite(tensor: jax.Array) -> jax.Array:
-    return jnp.isfinite(tensor).all()
+def _headers(files: list[Path]) -> Iterator[tuple[Path, str, tuple[int, ...], str]]:
+    """File, name, shape and dtype of each tensor."""
+    for file in files:
+        try:
+            with safe_open(file, framework="numpy") as stored:
+                for name in stored.keys():  # noqa: SIM118 (it is no dict)
+                    about = stored.get_slice(name)
+                    yield file, name, tuple(about.get_shape()), about.get_dtype()
+        except SafetensorError as error:
+            raise UserError(f"{file} is damaged: {error}") from error
 
 
-def scanned(params: dict[str, Any]) -> dict[str, Any]:
-    """Parameters of a model with unrolled layers as those of the same model scanning them."""
-    return {
-        name: tower | {"layers": stack_layers(tower["layers"])} for name, tower in params.items()
-    }
-
-
-def _nested(found: dict[Entry, Any]) -> dict[str, Any]:
-    tree: dict[Any, Any] = {}
-    for entry, tensor in found.items():
-        *parents, leaf = entry.path
-        node = tree
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[leaf] = tensor
-    return tree
+def _read(file: Path, name: str) -> np.ndarray:
+    # Opened anew for each tensor: a file that stays mapped stays in memory as far as it was read,
+    # beside the tensors themselves.
+    with safe_open(file, framework="numpy") as stored:
+        return stored.get_tensor(name)
 
 
 def copy_companions(source: Path, target: Path) -> None:
@@ -157,60 +144,56 @@ def copy_companions(source: Path, target: Path) -> None:
 
 
 def save(
-    directory: Path, config: Qwen2VLConfig, params: Any, *, max_shard_size: int | str = "5GB"
+    directory: Path,
+    config: Qwen2VLConfig,
+    tensors: Tensors,
+    *,
+    companions: Path | None = None,
+    max_shard_size: int | str = "5GB",
 ) -> None:
-    """Write config.json and the weights, names and shapes as on the hub; the dtypes are kept.
+    """Write config.json and the weights, names, shapes and layout as on the hub.
 
     Args:
       directory: made if it is not there.
       config: the shape.
-      params: of unrolled or of scanned layers.
+      tensors: their dtypes are kept.
+      companions: a model directory whose other files are copied, its config.json among them, in
+        which only a dtype that is not that of the weights is corrected.
       max_shard_size: largest weight file, in bytes or such as `5GB`. What does not fit into one
         becomes several and an index, as transformers writes them.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    params = {
-        name: tower | {"layers": unstack_layers(tower["layers"])} for name, tower in params.items()
-    }
-    found = {}
-    for entry in entries(config):
-        leaf = params
-        for key in entry.path:
-            leaf = leaf[key]
-        found[entry.name] = (entry, leaf)
+    by_name = {entry.name: entry for entry in entries(config)}
     shards = split_state_dict_into_shards_factory(
-        found,
-        get_storage_size=lambda held: held[1].nbytes,
+        by_name,
+        get_storage_size=tensors.nbytes,
         filename_pattern=_SHARDS,
         max_shard_size=max_shard_size,
     )
     for file, names in shards.filename_to_tensors.items():
-        _save_shard(directory / file, {name: found[name] for name in names})
+        safetensors_file.write(directory / file, [by_name[name] for name in names], tensors)
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         write_atomically(directory / _INDEX, json.dumps(index, indent=2) + "\n")
-    write_atomically(directory / "config.json", json.dumps(config.to_hf(), indent=2) + "\n")
+    if companions is None:
+        _write_config(directory, config.to_hf())
+    else:
+        copy_companions(companions, directory)
+        _correct_dtype(directory, tensors)
 
 
-def _save_shard(file: Path, found: dict[str, tuple[Entry, Any]]) -> None:
-    tensors = {
-        name: np.ascontiguousarray(entry.to_hub(np.asarray(leaf)))
-        for name, (entry, leaf) in found.items()
-    }
-    # transformers wants to know which framework's layout the file has: torch's.
-    save_file(tensors, file, metadata={"format": "pt"})
-    file.chmod(0o644)  # safetensors leaves it to its owner alone
+def _write_config(directory: Path, config: dict[str, Any]) -> None:
+    write_atomically(directory / "config.json", json.dumps(config, indent=2) + "\n")
 
 
-def correct_dtype(directory: Path, params: Any) -> None:
+def _correct_dtype(directory: Path, tensors: Tensors) -> None:
     """Let config.json name no other dtype than that of the weights: transformers would cast them.
 
     A file that names the right one, or none, is left as it is, byte for byte.
     """
-    (dtype, *others) = {str(leaf.dtype) for leaf in jax.tree.leaves(params)}
+    (dtype, *others) = {dtype.name for dtype in tensors.dtypes.values()}
     config = read_json(directory / "config.json")
     # "torch_dtype" is the name in the hub's files of 2024, "dtype" that of transformers 5.
     wrong = [name for name in ("torch_dtype", "dtype") if config.get(name, dtype) != dtype]
     if wrong and not others:
-        text = json.dumps(config | dict.fromkeys(wrong, dtype), indent=2)
-        write_atomically(directory / "config.json", text + "\n")
+        _write_config(directory, config | dict.fromkeys(wrong, dtype))

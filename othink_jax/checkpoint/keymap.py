@@ -1,6 +1,7 @@
 """One invertible table between the hub's tensor names and our parameter paths."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -21,10 +22,17 @@ class Entry:
     transposed: bool  # torch's Linear is [out, in], ours [in, out]
     hub_shape: tuple[int, ...]
 
-    def from_hub(self, tensor: np.ndarray) -> np.ndarray:
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Ours."""
+        if not self.transposed:
+            return self.hub_shape
         # The Conv3d kernel of the patch embedding becomes the matrix it is on flattened patches.
-        tensor = tensor.reshape(tensor.shape[0], -1) if tensor.ndim > 2 else tensor
-        return tensor.T if self.transposed else tensor
+        outputs, *inputs = self.hub_shape
+        return (math.prod(inputs), outputs)
+
+    def from_hub(self, tensor: np.ndarray) -> np.ndarray:
+        return tensor.reshape(self.shape[::-1]).T if self.transposed else tensor
 
     def to_hub(self, tensor: np.ndarray) -> np.ndarray:
         return (tensor.T if self.transposed else tensor).reshape(self.hub_shape)

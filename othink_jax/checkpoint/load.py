@@ -7,12 +7,14 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from othink_jax.checkpoint import hf, store
+from othink_jax.checkpoint import hf, orbax_model
+from othink_jax.checkpoint.tensors import Tensors, cast, in_memory, read_params
 from othink_jax.data.processing import Processor
 from othink_jax.errors import UserError
 from othink_jax.files import new_model_directory
 from othink_jax.model.config import Qwen2VLConfig
 from othink_jax.model.qwen2_vl import Qwen2VL, split
+from othink_jax.model.stack import stack_layers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ def locate(model: str | Path) -> tuple[Path, Path | None]:
       UserError: there is no such model.
     """
     directory = hf.resolve(model)
-    reference = directory / store.RUN_REFERENCE
+    reference = directory / orbax_model.RUN_REFERENCE
     return (reference, directory) if reference.is_dir() else (directory, None)
 
 
@@ -85,30 +87,54 @@ def load(
     params_in = dtype if param_dtype in (None, "stored") else str(param_dtype)
     graphdef, params = abstract_model(config, dtype, params_in, scan_layers=scan_layers)
     if not abstract:
-        params = _read_params(run, directory, config, params_in, as_stored=param_dtype == "stored")
+        tensors = stored_tensors(directory, run, config)
+        params = read_params(tensors if param_dtype == "stored" else cast(tensors, params_in))
         if scan_layers:
-            params = hf.scanned(params)
+            params = _scanned(params)
+    return Checkpoint(
+        config=config,
+        graphdef=graphdef,
+        params=params,
+        processor=load_processor(directory, config, min_pixels=min_pixels, max_pixels=max_pixels),
+        directory=directory,
+    )
+
+
+def load_processor(
+    directory: Path,
+    config: Qwen2VLConfig,
+    *,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+) -> Processor:
+    """Tokenizer and image settings that lie beside a model; raises UserError if not its own."""
     processor = Processor.from_pretrained(directory, min_pixels=min_pixels, max_pixels=max_pixels)
     if processor.image_token_id != config.image_token_id:
         raise UserError(
             f"{directory}: the tokenizer's image placeholder is {processor.image_token_id}, but"
             f" config.json says {config.image_token_id}"
         )
-    return Checkpoint(
-        config=config, graphdef=graphdef, params=params, processor=processor, directory=directory
-    )
+    return processor
 
 
-def _read_params(
-    run: Path | None, directory: Path, config: Qwen2VLConfig, dtype: str, *, as_stored: bool
-) -> dict[str, Any]:
-    """Parameters of a run or of a model directory, unrolled: so they are stored everywhere."""
-    _, unrolled = abstract_model(config, dtype, scan_layers=False)
+def stored_tensors(directory: Path, run: Path | None, config: Qwen2VLConfig) -> Tensors:
+    """The tensors of a model, by the places that `locate` gives; none is read yet.
+
+    Raises:
+      UserError: they are missing or damaged, or do not fit the configuration.
+    """
     if run is not None:
-        return store.load_run_params(run, unrolled, as_stored=as_stored)
-    if (directory / store.PARAMS).is_dir():
-        return store.load_params(directory, unrolled, as_stored=as_stored)
-    return hf.load_params(directory, config, dtype=None if as_stored else dtype)
+        return orbax_model.run_tensors(run, config)
+    if (directory / orbax_model.PARAMS).is_dir():
+        return orbax_model.stored_tensors(directory, config)
+    return hf.stored_tensors(directory, config)
+
+
+def _scanned(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of a model with unrolled layers as those of the same model scanning them."""
+    return {
+        name: tower | {"layers": stack_layers(tower["layers"])} for name, tower in params.items()
+    }
 
 
 def save_hf(
@@ -135,12 +161,30 @@ def save_hf(
     Raises:
       UserError: the directory holds something already, cannot be written, or the disk is too full.
     """
-    target = Path(directory)
-    size = store.nbytes(checkpoint.params)
-    with new_model_directory(target, size=size, force=force) as unfinished:
-        hf.save(unfinished, checkpoint.config, checkpoint.params, max_shard_size=max_shard_size)
-        hf.copy_companions(checkpoint.directory, unfinished)  # with the model's own config.json
-        hf.correct_dtype(unfinished, checkpoint.params)
+    return write_hf(
+        Path(directory),
+        checkpoint.config,
+        in_memory(checkpoint.config, checkpoint.params),
+        companions=checkpoint.directory,
+        max_shard_size=max_shard_size,
+        card=card,
+        force=force,
+    )
+
+
+def write_hf(
+    target: Path,
+    config: Qwen2VLConfig,
+    tensors: Tensors,
+    *,
+    companions: Path,
+    max_shard_size: int | str,
+    card: str | None,
+    force: bool,
+) -> Path:
+    """What `save_hf` does, of tensors wherever they lie."""
+    with new_model_directory(target, size=tensors.total_nbytes, force=force) as unfinished:
+        hf.save(unfinished, config, tensors, companions=companions, max_shard_size=max_shard_size)
         if card is not None:
             (unfinished / "README.md").write_text(card, encoding="utf-8")
     return target

@@ -17,7 +17,9 @@ from jaxtyping import Float
 
 from othink_jax import rl
 from othink_jax.checkpoint.load import Checkpoint, load
-from othink_jax.checkpoint.store import TrainingStore, save_model
+from othink_jax.checkpoint.orbax_model import save_model
+from othink_jax.checkpoint.store import TrainingStore
+from othink_jax.checkpoint.tensors import in_memory
 from othink_jax.config import GRPOConfig, from_dict, to_dict
 from othink_jax.data.example import Example
 from othink_jax.data.loader import PromptLoader
@@ -288,7 +290,11 @@ def train(config: GRPOConfig) -> Path:
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **environment(),
     }
-    save_model(directory.reference, checkpoint.params, companions=checkpoint.directory)
+    save_model(
+        directory.reference,
+        in_memory(checkpoint.config, checkpoint.params),
+        companions=checkpoint.directory,
+    )
     directory.begin(record)
     del checkpoint
     trainer.run(directory, resumed=False)

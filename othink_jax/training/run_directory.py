@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from PIL import Image
 
-from othink_jax.checkpoint.store import RUN_CHECKPOINTS, RUN_REFERENCE
+from othink_jax.checkpoint.orbax_model import RUN_CHECKPOINTS, RUN_REFERENCE
 from othink_jax.data.processor_files import read_json
 from othink_jax.errors import UserError
 from othink_jax.files import check_output_directory, write_atomically

@@ -1,0 +1,89 @@
+"""Any model into either kind of directory, tensor by tensor."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from othink_jax.checkpoint import hf, orbax_model
+from othink_jax.checkpoint.load import load_processor, locate, stored_tensors, write_hf
+from othink_jax.checkpoint.tensors import Tensors, cast, watched
+from othink_jax.files import check_model_directory
+from othink_jax.model.config import Qwen2VLConfig
+
+
+def to_orbax(model: str | Path, out: Path, *, force: bool = False) -> None:
+    """Write a model as a directory of Orbax parameters, every tensor in the dtype it is stored in.
+
+    Args:
+      model: as for `load`.
+      out: appears whole or not at all.
+      force: replace a model that is there.
+
+    Raises:
+      UserError: as `load` and `files.new_model_directory` do.
+    """
+    check_model_directory(out, force=force)
+    directory, _, tensors = _open(model)
+    with _progress("converting", tensors) as tensors:
+        orbax_model.save_model(out, tensors, companions=directory, force=force)
+
+
+def to_hf(
+    model: str | Path,
+    out: Path,
+    *,
+    dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored",
+    max_shard_size: int | str = "5GB",
+    card: str | None = None,
+    force: bool = False,
+) -> None:
+    """Write a model as a Hugging Face directory that transformers loads.
+
+    Args:
+      model: as for `load`.
+      out: appears whole or not at all.
+      dtype: of the weights.
+      max_shard_size: largest weight file, in bytes or such as `5GB`.
+      card: text of the README.md beside the weights.
+      force: replace a model that is there.
+
+    Raises:
+      UserError: as `load` and `files.new_model_directory` do.
+    """
+    check_model_directory(out, force=force)
+    directory, config, tensors = _open(model)
+    if dtype != "stored":
+        tensors = cast(tensors, dtype)
+    with _progress("exporting", tensors) as tensors:
+        write_hf(
+            out,
+            config,
+            tensors,
+            companions=directory,
+            max_shard_size=max_shard_size,
+            card=card,
+            force=force,
+        )
+
+
+def _open(model: str | Path) -> tuple[Path, Qwen2VLConfig, Tensors]:
+    directory, run = locate(model)
+    config = hf.load_config(directory)
+    tensors = stored_tensors(directory, run, config)
+    load_processor(directory, config)  # what cannot be loaded is not to be written either
+    return directory, config, tensors
+
+
+@contextlib.contextmanager
+def _progress(title: str, tensors: Tensors) -> Iterator[Tensors]:
+    """The tensors, with a bar on stderr of how much of them was read, if that is a terminal."""
+    columns = (TextColumn(title), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    console = Console(file=sys.stderr)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=tensors.total_nbytes)
+        yield watched(tensors, lambda nbytes: progress.advance(task, nbytes))

@@ -1,0 +1,175 @@
+"""The parameters of a model as an Orbax checkpoint, read and written tensor by tensor."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import type_handlers
+
+from othink_jax.checkpoint.hf import copy_companions
+from othink_jax.checkpoint.keymap import Entry, entries
+from othink_jax.checkpoint.store import damaged
+from othink_jax.checkpoint.tensors import Tensors, nested
+from othink_jax.errors import UserError
+from othink_jax.files import new_model_directory
+from othink_jax.model.config import Qwen2VLConfig
+
+PARAMS = "params"  # the Orbax folder inside a model directory
+RUN_REFERENCE = "reference"  # the model directory inside a run directory
+RUN_CHECKPOINTS = "checkpoints"  # the training states inside a run directory
+# Tensors are read in groups of about so many bytes: opening a checkpoint takes 30 ms.
+_GROUP = 2**27
+
+
+def save_model(directory: Path, tensors: Tensors, *, companions: Path, force: bool = False) -> None:
+    """Write a model directory: Orbax parameters, with configuration and tokenizer beside them.
+
+    Args:
+      directory: appears whole or not at all.
+      tensors: the parameters; of an unrolled model in the file, whatever they come from.
+      companions: a model directory whose other files are copied.
+      force: replace a model that is there.
+
+    Raises:
+      UserError: as `files.new_model_directory` does.
+    """
+    registry = type_handlers.create_type_handler_registry(
+        (Entry, _OneByOne(tensors)), (jax.Array, type_handlers.ArrayHandler())
+    )
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    unread = nested({entry: entry for entry in tensors.dtypes})
+    with new_model_directory(directory, size=tensors.total_nbytes, force=force) as unfinished:
+        copy_companions(companions, unfinished)
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(unfinished.absolute() / PARAMS, args=ocp.args.PyTreeSave(unread))
+
+
+class _OneByOne(type_handlers.NumpyHandler):
+    """Lets Orbax store entries: each tensor is read when its turn comes, and written at once."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        super().__init__()
+        self._tensors = tensors
+
+    async def serialize(
+        self, values: Sequence[Any], infos: Sequence[Any], args: Sequence[Any] | None = None
+    ) -> Sequence[ocp.future.Future]:
+        args = args or [ocp.SaveArgs()] * len(values)
+        for tensor, info, arg in zip(self._tensors.read(values), infos, args, strict=True):
+            for written in await super().serialize([tensor], [info], [arg]):
+                written.result()
+        return []
+
+
+def stored_tensors(directory: Path, config: Qwen2VLConfig) -> Tensors:
+    """The parameters of a model directory.
+
+    Raises:
+      UserError: they are damaged, or a tensor is missing, unknown or of another shape.
+    """
+    return _stored(directory.absolute() / PARAMS, (), config)
+
+
+def run_tensors(run: Path, config: Qwen2VLConfig) -> Tensors:
+    """The parameters of a run's last checkpoint; before there is one, those of the reference.
+
+    Raises as `stored_tensors` does.
+    """
+    steps = ocp.utils.checkpoint_steps(run / RUN_CHECKPOINTS)
+    if not steps:
+        return stored_tensors(run / RUN_REFERENCE, config)
+    place = run.absolute() / RUN_CHECKPOINTS / str(max(steps)) / "state"
+    return _stored(place, ("params",), config)
+
+
+def _stored(place: Path, keys: tuple[str, ...], config: Qwen2VLConfig) -> Tensors:
+    """The subtree under `keys` of what Orbax stored in `place`."""
+    metadata = _metadata(place, keys)
+    expected = {_name(entry.path): entry for entry in entries(config)}
+    faults = [
+        *(f"unknown {name}" for name in metadata if name not in expected),
+        *(f"missing {name}" for name in expected if name not in metadata),
+        *(
+            f"{name} is {tuple(metadata[name].shape)}, not {entry.shape}"
+            for name, entry in expected.items()
+            if name in metadata and tuple(metadata[name].shape) != entry.shape
+        ),
+    ]
+    if faults:
+        raise UserError(f"{place} does not fit its config.json: {'; '.join(faults)}")
+    dtypes = {entry: np.dtype(metadata[name].dtype) for name, entry in expected.items()}
+
+    def read(chosen: Sequence[Entry]) -> Iterator[np.ndarray]:
+        for group in _groups(chosen, dtypes):
+            yield from _restore(place, keys, group)
+
+    return Tensors(dtypes=dtypes, read=read)
+
+
+def _metadata(place: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+    """Shape and dtype of each stored tensor, by its name."""
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        try:
+            metadata = checkpointer.metadata(place).item_metadata
+            if metadata is None:
+                raise UserError(f"{place} is damaged: there is nothing in it that Orbax can read")
+            stored = metadata.tree
+            for key in keys:
+                stored = stored[key]
+            return {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(stored)}
+        except UserError:
+            raise
+        except Exception as error:
+            raise damaged(place, error) from error
+
+
+def _groups(chosen: Sequence[Entry], dtypes: dict[Entry, np.dtype]) -> Iterator[dict[Entry, Any]]:
+    """Shape and dtype of the tensors, as many at a time as `_GROUP` allows, and at least one."""
+    group: dict[Entry, Any] = {}
+    size = 0
+    for entry in chosen:
+        nbytes = math.prod(entry.shape) * dtypes[entry].itemsize
+        if group and size + nbytes > _GROUP:
+            yield group
+            group, size = {}, 0
+        group[entry] = jax.ShapeDtypeStruct(entry.shape, dtypes[entry])
+        size += nbytes
+    if group:
+        yield group
+
+
+def _restore(place: Path, keys: tuple[str, ...], group: dict[Entry, Any]) -> list[np.ndarray]:
+    wanted: Any = nested(group)
+    for key in reversed(keys):
+        wanted = {key: wanted}
+    # As numpy arrays: the stored shardings name devices that this machine may not have.
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        try:
+            found = checkpointer.restore(
+                place,
+                args=ocp.args.PyTreeRestore(
+                    item=wanted, restore_args=as_numpy, partial_restore=True
+                ),
+            )
+        except Exception as error:
+            raise damaged(place, error) from error
+    for key in keys:
+        found = found[key]
+    return [_leaf(found, entry) for entry in group]
+
+
+def _leaf(tree: Any, entry: Entry) -> np.ndarray:
+    for key in entry.path:
+        tree = tree[key]
+    return tree
+
+
+def _name(path: Sequence[Any]) -> str:
+    """The name of a path, of plain keys or of those that JAX gives to a tree's leaves."""
+    keys = (getattr(key, "key", key) for key in path)
+    return ".".join(map(str, keys))

@@ -1,0 +1,94 @@
+"""A model's tensors where they lie: what there is, and a way to read one after the other.
+
+Loading, converting and exporting are made of this, so that none of them ever holds a whole model
+beside another one.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import DTypeLike
+
+from othink_jax.checkpoint.keymap import Entry, entries
+from othink_jax.model.config import Qwen2VLConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tensors:
+    """All tensors of one model, not yet read."""
+
+    dtypes: Mapping[Entry, np.dtype]  # of every tensor that there is, as `read` gives it
+    # The tensors asked for, one after the other and in that order, in our layout.
+    read: Callable[[Sequence[Entry]], Iterator[np.ndarray]]
+
+    def nbytes(self, entry: Entry) -> int:
+        """Bytes of one tensor."""
+        return math.prod(entry.shape) * self.dtypes[entry].itemsize
+
+    @property
+    def total_nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(map(self.nbytes, self.dtypes))
+
+
+def in_memory(config: Qwen2VLConfig, params: Mapping[str, Any]) -> Tensors:
+    """Those of a nested dict of arrays, of unrolled or of scanned layers."""
+
+    def find(entry: Entry) -> jax.Array:
+        node: Any = params
+        rows: list[int] = []
+        for key in entry.path:
+            if isinstance(key, int) and key not in node:
+                rows.append(key)  # scanned: the layer is the leading axis of the leaf
+            else:
+                node = node[key]
+        return node[rows[0]] if rows else node
+
+    return Tensors(
+        dtypes={entry: np.dtype(find(entry).dtype) for entry in entries(config)},
+        read=lambda chosen: (np.asarray(find(entry)) for entry in chosen),
+    )
+
+
+def cast(tensors: Tensors, dtype: DTypeLike) -> Tensors:
+    """The same in another dtype."""
+    wanted = np.dtype(dtype)
+    return Tensors(
+        dtypes=dict.fromkeys(tensors.dtypes, wanted),
+        read=lambda chosen: (tensor.astype(wanted, copy=False) for tensor in tensors.read(chosen)),
+    )
+
+
+def watched(tensors: Tensors, on_bytes: Callable[[int], None]) -> Tensors:
+    """The same, telling of the size of each tensor after it was used."""
+
+    def read(chosen: Sequence[Entry]) -> Iterator[np.ndarray]:
+        for tensor in tensors.read(chosen):
+            yield tensor
+            on_bytes(tensor.nbytes)
+
+    return Tensors(dtypes=tensors.dtypes, read=read)
+
+
+def read_params(tensors: Tensors) -> dict[str, Any]:
+    """All of them on the default device, as the nested dict of an unrolled model's parameters."""
+    chosen = list(tensors.dtypes)
+    arrays = (jnp.asarray(tensor) for tensor in tensors.read(chosen))
+    return nested(dict(zip(chosen, arrays, strict=True)))
+
+
+def nested(found: Mapping[Entry, Any]) -> dict[str, Any]:
+    """A nested dict with each value at the path of its entry."""
+    tree: dict[Any, Any] = {}
+    for entry, value in found.items():
+        *parents, leaf = entry.path
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[leaf] = value
+    return tree
