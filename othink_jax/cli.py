@@ -5,6 +5,7 @@ seconds that JAX and the tokenizer library take to import.
 """
 
 import dataclasses
+import errno
 import json
 import logging
 import re
@@ -253,8 +254,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 
 
-# Libraries whose warnings say nothing to a user of the commands: retries, files that may be absent.
-_CHATTY = ("absl", "huggingface_hub")
+# What libraries log that says nothing to a user of the commands: retries, files that may be absent,
+# and (absl, for Orbax) errors that are raised as well.
+_LOG_LEVELS = {"absl": logging.CRITICAL, "huggingface_hub": logging.ERROR}
 
 
 def _json(value: Any) -> str:
@@ -263,8 +265,8 @@ def _json(value: Any) -> str:
 
 def run(arguments: Sequence[str]) -> None:
     """Run one command line; raises what the command raises, and SystemExit(2) on a wrong usage."""
-    for library in _CHATTY:
-        logging.getLogger(library).setLevel(logging.ERROR)
+    for library, level in _LOG_LEVELS.items():
+        logging.getLogger(library).setLevel(level)
     commands, arguments = dict(COMMANDS), list(arguments)
     command = arguments[0] if arguments else ""
     if command == "evaluate" and len(arguments) > 1 and not arguments[1].startswith("-"):
@@ -285,6 +287,17 @@ def run(arguments: Sequence[str]) -> None:
     )
 
 
+def _os_error(error: OSError | ValueError) -> str | None:
+    """What the operating system said, if it was it that failed, and of which file."""
+    if isinstance(error, OSError):
+        if error.errno == errno.ENOSPC or error.filename is not None:
+            return f"{error.filename or 'writing'}: {error.strerror}"
+        return None
+    # Orbax writes through TensorStore, whose errors are of the type ValueError.
+    found = re.search(r'"([^"]*)": [^"]*: ([^":]*) \[os_error_code=', str(error))
+    return f"{found[1]}: {found[2]}" if found else None
+
+
 def main() -> None:
     """Entry point: exit code 0 done, 1 failed (one clear line), 2 wrong usage, 130 interrupted."""
     try:
@@ -292,11 +305,12 @@ def main() -> None:
     except UserError as error:
         print(f"othink-jax: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    except OSError as error:
-        if error.filename is None:
-            raise
+    except (OSError, ValueError) as error:
         # A full disk, a missing permission, a directory in the place of a file.
-        print(f"othink-jax: {error.filename}: {error.strerror}", file=sys.stderr)
+        reason = _os_error(error)
+        if reason is None:
+            raise
+        print(f"othink-jax: {reason}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -1,17 +1,23 @@
 """The commands as a user types them: what they print, write and refuse, with which exit code."""
 
+import errno
 import json
+import os
+import re
 import shutil
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from othink_jax import cli
-from othink_jax.checkpoint import hf
+from othink_jax.checkpoint import hf, orbax_model
 from othink_jax.data.synthetic import generate
 from othink_jax.presets import with_preset
 
+WEIGHTS = "model.safetensors"
 QUESTION = "How many objects are there? Think, then answer."
 TINY_RUN = (
     *("grpo", "--model", "tiny", "--task", "counting", "--steps", "2"),
@@ -139,6 +145,81 @@ def test_convert_and_export_keep_every_weight(run, tmp_path, image):
     assert len(answers) == 1
     assert "--force" in error_line(run("convert", "tiny", tmp_path / "orbax"))
     assert "not empty" in error_line(run("export", "tiny", tmp_path / "hf"))
+
+
+def _edit_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _lose_a_shard(model):
+    weight_map = {"model.norm.weight": "model-00002-of-00002.safetensors"}
+    (model / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def _add_a_tensor(model):
+    tensors = load_file(model / WEIGHTS)
+    save_file(tensors | {"model.norm.weight_scale": np.ones(1)}, model / WEIGHTS)
+
+
+def _lose_a_vision_token(model):
+    text = (model / "tokenizer.json").read_text()
+    (model / "tokenizer.json").write_text(text.replace("<|image_pad|>", "<|picture|>"))
+
+
+BROKEN = {
+    "truncated": (lambda m: os.truncate(m / WEIGHTS, 100_000), "safetensors is damaged"),
+    "absent shard": (_lose_a_shard, "absent: model-00002-of-00002"),
+    "other shape": (
+        lambda m: _edit_json(m / "config.json", intermediate_size=24),
+        r"up_proj\.weight is \(\d+, \d+\), not \(24, ",
+    ),
+    "unknown key": (_add_a_tensor, r"unknown model\.norm\.weight_scale"),
+    "pickle": (lambda m: (m / WEIGHTS).rename(m / "pytorch_model.bin"), "run code when"),
+    "other model": (lambda m: _edit_json(m / "config.json", model_type="llava"), "llava"),
+    "other tokenizer": (_lose_a_vision_token, r"image placeholder is 513, but .* says 507"),
+    "no tokenizer": (lambda m: (m / "tokenizer.json").unlink(), r"no tokenizer\.json"),
+}
+
+
+@pytest.mark.parametrize("command", ["convert", "export"])
+@pytest.mark.parametrize(("damage", "message"), BROKEN.values(), ids=BROKEN)
+def test_what_is_wrong_with_a_model_is_one_line_and_nothing_is_written(
+    run, tmp_path, command, damage, message
+):
+    model = tmp_path / "model"
+    shutil.copytree(hf.resolve("tiny"), model)
+    damage(model)
+    assert re.search(message, error_line(run(command, model, tmp_path / "out")))
+    assert os.listdir(tmp_path) == ["model"]
+
+
+FULL_DISK = {
+    "convert": (
+        "type_handlers.NumpyHandler.serialize",
+        ValueError(
+            'RESOURCE_EXHAUSTED: Error writing "a" in OCDBT database at local file "db/": Failed'
+            ' writing: "db/d/1": Failed to write 9 bytes to file 11: No space left on device'
+            " [os_error_code='28']"
+        ),
+        "db/d/1",
+    ),
+    "export": ("safetensors_file.write", OSError(errno.ENOSPC, "No space left on device"), ""),
+}
+
+
+@pytest.mark.parametrize("command", FULL_DISK)
+def test_a_disk_that_fills_up_is_one_line_and_nothing_is_left(run, tmp_path, monkeypatch, command):
+    """With the errors that a full tmpfs gave."""
+    writer, error, file = FULL_DISK[command]
+
+    def full(*_, **__):
+        raise error
+
+    module = orbax_model if command == "convert" else hf
+    monkeypatch.setattr(f"{module.__name__}.{writer}", full)
+    line = error_line(run(command, "tiny", tmp_path / "out"))
+    assert line.endswith(f"{file or 'writing'}: No space left on device")
+    assert os.listdir(tmp_path) == []
 
 
 def test_export_of_a_run_comes_with_a_card_and_in_shards_of_the_dtype_asked_for(run, tmp_path):
