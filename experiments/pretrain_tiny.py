@@ -76,7 +76,9 @@ def tiny_config(vocab_size: int, token_id: Any) -> Qwen2VLConfig:
             mrope_section=(2, 3, 27),
             rms_norm_eps=1e-6,
         ),
-        vision=VisionConfig(depth=3, embed_dim=128, num_heads=2, mlp_ratio=3, hidden_size=128),
+        vision=VisionConfig(
+            depth=3, embed_dim=128, num_heads=2, intermediate_size=384, hidden_size=128
+        ),
         tie_word_embeddings=True,
         image_token_id=token_id(IMAGE_PAD),
         video_token_id=token_id(VIDEO_PAD),

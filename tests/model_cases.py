@@ -48,7 +48,7 @@ def make_config(
         depth=vision_depth,
         embed_dim=32,
         num_heads=2,
-        mlp_ratio=2,
+        intermediate_size=64,
         hidden_size=width,
         patch_size=4,
     )

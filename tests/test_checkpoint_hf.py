@@ -16,6 +16,7 @@ from othink_jax.checkpoint.convert import to_orbax
 from othink_jax.checkpoint.load import load, save_hf
 from othink_jax.errors import UserError
 from othink_jax.model.config import Qwen2VLConfig
+from othink_jax.model.hf_config import to_hf
 from tests.model_cases import load_hub, make_config, random_params, save_hub
 from tests.tiny_processor import write_directory
 
@@ -163,6 +164,56 @@ def test_the_hubs_config_of_2024_is_read(directory):
     assert config.tie_word_embeddings
 
 
+def test_the_hubs_config_of_qwen2_5_is_read_and_written(directory):
+    published = {
+        "model_type": "qwen2_5_vl",
+        "image_token_id": 151655,
+        "video_token_id": 151656,
+        "vision_start_token_id": 151652,
+        "vision_end_token_id": 151653,
+        "hidden_act": "silu",
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 36,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "sliding_window": 32768,
+        "tie_word_embeddings": True,
+        "use_sliding_window": False,
+        "vision_config": {
+            "depth": 32,
+            "hidden_act": "silu",
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "num_heads": 16,
+            "in_chans": 3,
+            "out_hidden_size": 2048,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "spatial_patch_size": 14,
+            "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+            "tokens_per_second": 2,
+            "temporal_patch_size": 2,
+        },
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "vocab_size": 151936,
+    }
+    (directory / "config.json").write_text(json.dumps(published))
+    config = hf.load_config(directory)
+    assert (config.vision.embed_dim, config.vision.hidden_size) == (1280, 2048)
+    assert config.vision.windows.full_layers == (7, 15, 23, 31)
+    # Ours holds what theirs says, whatever more there is in it.
+    written = to_hf(config)
+    theirs = published | published["vision_config"]
+    ours = written | written["vision_config"]
+    for name in ("sliding_window", "vision_config", "spatial_patch_size"):
+        del theirs[name]
+    assert {name: ours.get(name) for name in theirs} == theirs
+
+
 def test_a_tied_flag_that_stands_with_the_text_counts(tmp_path):
     config = make_config()
     save_hub(tmp_path, config, random_params(config)[1])
@@ -305,12 +356,12 @@ def test_a_broken_config_is_named(directory, content):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(model_type="qwen2_5_vl"), "model_type 'qwen2_5_vl'"),
+        (lambda c: c.update(model_type="qwen3_vl"), "model_type 'qwen3_vl'; those that work are"),
         (lambda c: c.pop("model_type"), "model_type None"),
-        (lambda c: c.pop("hidden_size"), "lacks an entry of Qwen2-VL: 'hidden_size'"),
+        (lambda c: c.pop("hidden_size"), "lacks an entry of qwen2_vl: 'hidden_size'"),
         (lambda c: c.pop("vision_config"), "lacks an entry"),
-        (lambda c: c.pop("rope_scaling"), "lacks an entry of Qwen2-VL: 'mrope_section'"),
-        (lambda c: c.pop("image_token_id"), "lacks an entry of Qwen2-VL: 'image_token_id'"),
+        (lambda c: c.pop("rope_scaling"), "lacks an entry of qwen2_vl: 'mrope_section'"),
+        (lambda c: c.pop("image_token_id"), "lacks an entry of qwen2_vl: 'image_token_id'"),
         (lambda c: c.update(use_sliding_window=True), "sliding-window"),
         (lambda c: c.update(hidden_size="wide"), "whole number: hidden_size is 'wide'"),
         (lambda c: c.update(vocab_size=None), "whole number: vocab_size is None"),

@@ -7,11 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen2VLConfig as PeerConfig
-from transformers import Qwen2VLForConditionalGeneration as Peer
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
 
 from othink_jax.checkpoint import hf
 from othink_jax.checkpoint.load import abstract_model
+from othink_jax.model.config import WindowsConfig
+from othink_jax.model.hf_config import to_hf
 from othink_jax.model.log_probs import completion_logp
 from othink_jax.model.qwen2_vl import merge
 from tests.model_cases import (
@@ -26,13 +32,19 @@ from tests.model_cases import (
 
 TOLERANCE = 2e-5
 
+# transformers' classes for Qwen2-VL and for Qwen2.5-VL.
+PEERS = (
+    (Qwen2VLForConditionalGeneration, Qwen2VLConfig),
+    (Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig),
+)
+
 # Shape and, for each prompt of the batch, the images in it.
 SHAPES = {
     "grouped-query, tied": (make_config(), [[(2, 3)], [], [(1, 1), (3, 1)]]),
     "multi-head, untied": (
         make_config(
             heads=2, kv_heads=2, section=(1, 1, 2), depth=1, vision_depth=3, tied=False,
-            vision={"mlp_ratio": 4, "num_heads": 4},
+            vision={"intermediate_size": 128, "num_heads": 4},
         ),
         [[(4, 2)], [(1, 1)]],
     ),
@@ -50,7 +62,9 @@ SHAPES = {
     "patches of 14 pixels, windows of one": (
         make_config(
             heads=4, kv_heads=4, section=(2, 1, 1), depth=3,
-            vision={"patch_size": 14, "spatial_merge_size": 1, "embed_dim": 48, "num_heads": 4},
+            vision={
+                "patch_size": 14, "spatial_merge_size": 1, "embed_dim": 48, "intermediate_size": 96
+            },
         ),
         [[(3, 3)], [(1, 1)]],
     ),
@@ -61,6 +75,24 @@ SHAPES = {
         ),
         [[(2, 1)], [(1, 1), (1, 2)]],
     ),
+    "Qwen2.5-VL, windows cut by the border": (
+        make_config(
+            vision_depth=3,
+            vision={"windows": WindowsConfig(
+                window_size=16, full_layers=(1,), tokens_per_second=2
+            )},
+        ),
+        [[(5, 7)], [], [(1, 1), (3, 4)]],
+    ),
+    "Qwen2.5-VL, no layer sees all": (
+        make_config(
+            heads=2, kv_heads=1, section=(1, 2, 1), vision_depth=1, tied=False,
+            vision={"intermediate_size": 44, "windows": WindowsConfig(
+                window_size=8, full_layers=(), tokens_per_second=2
+            )},
+        ),
+        [[(2, 3)], [(4, 1)]],
+    ),
     "no image at all": (make_config(section=(4, 2, 2), depth=1), [[], []]),
 }  # fmt: skip
 
@@ -68,27 +100,8 @@ SHAPES = {
 def make_peer(config):
     """transformers' model with random weights that give logits of order one."""
     torch.manual_seed(0)
-    text = {name: getattr(config.text, name) for name in (
-        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-        "num_attention_heads", "num_key_value_heads", "rms_norm_eps",
-    )}  # fmt: skip
-    text["rope_parameters"] = {
-        "rope_type": "default",
-        "rope_theta": config.text.rope_theta,
-        "mrope_section": list(config.text.mrope_section),
-    }
-    peer = Peer(
-        PeerConfig(
-            text_config=text,
-            vision_config=vars(config.vision),
-            image_token_id=config.image_token_id,
-            video_token_id=config.video_token_id,
-            vision_start_token_id=config.vision_start_token_id,
-            vision_end_token_id=config.vision_end_token_id,
-            tie_word_embeddings=config.tie_word_embeddings,
-            attn_implementation="eager",
-        )
-    ).eval()
+    kind, kind_config = PEERS[config.vision.windows is not None]
+    peer = kind(kind_config(**to_hf(config), attn_implementation="eager")).eval()
     for parameter in peer.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)

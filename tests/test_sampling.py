@@ -35,7 +35,7 @@ CONFIG = Qwen2VLConfig(
         mrope_section=(1, 1, 2),
         rms_norm_eps=1e-6,
     ),
-    vision=VisionConfig(depth=1, embed_dim=16, num_heads=2, mlp_ratio=2, hidden_size=32),
+    vision=VisionConfig(depth=1, embed_dim=16, num_heads=2, intermediate_size=32, hidden_size=32),
     tie_word_embeddings=False,
     image_token_id=IMAGE,
     video_token_id=21,

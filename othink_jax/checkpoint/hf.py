@@ -20,6 +20,7 @@ from othink_jax.data.processor_files import read_json
 from othink_jax.errors import UserError
 from othink_jax.files import write_atomically
 from othink_jax.model.config import Qwen2VLConfig
+from othink_jax.model.hf_config import from_hf, to_hf
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def resolve(model: str | Path) -> Path:
 
 def load_config(directory: Path) -> Qwen2VLConfig:
     """The model's shape from config.json."""
-    return Qwen2VLConfig.from_hf(read_json(directory / "config.json"))
+    return from_hf(read_json(directory / "config.json"))
 
 
 def _weight_files(directory: Path) -> list[Path]:
@@ -189,7 +190,7 @@ def save(
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         write_atomically(directory / _INDEX, json.dumps(index, indent=2) + "\n")
     if companions is None:
-        _write_config(directory, config.to_hf())
+        _write_config(directory, to_hf(config))
     else:
         copy_companions(companions, directory)
         _correct_dtype(directory, tensors)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from othink_jax.model.config import Qwen2VLConfig
+from othink_jax.model.config import Qwen2VLConfig, VisionConfig
 
 Path = tuple[Any, ...]  # keys of the nested parameter dict; layers are numbered by int
 
@@ -52,26 +52,36 @@ def _norm(name: str, path: Path, width: int, *, bias: bool) -> Iterator[Entry]:
 
 def _vision(config: Qwen2VLConfig) -> Iterator[Entry]:
     v = config.vision
-    width, hidden = v.embed_dim, v.embed_dim * v.mlp_ratio
+    width, norm_bias = v.embed_dim, v.windows is None
     patch = (v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size)
     yield Entry(
         "visual.patch_embed.proj.weight", ("visual", "patch_embed", "kernel"), True, (width, *patch)
     )
     for i in range(v.depth):
         name, path = f"visual.blocks.{i}", ("visual", "layers", i)
-        yield from _norm(f"{name}.norm1", (*path, "norm1"), width, bias=True)
-        yield from _norm(f"{name}.norm2", (*path, "norm2"), width, bias=True)
+        yield from _norm(f"{name}.norm1", (*path, "norm1"), width, bias=norm_bias)
+        yield from _norm(f"{name}.norm2", (*path, "norm2"), width, bias=norm_bias)
         yield from _linear(f"{name}.attn.qkv", (*path, "qkv"), width, 3 * width, bias=True)
         yield from _linear(f"{name}.attn.proj", (*path, "proj"), width, width, bias=True)
-        yield from _linear(f"{name}.mlp.fc1", (*path, "fc1"), width, hidden, bias=True)
-        yield from _linear(f"{name}.mlp.fc2", (*path, "fc2"), hidden, width, bias=True)
+        yield from _vision_mlp(f"{name}.mlp", path, v)
     window = width * v.spatial_merge_size**2
     merger = "visual.merger"
-    yield from _norm(f"{merger}.ln_q", ("visual", "merger_norm"), width, bias=True)
+    yield from _norm(f"{merger}.ln_q", ("visual", "merger_norm"), width, bias=norm_bias)
     yield from _linear(f"{merger}.mlp.0", ("visual", "merger_fc1"), window, window, bias=True)
     yield from _linear(
         f"{merger}.mlp.2", ("visual", "merger_fc2"), window, v.hidden_size, bias=True
     )
+
+
+def _vision_mlp(name: str, path: Path, config: VisionConfig) -> Iterator[Entry]:
+    width, hidden = config.embed_dim, config.intermediate_size
+    if config.windows is None:
+        yield from _linear(f"{name}.fc1", (*path, "fc1"), width, hidden, bias=True)
+        yield from _linear(f"{name}.fc2", (*path, "fc2"), hidden, width, bias=True)
+        return
+    for ours in ("gate", "up"):
+        yield from _linear(f"{name}.{ours}_proj", (*path, ours), width, hidden, bias=True)
+    yield from _linear(f"{name}.down_proj", (*path, "down"), hidden, width, bias=True)
 
 
 def _text(config: Qwen2VLConfig) -> Iterator[Entry]:

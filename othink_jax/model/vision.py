@@ -1,4 +1,8 @@
-"""The vision tower of Qwen2-VL: patches in, one vector a merge window out."""
+"""The vision towers of Qwen2-VL and Qwen2.5-VL: patches in, one vector a merge window out.
+
+Qwen2.5-VL (arXiv 2502.13923, section 2.1.1) norms without mean, gates its MLP, and lets all but a
+few layers attend inside square windows of the image only.
+"""
 
 import functools
 from collections.abc import Callable
@@ -19,6 +23,7 @@ from othink_jax.types import Array
 # Not the fast variance, E[x^2] - E[x]^2: it cancels where a state's mean outweighs its spread, and
 # is off by 1e-3 at a hundred times.
 _layer_norm = functools.partial(nnx.LayerNorm, epsilon=1e-6, use_fast_variance=False)
+_rms_norm = functools.partial(nnx.RMSNorm, epsilon=1e-6)
 
 
 def quick_gelu(x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
@@ -26,29 +31,47 @@ def quick_gelu(x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
+def _norm(config: VisionConfig) -> Callable[..., nnx.Module]:
+    return _layer_norm if config.windows is None else _rms_norm
+
+
 class VisionBlock(nnx.Module):
-    """Pre-norm transformer layer; every patch sees all patches of its image."""
+    """Pre-norm transformer layer over the patches of an image."""
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, **dtypes: Any) -> None:
-        width, hidden = config.embed_dim, config.embed_dim * config.mlp_ratio
+        width, hidden = config.embed_dim, config.intermediate_size
         linear: Callable[..., Linear] = functools.partial(Linear, rngs=rngs, **dtypes)
         self.heads = config.num_heads
-        self.norm1 = _layer_norm(width, rngs=rngs, **dtypes)
-        self.norm2 = _layer_norm(width, rngs=rngs, **dtypes)
+        self.norm1 = _norm(config)(width, rngs=rngs, **dtypes)
+        self.norm2 = _norm(config)(width, rngs=rngs, **dtypes)
         self.qkv = linear(width, 3 * width)
         self.proj = linear(width, width)
-        self.fc1 = linear(width, hidden)
-        self.fc2 = linear(hidden, width)
+        self.gated = config.windows is not None
+        if self.gated:
+            self.gate = linear(width, hidden)
+            self.up = linear(width, hidden)
+            self.down = linear(hidden, width)
+        else:
+            self.fc1 = linear(width, hidden)
+            self.fc2 = linear(hidden, width)
 
     def __call__(
-        self, x: Float[Array, "N K D"], angles: Float[Array, "N K half"], mask: Bool[Array, "N K"]
+        self,
+        x: Float[Array, "N K D"],
+        angles: Float[Array, "N K half"],
+        mask: Bool[Array, "N #K K"],
     ) -> Float[Array, "N K D"]:
         qkv = self.qkv(self.norm1(x)).reshape(*x.shape[:2], 3, self.heads, -1)
         query, key, value = (qkv[:, :, i] for i in range(3))
         query, key = rotate(query, angles), rotate(key, angles)
-        mixed = attention(query[:, :, :, None], key, value, mask[:, None])
+        mixed = attention(query[:, :, :, None], key, value, mask)
         x = x + self.proj(mixed.reshape(x.shape))
-        return x + self.fc2(quick_gelu(self.fc1(self.norm2(x))))
+        return x + self._mlp(self.norm2(x))
+
+    def _mlp(self, x: Float[Array, "N K D"]) -> Float[Array, "N K D"]:
+        if self.gated:
+            return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        return self.fc2(quick_gelu(self.fc1(x)))
 
 
 class VisionTower(nnx.Module):
@@ -64,7 +87,7 @@ class VisionTower(nnx.Module):
         self.layers = make_stack(
             lambda rngs: VisionBlock(config, rngs=rngs, **dtypes), config.depth, rngs, scan_layers
         )
-        self.merger_norm = _layer_norm(config.embed_dim, rngs=rngs, **dtypes)
+        self.merger_norm = _norm(config)(config.embed_dim, rngs=rngs, **dtypes)
         self.merger_fc1 = linear(window, window)
         self.merger_fc2 = linear(window, config.hidden_size)
 
@@ -79,7 +102,25 @@ class VisionTower(nnx.Module):
         # Padding may hold anything, even nan; nothing of it may enter a sum, not even times zero.
         x = self.patch_embed(jnp.where(mask[..., None], patches, 0.0))
         angles = vision_angles(positions, config.embed_dim // config.num_heads)
-        x, _ = run_stack(self.layers, x, lambda block, x, _: (block(x, angles, mask), None))
+        whole = mask[:, None]
+        if config.windows is None:
+            x, _ = run_stack(self.layers, x, lambda block, x, _: (block(x, angles, whole), None))
+        else:
+            side = config.windows.window_size // config.patch_size
+            inside = whole & _same_window(positions, side)
+            sees_all = tuple(i in config.windows.full_layers for i in range(config.depth))
+            x, _ = run_stack(
+                self.layers,
+                x,
+                lambda block, x, all_: (block(x, angles, jnp.where(all_, whole, inside)), None),
+                sees_all,
+            )
         x = self.merger_norm(x)
         x = x.reshape(x.shape[0], -1, config.embed_dim * config.spatial_merge_size**2)
         return self.merger_fc2(jax.nn.gelu(self.merger_fc1(x), approximate=False))
+
+
+def _same_window(positions: Int[Array, "N K 2"], side: int) -> Bool[Array, "N K K"]:
+    """Which patches stand in the same window of `side` patches a side, counted from the corner."""
+    window = positions // side
+    return (window[:, :, None] == window[:, None]).all(axis=-1)
