@@ -1,7 +1,11 @@
 """Small Qwen2-VL shapes, random weights and random prompts for the tests of the model."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +15,8 @@ from othink_jax.checkpoint.load import abstract_model
 from othink_jax.data.images import patch_positions
 from othink_jax.data.positions import mrope_positions
 from othink_jax.model.config import Qwen2VLConfig, TextConfig, VisionConfig
+from othink_jax.model.qwen2_vl import merge
+from othink_jax.model.stack import run_stack
 from othink_jax.types import Prompts
 
 VOCAB, IMAGE, VIDEO, VISION_START, VISION_END = 100, 90, 91, 92, 93
@@ -129,10 +135,10 @@ def to_prompts(
     )
     for row, case in enumerate(cases):
         count = len(case.tokens)
-        shown = case.tokens == IMAGE
+        shown = case.tokens == config.image_token_id
         made.tokens[row, :count] = case.tokens
         made.mask[row, :count] = True
-        made.positions[row, :, :count] = mrope_positions(shown, case.grids)
+        made.positions[row, :, :count] = mrope_positions(shown, [(1, *grid) for grid in case.grids])
         index = [
             slot * K // merge**2 + np.arange(rows * columns)
             for slot, (rows, columns) in enumerate(case.grids)
@@ -157,3 +163,34 @@ def close(actual, expected, tolerance, message=""):
         equal_nan=False,
         err_msg=message,
     )
+
+
+@contextlib.contextmanager
+def recorded_layers() -> Iterator[dict[str, list[jax.Array]]]:
+    """What each layer of a tower puts out while the model runs (unrolled), by tower."""
+    states: dict[str, list[jax.Array]] = {"vision": [], "text": []}
+
+    def run(tower, stack, x, apply, extras=None):
+        def recorded(layer, x, extra):
+            x, output = apply(layer, x, extra)
+            states[tower].append(x)
+            return x, output
+
+        return run_stack(stack, x, recorded, extras)
+
+    with contextlib.ExitStack() as patches:
+        for tower in states:
+            name = f"othink_jax.model.{tower}.run_stack"
+            patches.enter_context(mock.patch(name, functools.partial(run, tower)))
+        yield states
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def layers_and_logits(
+    graphdef: Any, params: Any, prompts: Prompts
+) -> tuple[dict[str, list[jax.Array]], jax.Array]:
+    """State after each layer of both towers, and the logits of every token."""
+    model = merge(graphdef, params)
+    with recorded_layers() as states:
+        logits = model.logits(model.prefill(prompts)[0])
+    return states, logits

@@ -7,14 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen2VLConfig as PeerConfig
-from transformers import Qwen2VLForConditionalGeneration as Peer
 
 from othink_jax.checkpoint import hf
 from othink_jax.checkpoint.load import abstract_model
 from othink_jax.model.log_probs import completion_logp
 from othink_jax.model.qwen2_vl import merge
 from tests.model_cases import IMAGE, VOCAB, close, make_config, random_case, to_prompts
+from tests.peers import make_peer, run_peer
 
 TOLERANCE = 2e-5
 
@@ -55,57 +54,6 @@ SHAPES = {
     ),
     "no image at all": (make_config(section=(4, 2, 2), depth=1), [[], []]),
 }  # fmt: skip
-
-
-def make_peer(config):
-    """transformers' model with random weights that give logits of order one."""
-    torch.manual_seed(0)
-    text = {name: getattr(config.text, name) for name in (
-        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-        "num_attention_heads", "num_key_value_heads", "rms_norm_eps",
-    )}  # fmt: skip
-    text["rope_parameters"] = {
-        "rope_type": "default",
-        "rope_theta": config.text.rope_theta,
-        "mrope_section": list(config.text.mrope_section),
-    }
-    peer = Peer(
-        PeerConfig(
-            text_config=text,
-            vision_config=vars(config.vision),
-            image_token_id=config.image_token_id,
-            video_token_id=config.video_token_id,
-            vision_start_token_id=config.vision_start_token_id,
-            vision_end_token_id=config.vision_end_token_id,
-            tie_word_embeddings=config.tie_word_embeddings,
-            attn_implementation="eager",
-        )
-    ).eval()
-    for parameter in peer.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-        else:
-            torch.nn.init.normal_(parameter, mean=0.6, std=0.3)
-    return peer.requires_grad_(False)
-
-
-def run_peer(peer, config, case, completion=()):
-    """transformers' output for one prompt, with a completion after it."""
-    tokens = torch.tensor([[*case.tokens.tolist(), *completion]])
-    images = {}
-    if case.grids:
-        merge = config.vision.spatial_merge_size
-        images["pixel_values"] = torch.tensor(np.concatenate(case.pixels))
-        images["image_grid_thw"] = torch.tensor(
-            [[1, rows * merge, columns * merge] for rows, columns in case.grids]
-        )
-    return peer(
-        input_ids=tokens,
-        attention_mask=torch.ones_like(tokens),
-        mm_token_type_ids=(tokens == IMAGE).int(),
-        use_cache=True,
-        **images,
-    )
 
 
 @functools.cache
