@@ -3,20 +3,20 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from othink_jax.checkpoint.load import abstract_model
 from othink_jax.data.images import patch_positions
 from othink_jax.data.positions import mrope_positions
 from othink_jax.model.config import Qwen2VLConfig, TextConfig, VisionConfig
 from othink_jax.model.qwen2_vl import merge
-from othink_jax.model.stack import run_stack
 from othink_jax.types import Prompts
 
 VOCAB, IMAGE, VIDEO, VISION_START, VISION_END = 100, 90, 91, 92, 93
@@ -165,32 +165,29 @@ def close(actual, expected, tolerance, message=""):
     )
 
 
-@contextlib.contextmanager
-def recorded_layers() -> Iterator[dict[str, list[jax.Array]]]:
-    """What each layer of a tower puts out while the model runs (unrolled), by tower."""
+def layers_and_logits(
+    graphdef: Any, params: Any, prompts: Prompts
+) -> tuple[dict[str, list[jax.Array]], jax.Array]:
+    """State after each layer (unrolled) of both towers, and the logits of every token.
+
+    Each layer is compiled by itself: as one program, XLA on a CPU holds all bf16 weights in f32.
+    """
     states: dict[str, list[jax.Array]] = {"vision": [], "text": []}
 
-    def run(tower, stack, x, apply, extras=None):
-        def recorded(layer, x, extra):
-            x, output = apply(layer, x, extra)
+    def run(tower, stack, x, apply):
+        layer_of = nnx.split(stack[0])[0]
+        step = jax.jit(lambda weights, x: apply(nnx.merge(layer_of, weights), x, None))
+        outputs = []
+        for layer in stack:
+            x, output = step(nnx.split(layer)[1], x)
             states[tower].append(x)
-            return x, output
-
-        return run_stack(stack, x, recorded, extras)
+            outputs.append(output)
+        return x, tuple(outputs)
 
     with contextlib.ExitStack() as patches:
         for tower in states:
             name = f"othink_jax.model.{tower}.run_stack"
             patches.enter_context(mock.patch(name, functools.partial(run, tower)))
-        yield states
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def layers_and_logits(
-    graphdef: Any, params: Any, prompts: Prompts
-) -> tuple[dict[str, list[jax.Array]], jax.Array]:
-    """State after each layer of both towers, and the logits of every token."""
-    model = merge(graphdef, params)
-    with recorded_layers() as states:
+        model = merge(graphdef, params)
         logits = model.logits(model.prefill(prompts)[0])
     return states, logits

@@ -14,9 +14,9 @@ from transformers import Qwen2VLForConditionalGeneration as Peer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 
-def make_peer(config):
+def make_peer(config, *, seed=0):
     """transformers' model with random weights that give logits of order one."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     text = {name: getattr(config.text, name) for name in (
         "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
         "num_attention_heads", "num_key_value_heads", "rms_norm_eps",

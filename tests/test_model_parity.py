@@ -7,13 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from transformers import Qwen2VLForConditionalGeneration as Peer
 
 from othink_jax.checkpoint import hf
 from othink_jax.checkpoint.load import abstract_model
 from othink_jax.model.log_probs import completion_logp
 from othink_jax.model.qwen2_vl import merge
-from tests.model_cases import IMAGE, VOCAB, close, make_config, random_case, to_prompts
-from tests.peers import make_peer, run_peer
+from tests.model_cases import (
+    IMAGE,
+    VOCAB,
+    close,
+    layers_and_logits,
+    make_config,
+    random_case,
+    to_prompts,
+)
+from tests.peers import make_peer, recorded_layers, run_peer
 
 TOLERANCE = 2e-5
 
@@ -143,3 +152,40 @@ def test_completion_log_probs_are_those_of_the_whole_text_in_transformers(name, 
             logp = logits.log_softmax(dim=-1)[len(case.tokens) - 1 : -1]
             theirs = logp[torch.arange(5), torch.tensor(completion)]
             close(own[row, number], theirs, TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["grouped-query, tied", "multi-query, deep"])
+def test_every_layer_puts_out_what_that_of_transformers_does(name, place):
+    config, _ = SHAPES[name]
+    peer, graphdef, params = load_both(name, place / name)
+    case = random_case(np.random.default_rng(4), config, [(2, 3), (4, 1), (2, 2)])
+    prompts = to_prompts(config, [case])
+    with recorded_layers(peer) as expected:
+        run_peer(peer, config, case)
+    states, _ = layers_and_logits(graphdef, params, prompts)
+    for tower, real in (("vision", prompts.patch_mask[0]), ("text", 0)):
+        assert len(states[tower]) == len(expected[tower])
+        for number, (own, theirs) in enumerate(zip(states[tower], expected[tower], strict=True)):
+            theirs = theirs.reshape(-1, theirs.shape[-1])
+            close(own[real], theirs, TOLERANCE, f"{tower} layer {number}")
+
+
+def test_bfloat16_is_no_farther_from_float32_than_in_transformers(tmp_path):
+    """Root mean square of the error of the logits; the weights are those of a bf16 file."""
+    config = make_config(
+        section=(8, 12, 12), depth=4, vision_depth=4, text={"intermediate_size": 512},
+        vision={"embed_dim": 160, "mlp_ratio": 4},
+    )  # fmt: skip
+    make_peer(config).bfloat16().save_pretrained(tmp_path)
+    case = random_case(np.random.default_rng(5), config, [(6, 6), (3, 8)], words=40)
+
+    def theirs(dtype):
+        return run_peer(Peer.from_pretrained(tmp_path, dtype=dtype).eval(), config, case).logits[0]
+
+    graphdef, _ = abstract_model(config, "bfloat16", scan_layers=False)
+    params = hf.load_params(tmp_path, config, dtype=jnp.bfloat16)
+    _, ours = layers_and_logits(graphdef, params, to_prompts(config, [case]))
+    with torch.no_grad():
+        exact, rounded = theirs(torch.float32).numpy(), theirs(torch.bfloat16).float().numpy()
+    own, other = (np.sqrt(np.mean((made - exact) ** 2)) for made in (ours[0], rounded))
+    assert own <= other

@@ -1,6 +1,5 @@
 """Files and chats of every kind, from our processor to our logits, against transformers'."""
 
-import dataclasses
 import functools
 
 import jax
@@ -15,63 +14,19 @@ from othink_jax.checkpoint.load import load
 from othink_jax.data.images import open_image
 from othink_jax.data.processing import PadTo, Processor
 from othink_jax.model.qwen2_vl import merge
-from tests.model_cases import close, make_config
-from tests.peers import PeerProcessor, make_peer
-from tests.tiny_processor import noise, write_directory
+from tests.model_cases import close
+from tests.parity_cases import CHATS, film, turn, write_random_model
+from tests.peers import PeerProcessor
+from tests.tiny_processor import noise
 
 TOLERANCE = 2e-5  # of logits whose spread is about one
 # One shape for all prompts, so that the model is compiled once.
 PAD = PadTo(prompt_tokens=192, image_slots=7, patches=256)
 
 
-def turn(*parts, role="user"):
-    """A turn of a chat: text, images and videos (lists of frames)."""
-    kinds = {str: "text", list: "video"}
-    content = [{"type": (kind := kinds.get(type(part), "image")), kind: part} for part in parts]
-    return {"role": role, "content": content}
-
-
-def film(width, height, frames):
-    return [noise(width, height, seed=100 + number) for number in range(frames)]
-
-
-CHATS = {
-    "text alone": [turn("How many?")],
-    "one image": [turn(noise(112, 56), "How many?")],
-    "several images": [
-        turn(noise(56, 56), noise(112, 84, seed=1), "or", noise(70, 90, seed=2), "Which is larger?")
-    ],
-    "a wide image": [turn(noise(1400, 7), "How many?")],
-    "a tall image": [turn(noise(6, 1100), "How many?")],
-    "a video of one frame": [turn(film(84, 56, 1), "How many?")],
-    "a video of an odd number of frames": [turn("See", film(56, 84, 5), "How many?")],
-    "more steps than rows and columns": [turn(film(56, 56, 8), "How many?")],
-    "videos and images": [
-        turn(noise(56, 56, seed=3), film(84, 56, 4), noise(84, 84, seed=4), film(56, 56, 2), "3?")
-    ],
-    "several turns": [
-        {"role": "system", "content": "Think, then answer."},
-        turn("I see", noise(56, 84, seed=5), "and", film(56, 56, 4)),
-        turn("3", role="assistant"),
-        turn(noise(100, 60, seed=6), "Which is larger?", noise(56, 56, seed=7)),
-        {"role": "assistant", "content": "4"},
-        {"role": "user", "content": "How many red circles are there?"},
-    ],
-}  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    """A model directory with random weights, written by transformers."""
-    directory = write_directory(tmp_path_factory.mktemp("model"))
-    processor = Processor.from_pretrained(directory)
-    config = dataclasses.replace(
-        make_config(text={"vocab_size": len(processor.tokenizer)}, vision={"patch_size": 14}),
-        image_token_id=processor.image_token_id,
-        video_token_id=processor.video_token_id,
-    )
-    make_peer(config).save_pretrained(directory)
-    return directory
+    return write_random_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
