@@ -46,7 +46,7 @@ class Prompts:
     has I = 0, and the vision tower is left out of the compiled program.
     """
 
-    tokens: Int[Array, "B P"]  # int32; image placeholders are already expanded, one a merged patch
+    tokens: Int[Array, "B P"]  # int32; placeholders are already expanded, one a merged patch
     mask: Bool[Array, "B P"]  # true where a token is real
     positions: Int[Array, "B 3 P"]  # int32 M-RoPE positions: temporal, height, width
     image_index: Int[Array, "B P"]  # int32; merged patch of this row (I * K/merge^2), -1 for text

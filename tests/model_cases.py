@@ -1,11 +1,16 @@
 """Small Qwen2-VL shapes, random weights and random prompts for the tests of the model."""
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Sequence
+from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from othink_jax.checkpoint import hf
 from othink_jax.checkpoint.load import abstract_model
@@ -13,6 +18,7 @@ from othink_jax.checkpoint.tensors import cast, in_memory, read_params
 from othink_jax.data.images import patch_positions
 from othink_jax.data.positions import mrope_positions
 from othink_jax.model.config import Qwen2VLConfig, TextConfig, VisionConfig
+from othink_jax.model.qwen2_vl import merge
 from othink_jax.types import Prompts
 
 VOCAB, IMAGE, VIDEO, VISION_START, VISION_END = 100, 90, 91, 92, 93
@@ -141,10 +147,10 @@ def to_prompts(
     )
     for row, case in enumerate(cases):
         count = len(case.tokens)
-        shown = case.tokens == IMAGE
+        shown = case.tokens == config.image_token_id
         made.tokens[row, :count] = case.tokens
         made.mask[row, :count] = True
-        made.positions[row, :, :count] = mrope_positions(shown, case.grids)
+        made.positions[row, :, :count] = mrope_positions(shown, [(1, *grid) for grid in case.grids])
         index = [
             slot * K // merge**2 + np.arange(rows * columns)
             for slot, (rows, columns) in enumerate(case.grids)
@@ -169,3 +175,31 @@ def close(actual, expected, tolerance, message=""):
         equal_nan=False,
         err_msg=message,
     )
+
+
+def layers_and_logits(
+    graphdef: Any, params: Any, prompts: Prompts
+) -> tuple[dict[str, list[jax.Array]], jax.Array]:
+    """State after each layer (unrolled) of both towers, and the logits of every token.
+
+    Each layer is compiled by itself: as one program, XLA on a CPU holds all bf16 weights in f32.
+    """
+    states: dict[str, list[jax.Array]] = {"vision": [], "text": []}
+
+    def run(tower, stack, x, apply):
+        layer_of = nnx.split(stack[0])[0]
+        step = jax.jit(lambda weights, x: apply(nnx.merge(layer_of, weights), x, None))
+        outputs = []
+        for layer in stack:
+            x, output = step(nnx.split(layer)[1], x)
+            states[tower].append(x)
+            outputs.append(output)
+        return x, tuple(outputs)
+
+    with contextlib.ExitStack() as patches:
+        for tower in states:
+            name = f"othink_jax.model.{tower}.run_stack"
+            patches.enter_context(mock.patch(name, functools.partial(run, tower)))
+        model = merge(graphdef, params)
+        logits = model.logits(model.prefill(prompts)[0])
+    return states, logits

@@ -7,36 +7,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-)
+from transformers import Qwen2VLForConditionalGeneration as Peer
 
 from othink_jax.checkpoint import hf
 from othink_jax.checkpoint.load import abstract_model
 from othink_jax.model.config import WindowsConfig
-from othink_jax.model.hf_config import to_hf
 from othink_jax.model.log_probs import completion_logp
 from othink_jax.model.qwen2_vl import merge
 from tests.model_cases import (
     IMAGE,
     VOCAB,
     close,
+    layers_and_logits,
     load_hub,
     make_config,
     random_case,
     to_prompts,
 )
+from tests.peers import make_peer, recorded_layers, run_peer
 
 TOLERANCE = 2e-5
-
-# transformers' classes for Qwen2-VL and for Qwen2.5-VL.
-PEERS = (
-    (Qwen2VLForConditionalGeneration, Qwen2VLConfig),
-    (Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig),
-)
 
 # Shape and, for each prompt of the batch, the images in it.
 SHAPES = {
@@ -63,7 +53,8 @@ SHAPES = {
         make_config(
             heads=4, kv_heads=4, section=(2, 1, 1), depth=3,
             vision={
-                "patch_size": 14, "spatial_merge_size": 1, "embed_dim": 48, "intermediate_size": 96
+                "patch_size": 14, "spatial_merge_size": 1, "embed_dim": 48, "intermediate_size": 96,
+                "num_heads": 4,
             },
         ),
         [[(3, 3)], [(1, 1)]],
@@ -95,38 +86,6 @@ SHAPES = {
     ),
     "no image at all": (make_config(section=(4, 2, 2), depth=1), [[], []]),
 }  # fmt: skip
-
-
-def make_peer(config):
-    """transformers' model with random weights that give logits of order one."""
-    torch.manual_seed(0)
-    kind, kind_config = PEERS[config.vision.windows is not None]
-    peer = kind(kind_config(**to_hf(config), attn_implementation="eager")).eval()
-    for parameter in peer.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-        else:
-            torch.nn.init.normal_(parameter, mean=0.6, std=0.3)
-    return peer.requires_grad_(False)
-
-
-def run_peer(peer, config, case, completion=()):
-    """transformers' output for one prompt, with a completion after it."""
-    tokens = torch.tensor([[*case.tokens.tolist(), *completion]])
-    images = {}
-    if case.grids:
-        merge = config.vision.spatial_merge_size
-        images["pixel_values"] = torch.tensor(np.concatenate(case.pixels))
-        images["image_grid_thw"] = torch.tensor(
-            [[1, rows * merge, columns * merge] for rows, columns in case.grids]
-        )
-    return peer(
-        input_ids=tokens,
-        attention_mask=torch.ones_like(tokens),
-        mm_token_type_ids=(tokens == IMAGE).int(),
-        use_cache=True,
-        **images,
-    )
 
 
 @functools.cache
@@ -216,3 +175,40 @@ def test_completion_log_probs_are_those_of_the_whole_text_in_transformers(name, 
             logp = logits.log_softmax(dim=-1)[len(case.tokens) - 1 : -1]
             theirs = logp[torch.arange(5), torch.tensor(completion)]
             close(own[row, number], theirs, TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["grouped-query, tied", "multi-query, deep"])
+def test_every_layer_puts_out_what_that_of_transformers_does(name, place):
+    config, _ = SHAPES[name]
+    peer, graphdef, params = load_both(name, place / name)
+    case = random_case(np.random.default_rng(4), config, [(2, 3), (4, 1), (2, 2)])
+    prompts = to_prompts(config, [case])
+    with recorded_layers(peer) as expected:
+        run_peer(peer, config, case)
+    states, _ = layers_and_logits(graphdef, params, prompts)
+    for tower, real in (("vision", prompts.patch_mask[0]), ("text", 0)):
+        assert len(states[tower]) == len(expected[tower])
+        for number, (own, theirs) in enumerate(zip(states[tower], expected[tower], strict=True)):
+            theirs = theirs.reshape(-1, theirs.shape[-1])
+            close(own[real], theirs, TOLERANCE, f"{tower} layer {number}")
+
+
+def test_bfloat16_is_no_farther_from_float32_than_in_transformers(tmp_path):
+    """Root mean square of the error of the logits; the weights are those of a bf16 file."""
+    config = make_config(
+        section=(8, 12, 12), depth=4, vision_depth=4, text={"intermediate_size": 512},
+        vision={"embed_dim": 160, "intermediate_size": 640},
+    )  # fmt: skip
+    make_peer(config).bfloat16().save_pretrained(tmp_path)
+    case = random_case(np.random.default_rng(5), config, [(6, 6), (3, 8)], words=40)
+
+    def theirs(dtype):
+        return run_peer(Peer.from_pretrained(tmp_path, dtype=dtype).eval(), config, case).logits[0]
+
+    graphdef, _ = abstract_model(config, "bfloat16", scan_layers=False)
+    params = load_hub(tmp_path, config, jnp.bfloat16)
+    _, ours = layers_and_logits(graphdef, params, to_prompts(config, [case]))
+    with torch.no_grad():
+        exact, rounded = theirs(torch.float32).numpy(), theirs(torch.bfloat16).float().numpy()
+    own, other = (np.sqrt(np.mean((made - exact) ** 2)) for made in (ours[0], rounded))
+    assert own <= other

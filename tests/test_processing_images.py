@@ -1,5 +1,6 @@
 """Images to patches: the same numbers as transformers, and clear words about bad files."""
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from othink_jax.data.images import (
     open_image,
     patch_positions,
     patchify,
+    patchify_video,
     resized_shape,
     to_rgb,
 )
@@ -45,6 +47,8 @@ def reference(image: Image.Image, own: ImageSettings) -> tuple[np.ndarray, tuple
         patch_size=own.patch_size,
         temporal_patch_size=own.temporal_patch_size,
         merge_size=own.merge_size,
+        image_mean=own.mean,
+        image_std=own.std,
     )(image)
     _, rows, columns = made["image_grid_thw"][0]
     return made["pixel_values"], (int(rows), int(columns))
@@ -95,12 +99,16 @@ def test_patches_are_those_of_transformers(width, height, changes):
     assert tuple(positions.max(axis=0) + 1) == grid
 
 
-def test_every_pixel_value_of_every_channel_is_that_of_transformers():
+@pytest.mark.parametrize("normalisation", [(MEAN, STD), ((0.825,) * 3, (0.2,) * 3)])
+def test_every_pixel_value_of_every_channel_is_that_of_transformers(normalisation):
+    """Of Qwen2-VL and of the embedded model, whose values reach -4."""
     levels = np.resize(np.arange(256, dtype=np.uint8), (112, 112))
     image = Image.fromarray(np.stack([levels, levels, levels], axis=-1))
-    patches, _ = patchify(image, make_settings())
-    expected, _ = reference(image, make_settings())
-    assert len(np.unique(patches)) == 3 * 256
+    mean, std = normalisation
+    own = dataclasses.replace(make_settings(), mean=mean, std=std)
+    patches, _ = patchify(image, own)
+    expected, _ = reference(image, own)
+    assert len(np.unique(patches)) == len(set(mean)) * 256
     np.testing.assert_allclose(patches, expected, rtol=0, atol=1e-6)
 
 
@@ -116,6 +124,27 @@ def test_a_patch_holds_the_pixels_of_its_row_and_column():
             np.testing.assert_allclose(
                 channel_frame_row_column[:, frame], square.transpose(2, 0, 1), rtol=0, atol=1e-6
             )
+
+
+def test_a_step_of_a_video_holds_two_frames_and_the_last_is_repeated():
+    own, frames = make_settings(), [noise(84, 56, seed=number) for number in range(3)]
+    steps, positions = patchify_video(frames, own)
+    alone = [patchify(frame, own)[0].reshape(24, 3, 2, 196)[:, :, 0] for frame in frames]
+    assert steps.shape == (2, 24, 1176)
+    for step, pair in zip(steps, [(0, 1), (2, 2)], strict=True):
+        for place, frame in enumerate(pair):
+            held = step.reshape(24, 3, 2, 196)[:, :, place]
+            np.testing.assert_array_equal(held, alone[frame])
+    np.testing.assert_array_equal(positions, patch_positions(4, 6, merge=2))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [([], "it has 0 of 0 sizes"), ([(56, 56), (56, 84)], "it has 2 of 2 sizes")],
+)
+def test_the_frames_of_a_video_are_some_and_of_one_size(sizes, message):
+    with pytest.raises(UserError, match=message):
+        patchify_video([noise(*size) for size in sizes], make_settings())
 
 
 def test_patches_are_ordered_window_by_window():

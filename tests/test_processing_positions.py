@@ -20,9 +20,9 @@ def test_text_counts_on_along_all_axes():
 
 def test_an_image_advances_positions_by_its_longer_side_only():
     # Two words, an image of 2 rows and 3 columns, two words.
-    is_image = np.array([0, 0, 1, 1, 1, 1, 1, 1, 0, 0], bool)
+    is_visual = np.array([0, 0, 1, 1, 1, 1, 1, 1, 0, 0], bool)
     np.testing.assert_array_equal(
-        mrope_positions(is_image, [(2, 3)]),
+        mrope_positions(is_visual, [(1, 2, 3)]),
         [
             [0, 1, 2, 2, 2, 2, 2, 2, 5, 6],
             [0, 1, 2, 2, 2, 3, 3, 3, 5, 6],
@@ -31,8 +31,21 @@ def test_an_image_advances_positions_by_its_longer_side_only():
     )
 
 
+def test_the_steps_of_a_video_count_on_the_temporal_axis():
+    # A word, a video of 3 steps, 1 row and 2 columns, two words.
+    is_visual = np.array([0, 1, 1, 1, 1, 1, 1, 0, 0], bool)
+    np.testing.assert_array_equal(
+        mrope_positions(is_visual, [(3, 1, 2)]),
+        [
+            [0, 1, 1, 2, 2, 3, 3, 3, 4],
+            [0, 1, 1, 1, 1, 1, 1, 3, 4],
+            [0, 1, 2, 1, 2, 1, 2, 3, 4],
+        ],
+    )
+
+
 @functools.cache
-def _peer() -> Qwen2VLModel:
+def peer_model() -> Qwen2VLModel:
     with torch.device("meta"):  # its positions need no weights
         return Qwen2VLModel(
             Qwen2VLConfig(
@@ -52,28 +65,33 @@ def _peer() -> Qwen2VLModel:
         )  # fmt: skip
 
 
-# An image and the number of words before it: at least one, for the images of a prompt stand between
-# <|vision_start|> and <|vision_end|>.
-images = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 12), st.integers(1, 12)), max_size=4)
+# An image (one step) or a video, and the number of words before it: at least one, for what a prompt
+# shows stands between <|vision_start|> and <|vision_end|>.
+shown = st.lists(
+    st.tuples(
+        st.sampled_from(["image", "video"]),
+        st.integers(1, 9),
+        st.tuples(st.integers(1, 6), st.integers(1, 12), st.integers(1, 12)),
+    ),
+    max_size=4,
+)
 
 
 @settings(max_examples=200, deadline=None)
-@given(images=images, last=st.integers(1, 9))
-def test_positions_are_those_of_transformers(images, last):
-    is_image = np.concatenate(
-        [
-            *[[False] * words + [True] * (rows * columns) for words, rows, columns in images],
-            [False] * last,
-        ]
-    ).astype(bool)
-    grids = [(rows, columns) for _, rows, columns in images]
-    expected, deltas = _peer().get_rope_index(
-        torch.zeros(1, len(is_image), dtype=torch.long),
-        torch.tensor(is_image[None].astype(np.int32)),
-        image_grid_thw=torch.tensor([[1, 2 * rows, 2 * columns] for rows, columns in grids])
-        if grids
-        else None,
+@given(shown=shown, last=st.integers(1, 9))
+def test_positions_are_those_of_transformers(shown, last):
+    types, grids = [], {"image": [], "video": []}
+    for kind, words, (steps, rows, columns) in shown:
+        grid = (1 if kind == "image" else steps, rows, columns)
+        grids[kind].append([grid[0], 2 * rows, 2 * columns])
+        types += [0] * words + [1 + (kind == "video")] * int(np.prod(grid))
+    types = np.array(types + [0] * last, np.int32)
+    expected, deltas = peer_model().get_rope_index(
+        torch.zeros(1, len(types), dtype=torch.long),
+        torch.tensor(types[None]),
+        **{f"{kind}_grid_thw": torch.tensor(held) for kind, held in grids.items() if held},
     )
-    positions = mrope_positions(is_image, grids)
+    own = [(steps if kind == "video" else 1, *sides) for kind, _, (steps, *sides) in shown]
+    positions = mrope_positions(types > 0, own)
     np.testing.assert_array_equal(positions, expected[:, 0].numpy())
-    assert positions.max() + 1 - len(is_image) == deltas.item()
+    assert positions.max() + 1 - len(types) == deltas.item()

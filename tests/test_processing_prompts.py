@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from othink_jax.data.images import patchify
+from othink_jax.data.images import patchify, patchify_video
 from othink_jax.data.processing import PadTo, Processor
 from othink_jax.errors import UserError
 from tests.tiny_processor import noise, write_directory
@@ -98,9 +98,37 @@ def test_an_image_occupies_the_positions_of_its_grid(processor):
     np.testing.assert_array_equal(prompt.positions[:, after], [first + 4] * 3)
 
 
-def test_a_question_with_a_placeholder_of_its_own_is_refused(processor):
-    with pytest.raises(UserError, match=r"2 image placeholder\(s\), but there are 1"):
-        processor.encode("How many <|image_pad|>?", [noise(56, 56)])
+def test_a_video_takes_a_slot_for_each_two_frames(processor, text_of):
+    frames = [noise(84, 56, seed=number) for number in range(3)]  # 3 x 2 merge windows
+    content = [
+        {"type": "image", "image": noise(56, 56)},
+        {"type": "video", "video": frames},
+        {"type": "text", "text": "How many?"},
+    ]
+    prompt = processor.encode_chat([{"role": "user", "content": content}])
+    video = f"<|vision_start|>{'<|video_pad|>' * 12}<|vision_end|>"
+    assert f"<|im_start|>user\n{placeholders(4)}{video}How many?" in text_of(prompt.tokens)
+    assert [len(patches) for patches in prompt.patches] == [16, 24, 24]
+    steps, where = patchify_video(frames, processor.image_settings)
+    np.testing.assert_array_equal(prompt.patches[1:], steps)
+    np.testing.assert_array_equal(prompt.patch_positions[1:], [where, where])
+    shown = prompt.tokens == processor.video_token_id
+    first = int(np.argmax(shown))
+    np.testing.assert_array_equal(  # the image before it takes 2 positions for 4 tokens
+        prompt.positions[:, shown] - (first - 2),
+        [[0] * 6 + [1] * 6, [0, 0, 0, 1, 1, 1] * 2, [0, 1, 2] * 4],
+    )
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_a_question_with_a_placeholder_of_its_own_is_refused(processor, kind):
+    frame = noise(56, 56)
+    text = {"type": "text", "text": f"How many <|{kind}_pad|>?"}
+    shown = {"type": kind, kind: frame if kind == "image" else [frame]}
+    for parts, count in (([text], 0), ([shown, text], 1)):
+        message = rf"{count + 1} {kind} placeholder\(s\), but there are {count}"
+        with pytest.raises(UserError, match=message):
+            processor.encode_chat([{"role": "user", "content": parts}])
 
 
 def test_a_prompt_is_not_cut_by_limits_saved_with_the_tokenizer(tmp_path):

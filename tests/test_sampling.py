@@ -8,6 +8,7 @@ import torch
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 from transformers.generation.logits_process import (
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
@@ -166,21 +167,6 @@ def test_forbidden_tokens_never_occur(model, temperature):
     assert not np.isin(rollout.tokens[rollout.mask], (IMAGE, 21, 22, 23)).any()
 
 
-def test_greedy_takes_the_likeliest_token_each_time(model):
-    """Against a loop that runs the whole completion again for every token."""
-    graphdef, params = model
-    rollout = draw(model, temperature=0.0, group_size=1)
-    net = merge(graphdef, params)
-    _, prefix = net.prefill(PROMPTS)
-    logits = net.logits(prefix.last_hidden)[:, None]
-    tokens = np.zeros((3, 1, 0), np.int32)
-    for _ in range(LENGTH):
-        tokens = np.concatenate([tokens, np.asarray(logits.argmax(-1))[..., None]], axis=-1)
-        hidden, _ = net.extend(jnp.asarray(tokens), prefix)
-        logits = net.logits(hidden[:, :, -1])
-    assert np.array_equal(rollout.tokens[rollout.mask], tokens[rollout.mask])
-
-
 def test_entropy_is_that_of_the_next_token_distribution(model):
     graphdef, params = model
     rollout = draw(model)
@@ -236,16 +222,45 @@ def test_no_completion_ends_before_it_has_the_least_number_of_tokens(model, temp
     assert not np.isin(bound.tokens[..., :9], EOS).any()
 
 
-def test_drawn_frequencies_are_those_of_the_distribution(model):
-    """Chi-square of the first token over 4000 draws; 0.999 quantile of 23 degrees of freedom."""
+def transformers_probabilities(logits, *, temperature=1.0, top_k=VOCABULARY, top_p=1.0):
+    """What transformers draws from."""
+    scores = torch.tensor(np.asarray(logits))
+    scores = TemperatureLogitsWarper(temperature)(None, scores)
+    scores = TopKLogitsWarper(top_k)(None, scores)
+    if top_p < 1:
+        scores = TopPLogitsWarper(top_p)(None, scores)
+    return scores.double().softmax(dim=-1).numpy()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 0.6},
+        {"top_k": 4},
+        {"top_p": 0.7},
+        {"temperature": 1.5, "top_k": 9, "top_p": 0.8},
+    ],
+    ids=str,
+)
+def test_drawn_frequencies_are_those_of_the_distribution(model, settings):
+    """Chi-square of the first two tokens of 10,000 completions."""
+    count, row = 10_000, 1
+    drawn = draw(model, group_size=count, max_new_tokens=2, **settings).tokens[row]
     graphdef, params = model
-    drawn = draw(model, group_size=4000, max_new_tokens=1).tokens[1, :, 0]
     net = merge(graphdef, params)
     _, prefix = net.prefill(PROMPTS)
-    expected = 4000 * np.asarray(jax.nn.softmax(net.logits(prefix.last_hidden)))[1]
-    counts = np.bincount(drawn, minlength=VOCABULARY)
+    first = transformers_probabilities(net.logits(prefix.last_hidden)[row, None], **settings)[0]
+    every = jnp.broadcast_to(jnp.arange(VOCABULARY)[:, None], (3, VOCABULARY, 1))
+    hidden, _ = net.extend(every, prefix)
+    second = transformers_probabilities(net.logits(hidden[row, :, 0]), **settings)
+    second[list(EOS)] = np.eye(VOCABULARY)[0]  # nothing but padding follows an end token
+    expected = count * first[:, None] * second
+    counts = np.zeros_like(expected)
+    np.add.at(counts, tuple(drawn.T), 1)
+    assert not counts[expected == 0].any()
     often = expected >= 5
-    rest = [counts[~often].sum()], [max(expected[~often].sum(), 1e-9)]
-    observed = np.concatenate([counts[often], rest[0]])
-    wanted = np.concatenate([expected[often], rest[1]])
-    assert ((observed - wanted) ** 2 / np.maximum(wanted, 1)).sum() < 49.7
+    rest = [~often & (expected > 0)] if (~often & (expected > 0)).any() else []
+    cells = [counts[often], *(counts[few].sum(keepdims=True) for few in rest)]
+    wanted = [expected[often], *(expected[few].sum(keepdims=True) for few in rest)]
+    assert chisquare(np.concatenate(cells), np.concatenate(wanted)).pvalue > 1e-3

@@ -1,8 +1,9 @@
-"""Images to patches, as Qwen2-VL's image processor makes them, in numpy and PIL."""
+"""Images and videos to patches, as Qwen2-VL's image processor makes them, in numpy and PIL."""
 
 import dataclasses
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -97,26 +98,58 @@ def patchify(
 ) -> tuple[Float[np.ndarray, "K C"], Int[np.ndarray, "K 2"]]:
     """Normalised patches (float32) in merge-window order, and the row and column of each (int32).
 
-    The image is resized (bicubic), scaled to [0, 1], normalised, repeated to fill a temporal patch
-    and cut; a patch's numbers are ordered channel, frame, row, column.
+    An image is a video of one frame; see `patchify_video`.
     """
-    height, width = resized_shape(image.height, image.width, settings)
-    image = to_rgb(image)
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    steps, positions = patchify_video([image], settings)
+    return steps[0], positions
+
+
+def patchify_video(
+    frames: Sequence[Image.Image], settings: ImageSettings
+) -> tuple[Float[np.ndarray, "steps K C"], Int[np.ndarray, "K 2"]]:
+    """Normalised patches (float32) of each time step, and the row and column of each (int32).
+
+    Each frame is resized (bicubic), scaled to [0, 1] and normalised. `temporal_patch_size` frames
+    in a row make a step, and the last frame is repeated to fill the last one. A patch's numbers are
+    ordered channel, frame, row, column; patches are in merge-window order.
+
+    Raises:
+      UserError: there is no frame, their sizes differ, or they are too narrow.
+    """
+    sizes = {frame.size for frame in frames}
+    if len(sizes) != 1:
+        raise UserError(
+            f"a video needs frames, all of one size, but it has {len(frames)} of {len(sizes)} sizes"
+        )
+    ((width, height),) = sizes
+    height, width = resized_shape(height, width, settings)
+    rows, columns = height // settings.patch_size, width // settings.patch_size
+    cut = np.stack([_patches_of_frame(frame, height, width, settings) for frame in frames])
+    count = settings.temporal_patch_size
+    cut = np.concatenate([cut, np.repeat(cut[-1:], -len(frames) % count, axis=0)])
+    steps = cut.reshape(-1, count, *cut.shape[1:]).transpose(0, 2, 3, 1, 4, 5)
+    return (
+        steps.reshape(len(steps), rows * columns, -1),
+        patch_positions(rows, columns, settings.merge_size),
+    )
+
+
+def _patches_of_frame(
+    frame: Image.Image, height: int, width: int, settings: ImageSettings
+) -> Float[np.ndarray, "K 3 size size"]:
+    """Normalised patches in merge-window order; numbers are ordered channel, row, column."""
+    frame = to_rgb(frame)
+    if frame.size != (width, height):
+        frame = frame.resize((width, height), Image.Resampling.BICUBIC)
     # One multiplication and one subtraction a value: scale and shift are folded.
     scale = (1.0 / (255.0 * np.asarray(settings.std))).astype(np.float32)
     shift = (np.asarray(settings.mean) / np.asarray(settings.std)).astype(np.float32)
-    pixels = np.asarray(image, np.float32) * scale - shift
+    pixels = np.asarray(frame, np.float32) * scale - shift
     size, merge = settings.patch_size, settings.merge_size
-    rows, columns = height // size, width // size
-    cut = pixels.reshape(rows // merge, merge, size, columns // merge, merge, size, 3)
+    unit = size * merge
+    cut = pixels.reshape(height // unit, merge, size, width // unit, merge, size, 3)
     # window row, window column, patch row, patch column, channel, pixel row, pixel column
-    cut = cut.transpose(0, 3, 1, 4, 6, 2, 5)
-    frames = np.repeat(
-        cut.reshape(rows * columns, 3, 1, size, size), settings.temporal_patch_size, axis=2
-    )
-    return frames.reshape(rows * columns, -1), patch_positions(rows, columns, merge)
+    return cut.transpose(0, 3, 1, 4, 6, 2, 5).reshape(-1, 3, size, size)
 
 
 def patch_positions(rows: int, columns: int, merge: int) -> Int[np.ndarray, "K 2"]:

@@ -7,30 +7,30 @@ from jaxtyping import Bool, Int
 
 
 def mrope_positions(
-    is_image: Bool[np.ndarray, " p"], grids: Sequence[tuple[int, int]]
+    is_visual: Bool[np.ndarray, " p"], grids: Sequence[tuple[int, int, int]]
 ) -> Int[np.ndarray, "3 p"]:
     """M-RoPE positions (Qwen2-VL, section 2.1): temporal, height and width of each token.
 
-    Text counts on along all three axes. An image's tokens share one temporal position, and their
-    rows and columns count from there; text after it goes on past the largest of them.
+    Text counts on along all three axes. The time steps, rows and columns of an image (one step) or
+    a video count from where the text before it ended; text after it goes on past the larger of rows
+    and columns. So has transformers 5: a video of more steps than rows and columns reaches, on the
+    temporal axis, beyond the text that follows it. (The paper counts on past the steps as well.)
 
     Args:
-      is_image: true at the placeholders, one a merge window.
-      grids: rows and columns of merge windows of each image, in order.
+      is_visual: true at the placeholders, one a merge window and time step.
+      grids: time steps, rows and columns of merge windows of each image or video, in order.
 
     Returns:
       int32 positions.
     """
-    positions = np.zeros((3, len(is_image)), np.int32)
+    positions = np.zeros((3, len(is_visual)), np.int32)
     token, following = 0, 0
-    for rows, columns in grids:
-        start = token + int(np.argmax(is_image[token:]))
+    for grid in grids:
+        start = token + int(np.argmax(is_visual[token:]))
         positions[:, token:start] = following + np.arange(start - token)
         following += start - token
-        token = start + rows * columns
-        positions[0, start:token] = following
-        positions[1, start:token] = following + np.repeat(np.arange(rows), columns)
-        positions[2, start:token] = following + np.tile(np.arange(columns), rows)
-        following += max(rows, columns)
-    positions[:, token:] = following + np.arange(len(is_image) - token)
+        token = start + int(np.prod(grid))
+        positions[:, start:token] = following + np.indices(grid).reshape(3, -1)
+        following += max(grid[1:])
+    positions[:, token:] = following + np.arange(len(is_visual) - token)
     return positions

@@ -1,4 +1,4 @@
-"""Questions and images to `Prompts`, without torch."""
+"""Questions, images and videos to `Prompts`, without torch."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-from othink_jax.data.images import ImageSettings, patchify
+from othink_jax.data.images import ImageSettings, patchify_video
 from othink_jax.data.images import open_image as open_image
 from othink_jax.data.positions import mrope_positions
 from othink_jax.data.processor_files import (
@@ -36,7 +36,7 @@ class EncodedPrompt:
 
     tokens: Int[np.ndarray, " p"]  # int32, image placeholders expanded
     positions: Int[np.ndarray, "3 p"]  # int32 M-RoPE positions
-    patches: tuple[Float[np.ndarray, "_ C"], ...]  # float32, one array an image; see `Prompts`
+    patches: tuple[Float[np.ndarray, "_ C"], ...]  # float32, one array an image slot
     patch_positions: tuple[Int[np.ndarray, "_ 2"], ...]  # int32
 
 
@@ -63,6 +63,7 @@ class Processor:
         self.eos_token_ids = eos_token_ids
         self.pad_token_id = self._id(tokenizer.pad_token)
         self.image_token_id = self._id("<|image_pad|>")
+        self.video_token_id = self._id("<|video_pad|>")
         # A completion that held one of these would have to have images, or would open a turn.
         forbidden = {self._id(token) for token in _NEVER_SAMPLED}
         self.never_sampled = tuple(sorted(forbidden - set(eos_token_ids)))
@@ -104,42 +105,46 @@ class Processor:
 
         Args:
           messages: a dict a turn, with `role` and `content`: a string, or a list of
-            `{"type": "text", "text": ...}` and `{"type": "image", "image": <PIL image>}`.
+            `{"type": "text", "text": ...}`, `{"type": "image", "image": <PIL image>}` and
+            `{"type": "video", "video": [<PIL image>, ...]}`, the frames that are to be seen.
 
         Raises:
-          UserError: the text holds image placeholders of its own, or an image is too narrow.
+          UserError: the text holds placeholders of its own, an image is too narrow, or the frames
+            of a video are none or differ in size.
         """
         turns: list[Any] = list(messages)
         text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        images = [
-            part["image"]
-            for turn in messages
-            if not isinstance(turn["content"], str)
-            for part in turn["content"]
-            if part["type"] == "image"
-        ]
         # The Rust tokenizer itself: its encode changes nothing, so threads may share it.
         encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
         short = np.asarray(encoding.ids, np.int32)
-        placeholders = int((short == self.image_token_id).sum())
-        if placeholders != len(images):
-            raise UserError(
-                f"the text has {placeholders} image placeholder(s), but there are {len(images)}"
-                " image(s)"
-            )
-        made = [patchify(image, self.image_settings) for image in images]
+        visuals = _visuals(messages)
+        self._check_placeholders(short, [kind for kind, _ in visuals])
+        made = [patchify_video(frames, self.image_settings) for _, frames in visuals]
         merge = self.image_settings.merge_size
-        # The last patch of an image stands in its last row and last column.
-        grids = [tuple(((where[-1] + 1) // merge).tolist()) for _, where in made]
+        # The last patch of a frame stands in its last row and last column.
+        grids = [(len(steps), *((where[-1] + 1) // merge).tolist()) for steps, where in made]
         counts = np.ones(len(short), np.int64)
-        counts[short == self.image_token_id] = [rows * columns for rows, columns in grids]
+        counts[self._is_visual(short)] = [math.prod(grid) for grid in grids]
         tokens = np.repeat(short, counts)
         return EncodedPrompt(
             tokens=tokens,
-            positions=mrope_positions(tokens == self.image_token_id, grids),
-            patches=tuple(patches for patches, _ in made),
-            patch_positions=tuple(where for _, where in made),
+            positions=mrope_positions(self._is_visual(tokens), grids),
+            patches=tuple(step for steps, _ in made for step in steps),
+            patch_positions=tuple(where for steps, where in made for _ in steps),
         )
+
+    def _is_visual(self, tokens: Int[np.ndarray, " p"]) -> Bool[np.ndarray, " p"]:
+        """Where the placeholders stand."""
+        return (tokens == self.image_token_id) | (tokens == self.video_token_id)
+
+    def _check_placeholders(self, tokens: Int[np.ndarray, " p"], kinds: list[str]) -> None:
+        ids = {"image": self.image_token_id, "video": self.video_token_id}
+        for kind, token in ids.items():
+            found, wanted = int((tokens == token).sum()), kinds.count(kind)
+            if found != wanted:
+                raise UserError(
+                    f"the text has {found} {kind} placeholder(s), but there are {wanted} {kind}(s)"
+                )
 
     def batch(self, encoded: Sequence[EncodedPrompt], *, pad: PadTo | None = None) -> Prompts:
         """Pad prompts on the right into one batch of numpy arrays.
@@ -193,7 +198,7 @@ class Processor:
             prompts.patch_mask[row, slot, : len(image)] = True
         # Placeholders and real merged patches stand in the same order, so they pair up in turn.
         windows = prompts.patch_mask[row].reshape(-1, self.image_settings.merge_size**2)[:, 0]
-        where = np.flatnonzero(prompt.tokens == self.image_token_id)
+        where = np.flatnonzero(self._is_visual(prompt.tokens))
         prompts.image_index[row, where] = np.flatnonzero(windows)
 
     def decode(
@@ -202,6 +207,21 @@ class Processor:
         """The text of a completion; special tokens are left out."""
         kept = tokens if mask is None else tokens[mask]
         return self.tokenizer.backend_tokenizer.decode(kept.tolist(), skip_special_tokens=True)
+
+
+def _visuals(messages: Sequence[Mapping[str, Any]]) -> list[tuple[str, Sequence[Image.Image]]]:
+    """Kind and frames of each image and video of a chat, in order; an image has one frame."""
+    parts = [
+        part
+        for turn in messages
+        if not isinstance(turn["content"], str)
+        for part in turn["content"]
+    ]
+    return [
+        (part["type"], [part["image"]] if part["type"] == "image" else part["video"])
+        for part in parts
+        if part["type"] in ("image", "video")
+    ]
 
 
 def _check_fit(prompt: EncodedPrompt, pad: PadTo) -> None:

@@ -1,0 +1,142 @@
+"""Greedy tokens and processed logits are those of transformers' `generate`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen2VLForConditionalGeneration
+
+from othink_jax.checkpoint import hf
+from othink_jax.checkpoint.load import load
+from othink_jax.config import SamplingConfig
+from othink_jax.data.synthetic import generate
+from othink_jax.model.qwen2_vl import merge
+from othink_jax.sampling import processed_logits, prompt_keys, sample
+from tests.parity_cases import CHATS, turn, write_random_model
+from tests.peers import PeerProcessor, pad_left
+
+NEW_TOKENS = 64
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """Random weights whose greedy tokens do not run in short circles.
+
+    They would if the last token alone decided; here attention outweighs it and is sharp.
+    """
+    directory = write_random_model(tmp_path_factory.mktemp("model"), tied=False, seed=1)
+    peer = Qwen2VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
+    for name, parameter in peer.named_parameters():
+        for part, factor in {"q_proj.weight": 4, "k_proj.weight": 4, "o_proj": 8}.items():
+            parameter.data *= factor if part in name else 1
+    peer.save_pretrained(directory)
+    return directory
+
+
+def embedded_chats():
+    counting, geometry = (generate(task, "test", 7) for task in ("counting", "geometry"))
+    question = "Describe the image."
+    return [
+        [turn(*counting.images, counting.question)],
+        [turn(*geometry.images, f"{geometry.question} Think, then answer.")],
+        [turn(question)],
+        [turn(*counting.images, *geometry.images, question)],
+        [turn(*counting.images, question), turn("3", role="assistant"), turn("Which?")],
+    ]
+
+
+def their_tokens(directory, chats):
+    """Greedy tokens of a batch, padded on the left, and the margin of each over its runner-up."""
+    processor = PeerProcessor(directory)
+    batch = pad_left([processor(chat) for chat in chats], processor.tokenizer.pad_token_id)
+    peer = Qwen2VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
+    made = peer.generate(
+        **batch,
+        do_sample=False,
+        max_new_tokens=NEW_TOKENS,
+        eos_token_id=None,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    best = torch.stack(made.logits, dim=1).topk(2).values
+    return made.sequences[:, batch["input_ids"].shape[1] :].numpy(), best[..., 0] - best[..., 1]
+
+
+def our_tokens(directory, chats):
+    ours = load(directory)
+    prompts = ours.processor.batch([ours.processor.encode_chat(chat) for chat in chats])
+    assert len(set(prompts.mask.sum(axis=1).tolist())) >= 5  # different lengths
+
+    @jax.jit
+    def greedy(params, prompts, keys):
+        return sample(
+            merge(ours.graphdef, params),
+            prompts,
+            keys,
+            group_size=1,
+            config=SamplingConfig(temperature=0.0, max_new_tokens=NEW_TOKENS),
+            eos_token_ids=(),
+        )
+
+    return greedy(ours.params, prompts, prompt_keys(0, 0, len(chats))).tokens[:, 0]
+
+
+@pytest.mark.parametrize("model", ["random", "embedded"])
+def test_greedy_tokens_of_a_mixed_batch_are_those_of_generate(model, directory):
+    if model == "embedded":
+        directory, chats = hf.resolve("tiny"), embedded_chats()
+    else:
+        chats = list(CHATS.values())
+    expected, margin = their_tokens(directory, chats)
+    assert margin.min() > 1e-4  # ten times what the logits differ by: no tie decides
+    if model == "random":
+        assert all(len(set(row)) >= 8 for row in expected.tolist())
+    np.testing.assert_array_equal(our_tokens(directory, chats), expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.5},
+        {"top_k": 5, "repetition_penalty": 1.7},
+        {"temperature": 1.3, "top_k": 40, "top_p": 0.8},
+        {"temperature": 0.7, "top_k": 30, "top_p": 0.9, "repetition_penalty": 0.6},
+    ],
+    ids=str,
+)
+def test_distributions_before_sampling_are_those_of_generate(directory, settings):
+    """With end tokens forbidden for the first tokens, and others for all of them."""
+    settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0} | settings
+    least, ends, forbidden = 6, [5, 9], [11, 12, 13]
+    prompt = PeerProcessor(directory)(CHATS["several images"])
+    peer = Qwen2VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
+    torch.manual_seed(0)
+    made = peer.generate(
+        **prompt,
+        **settings,
+        do_sample=True,
+        num_return_sequences=4,
+        max_new_tokens=12,
+        min_new_tokens=least,
+        eos_token_id=ends,
+        pad_token_id=0,
+        suppress_tokens=forbidden,
+        output_logits=True,
+        output_scores=True,
+        return_dict_in_generate=True,
+    )
+    length = prompt["input_ids"].shape[1]
+    config = SamplingConfig(**settings, min_new_tokens=least)
+    for step, (logits, scores) in enumerate(zip(made.logits, made.scores, strict=True)):
+        seen = np.zeros(logits.shape, bool)
+        np.put_along_axis(seen, made.sequences[:, : length + step].numpy(), True, axis=1)
+        ours = processed_logits(
+            jnp.asarray(logits.numpy()),
+            config,
+            forbidden + (ends if step < least else []),
+            seen=None if config.repetition_penalty == 1 else jnp.asarray(seen),
+        )
+        np.testing.assert_allclose(
+            jax.nn.softmax(ours), scores.softmax(dim=-1).numpy(), rtol=0, atol=1e-6
+        )
