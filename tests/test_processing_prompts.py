@@ -120,6 +120,20 @@ def test_a_video_takes_a_slot_for_each_two_frames(processor, text_of):
     )
 
 
+def test_a_video_takes_the_time_it_lasts_where_the_model_tells_time(processor, tmp_path):
+    timed = Processor.from_pretrained(write_directory(tmp_path / "timed"), tokens_per_second=2)
+    video = {"type": "video", "video": [noise(56, 56, seed=i) for i in range(6)]}  # three steps
+
+    def times(processor, **more):
+        encoded = processor.encode_chat([{"role": "user", "content": [video | more]}])
+        here = encoded.tokens == processor.video_token_id
+        return np.unique(encoded.positions[0, here] - encoded.positions[0, here].min()).tolist()
+
+    assert times(processor, fps=0.5) == [0, 1, 2]
+    assert times(timed) == [0, 2, 4]  # two frames a second: a step lasts one
+    assert times(timed, fps=0.5) == [0, 8, 16]
+
+
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_a_question_with_a_placeholder_of_its_own_is_refused(processor, kind):
     frame = noise(56, 56)

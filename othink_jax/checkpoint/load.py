@@ -108,7 +108,13 @@ def load_processor(
     max_pixels: int | None = None,
 ) -> Processor:
     """Tokenizer and image settings that lie beside a model; raises UserError if not its own."""
-    processor = Processor.from_pretrained(directory, min_pixels=min_pixels, max_pixels=max_pixels)
+    windows = config.vision.windows
+    processor = Processor.from_pretrained(
+        directory,
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
+        tokens_per_second=None if windows is None else windows.tokens_per_second,
+    )
     if processor.image_token_id != config.image_token_id:
         raise UserError(
             f"{directory}: the tokenizer's image placeholder is {processor.image_token_id}, but"

@@ -7,7 +7,9 @@ from jaxtyping import Bool, Int
 
 
 def mrope_positions(
-    is_visual: Bool[np.ndarray, " p"], grids: Sequence[tuple[int, int, int]]
+    is_visual: Bool[np.ndarray, " p"],
+    grids: Sequence[tuple[int, int, int]],
+    intervals: Sequence[float] | None = None,
 ) -> Int[np.ndarray, "3 p"]:
     """M-RoPE positions (Qwen2-VL, section 2.1): temporal, height and width of each token.
 
@@ -19,18 +21,22 @@ def mrope_positions(
     Args:
       is_visual: true at the placeholders, one a merge window and time step.
       grids: time steps, rows and columns of merge windows of each image or video, in order.
+      intervals: how far the time steps of each are apart, rounded down step by step (Qwen2.5-VL,
+        arXiv 2502.13923, section 2.1.3: absolute time); one position if not given.
 
     Returns:
       int32 positions.
     """
     positions = np.zeros((3, len(is_visual)), np.int32)
     token, following = 0, 0
-    for grid in grids:
+    for grid, interval in zip(grids, intervals or [1] * len(grids), strict=True):
         start = token + int(np.argmax(is_visual[token:]))
         positions[:, token:start] = following + np.arange(start - token)
         following += start - token
         token = start + int(np.prod(grid))
-        positions[:, start:token] = following + np.indices(grid).reshape(3, -1)
+        steps, rows, columns = np.indices(grid).reshape(3, -1)
+        steps = np.floor(steps * interval)
+        positions[:, start:token] = following + np.stack([steps, rows, columns])
         following += max(grid[1:])
     positions[:, token:] = following + np.arange(len(is_visual) - token)
     return positions

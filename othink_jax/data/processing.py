@@ -24,6 +24,7 @@ from othink_jax.types import Prompts
 
 _PROMPT_BUCKET = 32  # prompt lengths are padded to a multiple of this
 _PATCH_BUCKET = 64  # patches of an image, likewise
+_FPS = 2.0  # frames a second of a video that does not say
 _NEVER_SAMPLED = (
     *("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
     *("<|image_pad|>", "<|video_pad|>"),
@@ -57,10 +58,12 @@ class Processor:
         tokenizer: PreTrainedTokenizerFast,
         image_settings: ImageSettings,
         eos_token_ids: tuple[int, ...],
+        tokens_per_second: float | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.image_settings = image_settings
         self.eos_token_ids = eos_token_ids
+        self.tokens_per_second = tokens_per_second
         self.pad_token_id = self._id(tokenizer.pad_token)
         self.image_token_id = self._id("<|image_pad|>")
         self.video_token_id = self._id("<|video_pad|>")
@@ -76,13 +79,20 @@ class Processor:
 
     @classmethod
     def from_pretrained(
-        cls, directory: Path, *, min_pixels: int | None = None, max_pixels: int | None = None
+        cls,
+        directory: Path,
+        *,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        tokens_per_second: float | None = None,
     ) -> Self:
         """Read tokenizer, chat template and image settings of a model directory.
 
         Args:
           directory: with tokenizer.json, a chat template and preprocessor_config.json.
           min_pixels, max_pixels: bounds of an image's size instead of the model's own.
+          tokens_per_second: positions that a second of a video takes (Qwen2.5-VL); None gives every
+            time step one (Qwen2-VL).
 
         Raises:
           UserError: a file is missing or broken, or the tokenizer lacks a vision token.
@@ -92,6 +102,7 @@ class Processor:
             tokenizer,
             read_image_settings(directory, min_pixels=min_pixels, max_pixels=max_pixels),
             read_eos_token_ids(directory, tokenizer),
+            tokens_per_second,
         )
 
     def encode(self, question: str, images: Sequence[Image.Image]) -> EncodedPrompt:
@@ -106,7 +117,8 @@ class Processor:
         Args:
           messages: a dict a turn, with `role` and `content`: a string, or a list of
             `{"type": "text", "text": ...}`, `{"type": "image", "image": <PIL image>}` and
-            `{"type": "video", "video": [<PIL image>, ...]}`, the frames that are to be seen.
+            `{"type": "video", "video": [<PIL image>, ...]}`, the frames that are to be seen. Such a
+            part may hold `fps`, frames a second, 2 if not given; only Qwen2.5-VL asks for it.
 
         Raises:
           UserError: the text holds placeholders of its own, an image is too narrow, or the frames
@@ -118,8 +130,8 @@ class Processor:
         encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
         short = np.asarray(encoding.ids, np.int32)
         visuals = _visuals(messages)
-        self._check_placeholders(short, [kind for kind, _ in visuals])
-        made = [patchify_video(frames, self.image_settings) for _, frames in visuals]
+        self._check_placeholders(short, [part["type"] for part in visuals])
+        made = [patchify_video(_frames(part), self.image_settings) for part in visuals]
         merge = self.image_settings.merge_size
         # The last patch of a frame stands in its last row and last column.
         grids = [(len(steps), *((where[-1] + 1) // merge).tolist()) for steps, where in made]
@@ -128,7 +140,9 @@ class Processor:
         tokens = np.repeat(short, counts)
         return EncodedPrompt(
             tokens=tokens,
-            positions=mrope_positions(self._is_visual(tokens), grids),
+            positions=mrope_positions(
+                self._is_visual(tokens), grids, [self._interval(part) for part in visuals]
+            ),
             patches=tuple(step for steps, _ in made for step in steps),
             patch_positions=tuple(where for steps, where in made for _ in steps),
         )
@@ -136,6 +150,13 @@ class Processor:
     def _is_visual(self, tokens: Int[np.ndarray, " p"]) -> Bool[np.ndarray, " p"]:
         """Where the placeholders stand."""
         return (tokens == self.image_token_id) | (tokens == self.video_token_id)
+
+    def _interval(self, part: Mapping[str, Any]) -> float:
+        """How many temporal positions the steps of an image or video are apart."""
+        if part["type"] == "image" or self.tokens_per_second is None:
+            return 1
+        frames_per_second = part.get("fps", _FPS)
+        return self.tokens_per_second * self.image_settings.temporal_patch_size / frames_per_second
 
     def _check_placeholders(self, tokens: Int[np.ndarray, " p"], kinds: list[str]) -> None:
         ids = {"image": self.image_token_id, "video": self.video_token_id}
@@ -209,19 +230,20 @@ class Processor:
         return self.tokenizer.backend_tokenizer.decode(kept.tolist(), skip_special_tokens=True)
 
 
-def _visuals(messages: Sequence[Mapping[str, Any]]) -> list[tuple[str, Sequence[Image.Image]]]:
-    """Kind and frames of each image and video of a chat, in order; an image has one frame."""
-    parts = [
+def _visuals(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The images and videos of a chat, in order."""
+    return [
         part
         for turn in messages
         if not isinstance(turn["content"], str)
         for part in turn["content"]
-    ]
-    return [
-        (part["type"], [part["image"]] if part["type"] == "image" else part["video"])
-        for part in parts
         if part["type"] in ("image", "video")
     ]
+
+
+def _frames(part: Mapping[str, Any]) -> Sequence[Image.Image]:
+    """Those of a video; an image has one."""
+    return [part["image"]] if part["type"] == "image" else part["video"]
 
 
 def _check_fit(prompt: EncodedPrompt, pad: PadTo) -> None:
