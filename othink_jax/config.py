@@ -220,11 +220,19 @@ class DataConfig:
 class ParallelConfig:
     """How one update is spread over devices."""
 
-    strategy: Literal["jit", "pmap"] = "jit"  # jit: one device; pmap: replicas, prompts divided
-    devices: int | None = None  # how many (pmap); all that are visible if not given
+    # jit: one device; pmap: a replica on each device, prompts divided; mesh: parameters and moments
+    # divided as well
+    strategy: Literal["jit", "pmap", "mesh"] = "jit"
+    devices: int | None = None  # how many (pmap, mesh); all that are visible if not given
+    tensor: int = 1  # devices that every layer is cut over (mesh); prompts are cut over the others
 
     def __post_init__(self) -> None:
         _require(self.devices is None or self.devices >= 1, "devices must be >= 1")
+        _require(self.tensor >= 1, f"tensor must be >= 1, got {self.tensor}")
+        _require(
+            self.tensor == 1 or self.strategy == "mesh",
+            f"--tensor {self.tensor} needs --strategy mesh",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from othink_jax.config import ParallelConfig
 from othink_jax.errors import UserError
+from othink_jax.model.sharding import FSDP, TENSOR, shardings
 from othink_jax.training.state import TrainState
 
 AXIS = "batch"  # name of the axis over which `pmap` averages
@@ -43,9 +45,18 @@ class Parallel(abc.ABC):
         On one device it is the argument itself, so `update` ends its life too.
         """
 
-    @abc.abstractmethod
+    @property
+    def batch_shards(self) -> int:
+        """How many pieces a batch is cut into."""
+        return len(self.devices)
+
     def check_batch(self, size: int) -> None:
-        """Refuse a number of prompts (B) that does not divide over the devices, with UserError."""
+        """Refuse a number of prompts (B) that cannot be cut evenly, with UserError."""
+        count = self.batch_shards
+        if size % count:
+            raise UserError(
+                f"{size} prompts do not divide over {count} devices: make it a multiple of {count}"
+            )
 
     @abc.abstractmethod
     def shard(self, batch: _T) -> _T:
@@ -81,14 +92,15 @@ def make_parallel(config: ParallelConfig) -> Parallel:
     """The implementation that the settings ask for, on this machine's devices.
 
     Raises:
-        UserError: more devices are asked for than there are, or several without `pmap`.
+        UserError: more devices are asked for than there are, several with `jit`, or so many that
+            they do not divide by `tensor`.
     """
     visible = jax.local_devices()
     if config.strategy == "jit":
         if config.devices not in (None, 1):
             raise UserError(
                 f"--strategy jit uses one device, but --devices is {config.devices}:"
-                " use --strategy pmap"
+                " use --strategy pmap or mesh"
             )
         return OneDevice(visible[0])
     count = len(visible) if config.devices is None else config.devices
@@ -97,7 +109,12 @@ def make_parallel(config: ParallelConfig) -> Parallel:
             f"--devices is {count}, but only {len(visible)} {visible[0].platform} device(s)"
             " are visible"
         )
-    return Replicas(tuple(visible[:count]))
+    devices = tuple(visible[:count])
+    if config.strategy == "pmap":
+        return Replicas(devices)
+    if count % config.tensor:
+        raise UserError(f"{count} devices do not divide by --tensor {config.tensor}")
+    return Sharded(devices, tensor=config.tensor)
 
 
 class OneDevice(Parallel):
@@ -111,9 +128,6 @@ class OneDevice(Parallel):
 
     def unreplicate(self, tree: _T) -> _T:
         return tree
-
-    def check_batch(self, size: int) -> None:
-        """Every size fits."""
 
     def shard(self, batch: _T) -> _T:
         return jax.device_put(batch, self.devices[0])
@@ -152,13 +166,6 @@ class Replicas(Parallel):
         # Not x[0], which gathers from all devices.
         return jax.tree.map(lambda x: x.addressable_shards[0].data[0], tree)
 
-    def check_batch(self, size: int) -> None:
-        count = len(self.devices)
-        if size % count:
-            raise UserError(
-                f"{size} prompts do not divide over {count} devices: make it a multiple of {count}"
-            )
-
     def shard(self, batch: _T) -> _T:
         def cut(x: Any) -> jax.Array:
             self.check_batch(x.shape[0])
@@ -185,3 +192,50 @@ class Replicas(Parallel):
 
     def apply(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         return jax.pmap(fn, axis_name=AXIS, devices=self.devices)
+
+
+class Sharded(Parallel):
+    """`jit` over a mesh: states cut over all devices, the prompts of a batch over its first axis.
+
+    The compiler adds what the devices have to tell each other (GSPMD); the numbers are those of one
+    device. How parameters are cut is written in `model.sharding`.
+    """
+
+    def __init__(self, devices: tuple[jax.Device, ...], *, tensor: int) -> None:
+        self.devices = devices
+        self._mesh = Mesh(np.array(devices).reshape(-1, tensor), (FSDP, TENSOR))
+        self._rows = NamedSharding(self._mesh, PartitionSpec(FSDP))
+
+    @property
+    def batch_shards(self) -> int:
+        return self._mesh.shape[FSDP]
+
+    def replicate(self, tree: _T) -> _T:
+        # `may_alias=False` does not keep a piece on the argument's own device from sharing it.
+        return jax.tree.map(
+            lambda x, sharding: jax.device_put(jnp.copy(x), sharding),
+            tree,
+            shardings(tree, self._mesh),
+        )
+
+    def unreplicate(self, tree: _T) -> _T:
+        return tree
+
+    def shard(self, batch: _T) -> _T:
+        for leaf in jax.tree.leaves(batch):
+            self.check_batch(leaf.shape[0])
+        return jax.device_put(batch, self._rows)
+
+    def gather(self, batch: PyTree) -> PyTree:
+        return jax.device_get(batch)
+
+    def update(self, fn: Callable[..., Any]) -> Callable[[TrainState, Any], Any]:
+        def update(state: TrainState, batch: Any) -> tuple[TrainState, Any]:
+            state, metrics = fn(state, batch, axis_name=None)
+            # Cut as it came: only then is it overwritten in place.
+            return jax.lax.with_sharding_constraint(state, shardings(state, self._mesh)), metrics
+
+        return jax.jit(update, donate_argnums=0)
+
+    def apply(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.jit(fn, out_shardings=self._rows)
