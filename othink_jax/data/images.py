@@ -110,7 +110,7 @@ def patchify_video(
     """Normalised patches (float32) of each time step, and the row and column of each (int32).
 
     Each frame is resized (bicubic), scaled to [0, 1] and normalised. `temporal_patch_size` frames
-    in a row make a step, and the last frame is repeated to fill the last one. A patch's numbers are
+    in a row make a step; the last frame is repeated to fill the last one. A patch's numbers are
     ordered channel, frame, row, column; patches are in merge-window order.
 
     Raises:
@@ -123,13 +123,14 @@ def patchify_video(
         )
     ((width, height),) = sizes
     height, width = resized_shape(height, width, settings)
-    rows, columns = height // settings.patch_size, width // settings.patch_size
-    cut = np.stack([_patches_of_frame(frame, height, width, settings) for frame in frames])
-    count = settings.temporal_patch_size
-    cut = np.concatenate([cut, np.repeat(cut[-1:], -len(frames) % count, axis=0)])
-    steps = cut.reshape(-1, count, *cut.shape[1:]).transpose(0, 2, 3, 1, 4, 5)
+    cut = [_patches_of_frame(frame, height, width, settings) for frame in frames]
+    count, size = settings.temporal_patch_size, settings.patch_size
+    cut += cut[-1:] * (-len(cut) % count)
+    rows, columns = height // size, width // size
+    # step, frame, patch, channel, pixels
+    steps = np.stack(cut).reshape(-1, count, rows * columns, 3, size**2)
     return (
-        steps.reshape(len(steps), rows * columns, -1),
+        steps.transpose(0, 2, 3, 1, 4).reshape(len(steps), rows * columns, -1),
         patch_positions(rows, columns, settings.merge_size),
     )
 

@@ -15,8 +15,8 @@ def mrope_positions(
 
     Text counts on along all three axes. The time steps, rows and columns of an image (one step) or
     a video count from where the text before it ended; text after it goes on past the larger of rows
-    and columns. So has transformers 5: a video of more steps than rows and columns reaches, on the
-    temporal axis, beyond the text that follows it. (The paper counts on past the steps as well.)
+    and columns, as in transformers 5. A video of more steps than that reaches, on the temporal
+    axis, beyond the start of the text after it. (In the paper text goes on past the steps too.)
 
     Args:
       is_visual: true at the placeholders, one a merge window and time step.

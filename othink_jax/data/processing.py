@@ -35,7 +35,7 @@ _NEVER_SAMPLED = (
 class EncodedPrompt:
     """One prompt as the model reads it, not yet padded."""
 
-    tokens: Int[np.ndarray, " p"]  # int32, image placeholders expanded
+    tokens: Int[np.ndarray, " p"]  # int32, placeholders expanded
     positions: Int[np.ndarray, "3 p"]  # int32 M-RoPE positions
     patches: tuple[Float[np.ndarray, "_ C"], ...]  # float32, one array an image slot
     patch_positions: tuple[Int[np.ndarray, "_ 2"], ...]  # int32
