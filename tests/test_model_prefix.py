@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from othink_jax.checkpoint.load import abstract_model
-from othink_jax.model.log_probs import completion_logp, token_logp
+from othink_jax.model.log_probs import completion_logp
 from othink_jax.model.qwen2_vl import init_cache, merge
 from othink_jax.model.stack import stack_layers
 from tests.model_cases import (
@@ -214,38 +213,6 @@ def test_scanned_layers_give_the_numbers_of_unrolled_ones(prompts, completions):
         return model.extend(completions[..., 2:3], prefix, cache)
 
     close_trees(decode(scanned, params), decode(GRAPHDEF, PARAMS), 1e-5)
-
-
-# Log-probabilities a chunk at a time
-
-
-@pytest.mark.parametrize("chunk", [7, 15], ids=["cut in the middle", "cut evenly"])
-def test_log_probs_do_not_depend_on_the_chunk(prompts, completions, chunk):
-    def logp(params, prompts, completions):
-        return completion_logp(merge(GRAPHDEF, params), prompts, completions, chunk=chunk)
-
-    _, found, gradient = loss_and_gradient(logp)(PARAMS, prompts, completions, WEIGHT)
-    _, expected, reference = own_gradient(PARAMS, prompts, completions, WEIGHT)
-    close(found, expected, 1e-5)
-    close_trees(gradient, reference, 1e-4)
-
-
-@pytest.mark.parametrize(("chunk", "exists"), [(5, False), (1000, True)])
-def test_logits_of_all_tokens_never_exist_at_one_time(chunk, exists):
-    hidden = jnp.ones((45, CONFIG.text.hidden_size))
-
-    def loss(params, hidden):
-        model = merge(GRAPHDEF, params)
-        return token_logp(model, hidden, jnp.zeros(45, jnp.int32), chunk).sum()
-
-    program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(PARAMS, hidden).compile().as_text()
-    sizes = {
-        int(np.prod([int(side) for side in shape.split(",")]))
-        for shape in re.findall(r"f32\[([\d,]+)\]", program)
-        if str(VOCAB) in shape.split(",")
-    }
-    assert (45 * VOCAB in sizes) == exists
-    assert max(sizes) <= (45 if exists else CONFIG.text.hidden_size) * VOCAB
 
 
 # Padding

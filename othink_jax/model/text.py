@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, Int
 
 from othink_jax.model.attention import attention, shared_prefix_attention
 from othink_jax.model.config import TextConfig
-from othink_jax.model.linear import Linear
+from othink_jax.model.linear import Embed, Linear
+from othink_jax.model.precision import wide_einsum
 from othink_jax.model.rope import rotate, text_angles
 from othink_jax.model.stack import make_stack, run_stack
 from othink_jax.types import Array
@@ -91,7 +92,7 @@ class TextTower(nnx.Module):
         self, config: TextConfig, *, tied: bool, rngs: nnx.Rngs, scan_layers: bool, **dtypes: Any
     ) -> None:
         self.config = config
-        self.embed = nnx.Embed(config.vocab_size, config.hidden_size, rngs=rngs, **dtypes)
+        self.embed = Embed(config.vocab_size, config.hidden_size, rngs=rngs, **dtypes)
         self.layers = make_stack(
             lambda rngs: TextBlock(config, rngs=rngs, **dtypes),
             config.num_hidden_layers,
@@ -142,5 +143,4 @@ class TextTower(nnx.Module):
     def logits(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:
         """Next-token logits, accumulated and returned in f32."""
         kernel = self.embed.embedding[...].T if self.tied else self.head.kernel[...]
-        kernel = kernel.astype(hidden.dtype)
-        return jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+        return wide_einsum("...d,dv->...v", hidden, kernel.astype(hidden.dtype))
