@@ -27,6 +27,7 @@ from tests.model_cases import (
 )
 
 MODES = get_args(Mode)
+CONFIG = make_config(heads=2, kv_heads=1, section=(1, 2, 1))
 FAST_TO_COMPILE = {"xla_backend_optimization_level": 0}  # half the time, the same numbers
 
 
@@ -34,7 +35,7 @@ FAST_TO_COMPILE = {"xla_backend_optimization_level": 0}  # half the time, the sa
 class Setup:
     """Shapes of a model and of a batch of ragged prompts and completions."""
 
-    config: Qwen2VLConfig = make_config(heads=2, kv_heads=1, section=(1, 2, 1))
+    config: Qwen2VLConfig = CONFIG
     layouts: tuple[tuple[Grid, ...], ...] = (((1, 2), (2, 2)), (), ((2, 1),))  # images of prompts
     group: int = 4
     length: int = 9
@@ -109,7 +110,9 @@ grids = st.tuples(st.integers(1, 2), st.integers(1, 3))
 setups = st.builds(
     Setup,
     config=st.builds(
-        lambda kv_heads, share, **rest: make_config(heads=kv_heads * share, kv_heads=kv_heads, **rest),
+        lambda kv_heads, share, **rest: make_config(
+            heads=kv_heads * share, kv_heads=kv_heads, **rest
+        ),
         kv_heads=st.integers(1, 2),
         share=st.integers(1, 3),
         section=st.sampled_from([(1, 2, 1), (2, 1, 1), (1, 3, 2)]),

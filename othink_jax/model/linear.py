@@ -1,12 +1,9 @@
-"""The linear layer and the table of embeddings of the towers."""
+"""The linear layer of both towers."""
 
 from typing import Any
 
-import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Float, Int
-
-from othink_jax.types import Array
+from jaxtyping import Array, Float
 
 
 class Linear(nnx.Linear):
@@ -21,14 +18,3 @@ class Linear(nnx.Linear):
     ) -> Float[Array, "*b Out"]:
         flat = super().__call__(inputs.reshape(-1, inputs.shape[-1]), out_sharding)
         return flat.reshape(*inputs.shape[:-1], self.out_features)
-
-
-class Embed(nnx.Embed):
-    """`nnx.Embed` that casts the rows it has taken, not the table it takes them from.
-
-    So the gradients of a token's occurrences are added up in the dtype of the parameters. In
-    bfloat16, the sum for a token that occurs hundreds of times stops growing.
-    """
-
-    def __call__(self, inputs: Int[Array, "*b"], out_sharding: Any = None) -> Float[Array, "*b D"]:
-        return jnp.take(self.embedding[...], inputs, axis=0).astype(self.dtype)

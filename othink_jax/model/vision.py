@@ -13,7 +13,7 @@ from othink_jax.model.attention import attention
 from othink_jax.model.config import VisionConfig
 from othink_jax.model.linear import Linear
 from othink_jax.model.rope import rotate, vision_angles
-from othink_jax.model.stack import make_stack, run_stack
+from othink_jax.model.stack import Remat, make_stack, run_stack
 from othink_jax.types import Array
 
 # Not the fast variance, E[x^2] - E[x]^2: it cancels where a state's mean outweighs its spread, and
@@ -55,11 +55,18 @@ class VisionTower(nnx.Module):
     """Patch embedding, blocks, and the merger that joins each 2x2 window into one token."""
 
     def __init__(
-        self, config: VisionConfig, *, rngs: nnx.Rngs, scan_layers: bool, **dtypes: Any
+        self,
+        config: VisionConfig,
+        *,
+        rngs: nnx.Rngs,
+        scan_layers: bool,
+        remat: Remat,
+        **dtypes: Any,
     ) -> None:
         window = config.embed_dim * config.spatial_merge_size**2
         linear: Callable[..., Linear] = functools.partial(Linear, rngs=rngs, **dtypes)
         self.config = config
+        self.remat: Remat = remat
         self.patch_embed = linear(config.patch_dim, config.embed_dim, use_bias=False)
         self.layers = make_stack(
             lambda rngs: VisionBlock(config, rngs=rngs, **dtypes), config.depth, rngs, scan_layers
@@ -79,7 +86,11 @@ class VisionTower(nnx.Module):
         # Padding may hold anything, even nan; nothing of it may enter a sum, not even times zero.
         x = self.patch_embed(jnp.where(mask[..., None], patches, 0.0))
         angles = vision_angles(positions, config.embed_dim // config.num_heads)
-        x, _ = run_stack(self.layers, x, lambda block, x, _: (block(x, angles, mask), None))
+
+        def layer(block: VisionBlock, x: Array, _: None) -> tuple[Array, None]:
+            return block(x, angles, mask), None
+
+        x, _ = run_stack(self.layers, x, layer, remat=self.remat)
         x = self.merger_norm(x)
         x = x.reshape(x.shape[0], -1, config.embed_dim * config.spatial_merge_size**2)
         return self.merger_fc2(jax.nn.gelu(self.merger_fc1(x), approximate=False))
