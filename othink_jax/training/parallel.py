@@ -43,9 +43,23 @@ class Parallel(abc.ABC):
         On one device it is the argument itself, so `update` ends its life too.
         """
 
-    @abc.abstractmethod
-    def check_batch(self, size: int) -> None:
-        """Refuse a number of prompts (B) that does not divide over the devices, with UserError."""
+    def check_batch(self, size: int, micro_batches: int = 1) -> None:
+        """Refuse a number of prompts (B) that cannot be cut evenly.
+
+        Raises:
+            UserError: it does not divide over the devices, or a device's share not into
+                `micro_batches`.
+        """
+        count = len(self.devices)
+        if size % count:
+            raise UserError(
+                f"{size} prompts do not divide over {count} devices: make it a multiple of {count}"
+            )
+        if (size // count) % micro_batches:
+            raise UserError(
+                f"--micro-batches is {micro_batches}, but the {size // count} prompts of each of"
+                f" {count} device(s) do not divide into so many"
+            )
 
     @abc.abstractmethod
     def shard(self, batch: _T) -> _T:
@@ -112,9 +126,6 @@ class OneDevice(Parallel):
     def unreplicate(self, tree: _T) -> _T:
         return tree
 
-    def check_batch(self, size: int) -> None:
-        """Every size fits."""
-
     def shard(self, batch: _T) -> _T:
         return jax.device_put(batch, self.devices[0])
 
@@ -151,13 +162,6 @@ class Replicas(Parallel):
     def unreplicate(self, tree: _T) -> _T:
         # Not x[0], which gathers from all devices.
         return jax.tree.map(lambda x: x.addressable_shards[0].data[0], tree)
-
-    def check_batch(self, size: int) -> None:
-        count = len(self.devices)
-        if size % count:
-            raise UserError(
-                f"{size} prompts do not divide over {count} devices: make it a multiple of {count}"
-            )
 
     def shard(self, batch: _T) -> _T:
         def cut(x: Any) -> jax.Array:

@@ -104,7 +104,9 @@ def _mean_gradient(
         return jax.tree.map(jnp.add, total, gradient), metrics
 
     # f32: a sum in bf16 loses the small pieces to the large ones.
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x, jnp.float32)), params)
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), params
+    )
     total, metrics = jax.lax.scan(add, zeros, cut_rows(batch, pieces))
     gradient = jax.tree.map(lambda sum_, x: (sum_ / pieces).astype(x.dtype), total, params)
     return gradient, jax.tree.map(lambda values: values.mean(axis=0), metrics)
