@@ -80,6 +80,7 @@ class OptimizerConfig:
     eps: float = 1e-8  # added to the root of the latter
     weight_decay: float = 0.0  # decoupled, times the learning rate, on every parameter
     max_grad_norm: float = 1.0  # clip of the global gradient norm
+    mu_dtype: Literal["float32", "bfloat16"] = "float32"  # that the mean of gradients is stored in
 
     def __post_init__(self) -> None:
         _require(
@@ -251,6 +252,10 @@ class GRPOConfig:
     # Of the computation and of the reference. What is trained is float32 all the same: in bfloat16,
     # an update of 1e-6 would be lost in the rounding of nearly every weight.
     dtype: Literal["float32", "bfloat16"] = "float32"
+    micro_batches: int = 1  # pieces of a device's prompts, one at a time in memory, of one update
+    # What an update's backward pass computes again instead of keeping it in memory: nothing, all
+    # but products with weights, or whole layers
+    remat: Literal["none", "dots", "layer"] = "layer"
     sampling: SamplingConfig = SamplingConfig()  # how completions are drawn
     loss: LossConfig = LossConfig()  # the surrogate of Eq. 4 and the advantages of Eq. 2
     kl: KLConfig = KLConfig()  # the weight of the KL term (Eq. 3)
@@ -263,7 +268,8 @@ class GRPOConfig:
     wandb: bool = False  # also log to Weights & Biases (extra `wandb`)
 
     def __post_init__(self) -> None:
-        for name in ("prompts_per_step", "inner_updates", "checkpoint_every", "sample_every"):
+        counts = ("prompts_per_step", "inner_updates", "micro_batches")
+        for name in (*counts, "checkpoint_every", "sample_every"):
             _require(getattr(self, name) >= 1, f"{name} must be >= 1, got {getattr(self, name)}")
         _require(
             self.group_size >= 2,

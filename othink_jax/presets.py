@@ -37,6 +37,7 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
             "--learning-rate": "1e-4",
             "--lr-schedule": "constant",
             "--checkpoint-every": "50",
+            "--remat": "none",
         },
     },
     "evaluate": {

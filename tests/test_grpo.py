@@ -56,6 +56,7 @@ def config_for(out: Path, **changes) -> GRPOConfig:
         "kl": KLConfig(exploration_fraction=0.5),
         "reward": RewardConfig(grading_workers=1),
         "optimizer": OptimizerConfig(learning_rate=1e-4),
+        "remat": "none",
         "checkpoint_every": 2,
         "sample_every": 2,
     }
@@ -312,6 +313,26 @@ def test_batch_that_does_not_divide_over_devices_is_refused_before_anything_is_w
             )
         )
     assert not out.exists()
+
+
+def test_micro_batches_that_do_not_divide_are_refused_before_anything_is_written(tmp_path):
+    out = tmp_path / "uneven"
+    parallel = ParallelConfig(strategy="pmap", devices=2)
+    with pytest.raises(UserError, match="--micro-batches is 4, but the 2 prompts of each of 2"):
+        train(config_for(out, micro_batches=4, parallel=parallel))
+    assert not out.exists()
+
+
+def test_micro_batches_that_are_computed_again_train_as_one_batch_does(finished, tmp_path):
+    """And the reference, whose log-probabilities come in the same pieces."""
+    out = tmp_path / "pieces"
+    train(config_for(out, micro_batches=2, remat="layer"))
+    for ours, one in zip(
+        without_times(rows_of(out)), without_times(rows_of(finished)), strict=True
+    ):
+        assert ours == pytest.approx(one, rel=1e-3, abs=1e-6)
+    for ours, one in zip(final_params(out), final_params(finished), strict=True):
+        np.testing.assert_allclose(ours, one, atol=1e-5)
 
 
 def test_a_directory_in_use_is_refused(finished):

@@ -69,6 +69,23 @@ def test_updates_equal_those_of_torch():
         np.testing.assert_allclose(params["w"], theirs.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
+def test_mean_of_gradients_is_stored_in_the_type_that_is_asked_for():
+    """The mean of squares stays float32: it falls by a thousandth, which bfloat16 rounds away."""
+    params = {"w": jnp.ones(2)}
+    gradient = {"w": jnp.full(2, 0.1)}
+    for dtype in ("float32", "bfloat16"):
+        tx = make_optimizer(OptimizerConfig(mu_dtype=dtype), NO_KL, 4)
+        state = tx.init(params)
+        for _ in range(2):
+            updates, state = tx.update(gradient, state, params)
+        mean, square = (optax.tree.get(state, name)["w"] for name in ("mu", "nu"))
+        assert mean.dtype == dtype
+        assert square.dtype == updates["w"].dtype == jnp.float32
+        # 0.1 * (1 - 0.9**2); three roundings in bfloat16.
+        np.testing.assert_allclose(mean.astype(jnp.float32), 0.019, rtol=3 * 2**-9)
+        np.testing.assert_allclose(square, 0.01 * (1 - 0.999**2), rtol=1e-5)
+
+
 def test_optimizer_carries_the_kl_weight():
     schedule = rl.dynamic_kl(0.0, 0.02, 4)
     tx = make_optimizer(OptimizerConfig(), schedule, 4)

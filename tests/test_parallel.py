@@ -1,6 +1,7 @@
 """One function, spread over devices."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +27,13 @@ def optimizer():
     return make_optimizer(config, rl.dynamic_kl(0.1, 1.0, 3), 3)
 
 
-def train(config, logp_fn=toy_logp, **batch_settings):
+def train(config, logp_fn=toy_logp, micro_batches=1, **batch_settings):
     """Three updates; the host's copy of the state, and the metrics of each."""
     parallel, tx = make_parallel(config), optimizer()
     update = parallel.update(
-        functools.partial(grpo_update, logp_fn=logp_fn, tx=tx, config=LossConfig())
+        functools.partial(
+            grpo_update, logp_fn=logp_fn, tx=tx, config=LossConfig(), micro_batches=micro_batches
+        )
     )
     state = parallel.replicate(TrainState.create(toy_params(), tx))
     rows = []
@@ -55,6 +58,30 @@ def test_pmap_on_eight_devices_trains_as_jit_on_one(images, on_policy):
     moved = np.abs(one.params["out"] - toy_params()["out"]).max()
     assert moved > 0.02
     assert one.step == 3
+
+
+def test_micro_batches_on_eight_devices_train_as_one_batch_on_one():
+    one, one_rows = train(ONE)
+    for config, pieces in ((EIGHT, 2), (ONE, 4)):
+        other, other_rows = train(config, micro_batches=pieces)
+        for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(x, y, rtol=0, atol=1e-6)
+        for x, y in zip(one_rows, other_rows, strict=True):
+            assert x == pytest.approx(y, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("config", [ONE, EIGHT])
+def test_the_compiled_update_writes_every_part_of_the_state_where_the_old_one_was(config):
+    """Not only is the old state given up: the program itself aliases its buffers."""
+    parallel, tx = make_parallel(config), optimizer()
+    update = parallel.update(
+        functools.partial(grpo_update, logp_fn=toy_logp, tx=tx, config=LossConfig())
+    )
+    state = parallel.replicate(TrainState.create(toy_params(), tx))
+    program = update.lower(state, parallel.shard(toy_batch())).compile().as_text()
+    (header,) = re.findall(r"input_output_alias=\{(.*?)\}, entry", program)
+    donated = {int(number) for number in re.findall(r"\((\d+), \{\}", header)}
+    assert donated == set(range(len(jax.tree.leaves(state))))
 
 
 @pytest.mark.parametrize("config", [ONE, EIGHT])
@@ -142,6 +169,16 @@ def test_batch_that_does_not_divide_over_the_devices_is_refused():
         parallel.check_batch(12)
     parallel.check_batch(16)
     make_parallel(ONE).check_batch(13)
+
+
+def test_micro_batches_that_do_not_divide_a_devices_share_are_refused():
+    parallel = make_parallel(EIGHT)
+    parallel.check_batch(32, micro_batches=4)
+    message = "--micro-batches is 3, but the 4 prompts of each of 8"
+    with pytest.raises(UserError, match=message):
+        parallel.check_batch(32, micro_batches=3)
+    with pytest.raises(UserError, match="the 16 prompts of each of 1 device"):
+        make_parallel(ONE).check_batch(16, micro_batches=5)
 
 
 def test_more_devices_than_there_are_is_refused():

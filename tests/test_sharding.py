@@ -54,11 +54,13 @@ def logp(params, batch):
 
 
 @functools.cache
-def train(config):
+def train(config, micro_batches=1):
     """Three updates; the host's copy of the state."""
     parallel, tx = make_parallel(config), optimizer()
     update = parallel.update(
-        functools.partial(grpo_update, logp_fn=logp, tx=tx, config=LossConfig())
+        functools.partial(
+            grpo_update, logp_fn=logp, tx=tx, config=LossConfig(), micro_batches=micro_batches
+        )
     )
     state = parallel.replicate(TrainState.create(PARAMS, tx))
     for _ in range(3):
@@ -66,9 +68,13 @@ def train(config):
     return jax.device_get(parallel.unreplicate(state))
 
 
-@pytest.mark.parametrize("config", [PMAP, *MESHES], ids=["pmap", "fsdp 8", "fsdp 4 x tensor 2"])
-def test_three_updates_give_the_parameters_of_one_device(config):
-    one, other = train(ONE), train(config)
+@pytest.mark.parametrize(
+    ("config", "micro_batches"),
+    [(PMAP, 1), (MESHES[0], 1), (MESHES[1], 1), (MESHES[1], 2)],
+    ids=["pmap", "fsdp 8", "fsdp 4 x tensor 2", "fsdp 4 x tensor 2, two micro-batches"],
+)
+def test_three_updates_give_the_parameters_of_one_device(config, micro_batches):
+    one, other = train(ONE), train(config, micro_batches)
     moved = jax.tree.map(lambda new, old: np.abs(new - old).max(), one.params, PARAMS)
     assert min(jax.tree.leaves(moved)) > 1e-4
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-6), other, one)

@@ -28,10 +28,12 @@ def descent(kl=0.5):
     return optax.chain(optax.sgd(1.0), rl.carry_kl_coef(rl.constant_kl(kl)))
 
 
-def make_update(tx, logp_fn=toy_logp, config=CONFIG):
+def make_update(tx, logp_fn=toy_logp, config=CONFIG, micro_batches=1):
     def update(state, batch):
         state, batch = jax.tree.map(jnp.asarray, (state, batch))
-        return grpo_update(state, batch, logp_fn=logp_fn, tx=tx, config=config)
+        return grpo_update(
+            state, batch, logp_fn=logp_fn, tx=tx, config=config, micro_batches=micro_batches
+        )
 
     return update
 
@@ -185,6 +187,63 @@ def test_state_that_was_stored_goes_on_where_it_stood():
     resumed, second = run(restored, range(3, 6))
     assert first + second == betas
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+
+
+@pytest.mark.parametrize("images", [0, 2])
+@pytest.mark.parametrize("micro_batches", [2, 8])
+@pytest.mark.parametrize(("x64", "tolerance"), [(False, 1e-6), (True, 1e-12)])
+def test_micro_batches_make_the_update_of_the_whole_batch(x64, tolerance, micro_batches, images):
+    """Completions of one to five tokens: a mean over tokens, or of unequal parts, would differ."""
+    with jax.enable_x64(x64):
+        float_type = np.float64 if x64 else np.float32
+        tx = descent()
+        params = jax.tree.map(lambda leaf: leaf.astype(float_type), toy_params())
+        state, batch = TrainState.create(params, tx), toy_batch(images=images)
+        whole, expected = jax.jit(make_update(tx))(state, batch)
+        pieces, metrics = jax.jit(make_update(tx, micro_batches=micro_batches))(state, batch)
+    for name, leaf in whole.params.items():
+        change = np.abs(leaf - params[name]).max()
+        close = {"rtol": 0, "atol": tolerance * max(change, 1)}
+        np.testing.assert_allclose(pieces.params[name], leaf, **close)
+    assert rl.kl_coef(pieces.opt_state) == rl.kl_coef(whole.opt_state)
+    assert pieces.step == whole.step == 1
+    assert metrics.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-6, err_msg=name)
+
+
+def test_micro_batches_move_the_kl_weight_once_an_update():
+    schedule = rl.dynamic_kl(0.0, 0.5, 6)
+    tx = make_optimizer(OptimizerConfig(), schedule, 6)
+    update, state = jax.jit(make_update(tx, micro_batches=4)), TrainState.create(toy_params(), tx)
+    for step in range(3):
+        state, metrics = update(state, toy_batch())
+        np.testing.assert_allclose(metrics["beta"], schedule(step), rtol=1e-6)
+
+
+def test_gradients_of_micro_batches_of_bfloat16_parameters_add_up_in_float32():
+    """512 times one. In bfloat16 the sum stops at 256: 257 is no number there."""
+    tx = descent(kl=0.0)
+    batch = toy_batch(prompts=512, group=2, length=1, on_policy=True)
+    batch = dataclasses.replace(
+        batch, mask=np.ones_like(batch.mask), advantages=np.full_like(batch.advantages, -1)
+    )
+
+    def logp_fn(params, batch):
+        return jnp.broadcast_to(params["w"].astype(jnp.float32), batch.completions.shape)
+
+    state = TrainState.create({"w": jnp.zeros((), jnp.bfloat16)}, tx)
+    _, metrics = jax.jit(make_update(tx, logp_fn, micro_batches=512))(state, batch)
+    assert metrics["grad_norm"] == 1
+
+
+def test_a_piece_that_is_not_finite_is_reported():
+    tx, batch = descent(), toy_batch()
+    ref_logp = batch.ref_logp.copy()
+    ref_logp[5, 1, 0] = -np.inf
+    batch = dataclasses.replace(batch, ref_logp=ref_logp, mask=np.ones_like(batch.mask))
+    update = jax.jit(make_update(tx, micro_batches=4))
+    assert update(TrainState.create(toy_params(), tx), batch)[1]["finite"] == 0.0
 
 
 @pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf, 1e30])

@@ -14,7 +14,7 @@ from othink_jax.errors import UserError
 from othink_jax.files import new_model_directory
 from othink_jax.model.config import Qwen2VLConfig
 from othink_jax.model.qwen2_vl import Qwen2VL, split
-from othink_jax.model.stack import stack_layers
+from othink_jax.model.stack import Remat, stack_layers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,12 @@ class Checkpoint:
 
 
 def abstract_model(
-    config: Qwen2VLConfig, dtype: str, param_dtype: str | None = None, *, scan_layers: bool
+    config: Qwen2VLConfig,
+    dtype: str,
+    param_dtype: str | None = None,
+    *,
+    scan_layers: bool,
+    remat: Remat = "none",
 ) -> tuple[Any, Any]:
     """Static part and abstract parameters of a model: shapes and dtypes, no memory."""
     return split(
@@ -40,6 +45,7 @@ def abstract_model(
                 dtype=jnp.dtype(dtype),
                 param_dtype=jnp.dtype(param_dtype or dtype),
                 scan_layers=scan_layers,
+                remat=remat,
             )
         )
     )
@@ -62,6 +68,7 @@ def load(
     dtype: str = "float32",
     param_dtype: str | None = None,
     scan_layers: bool = False,
+    remat: Remat = "none",
     abstract: bool = False,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
@@ -76,6 +83,8 @@ def load(
       param_dtype: of the parameters; that of the computation if not given. `stored` keeps the one
         that each of them is stored in.
       scan_layers: scan over stacked layers instead of unrolling them.
+      remat: what the backward pass of a layer computes again: `none`, `dots` (all but the products
+        with weights) or `layer` (everything).
       abstract: read no weights; `params` then holds `jax.ShapeDtypeStruct`s, for planning.
       min_pixels, max_pixels: bounds of an image's size instead of the model's own.
 
@@ -85,7 +94,9 @@ def load(
     directory, run = locate(model)
     config = hf.load_config(directory)
     params_in = dtype if param_dtype in (None, "stored") else str(param_dtype)
-    graphdef, params = abstract_model(config, dtype, params_in, scan_layers=scan_layers)
+    graphdef, params = abstract_model(
+        config, dtype, params_in, scan_layers=scan_layers, remat=remat
+    )
     if not abstract:
         tensors = stored_tensors(directory, run, config)
         params = read_params(tensors if param_dtype == "stored" else cast(tensors, params_in))

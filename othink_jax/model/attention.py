@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
+from othink_jax.model.precision import wide_einsum
 from othink_jax.types import Array
 
 # Finite, so that a row of padding does not become inf - inf.
@@ -22,7 +23,7 @@ def attention(
 ) -> Float[Array, "b s KV R H"]:
     """Grouped-query attention; R query heads share each of KV key heads, which are not repeated."""
     scale = query.shape[-1] ** -0.5
-    scores = jnp.einsum("bskrh,btkh->bkrst", query * scale, key, preferred_element_type=jnp.float32)
+    scores = wide_einsum("bskrh,btkh->bkrst", query * scale, key)
     scores = jnp.where(mask[:, None, None], scores, _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     return jnp.einsum("bkrst,btkh->bskrh", weights, value)
@@ -43,10 +44,8 @@ def shared_prefix_attention(
     one denominator serve both parts, so the result is that of attention over their concatenation.
     """
     query = query * query.shape[-1] ** -0.5
-    to_prefix = jnp.einsum(
-        "bgtkrh,bpkh->bkgtrp", query, prefix_key, preferred_element_type=jnp.float32
-    )
-    to_own = jnp.einsum("bgtkrh,bgskh->bkgtrs", query, key, preferred_element_type=jnp.float32)
+    to_prefix = wide_einsum("bgtkrh,bpkh->bkgtrp", query, prefix_key)
+    to_own = wide_einsum("bgtkrh,bgskh->bkgtrs", query, key)
     to_prefix = jnp.where(prefix_mask[:, None, None, None, None], to_prefix, _MASKED)
     to_own = jnp.where(mask[:, None], to_own, _MASKED)
     # The maximum cancels in the quotient, so it needs no gradient.
@@ -59,4 +58,4 @@ def shared_prefix_attention(
     mixed = jnp.einsum("bkgtrp,bpkh->bgtkrh", to_prefix.astype(dtype), prefix_value)
     mixed += jnp.einsum("bkgtrs,bgskh->bgtkrh", to_own.astype(dtype), value)
     total = jnp.moveaxis(total, 1, 3)[..., None]
-    return (mixed.astype(jnp.float32) / total).astype(dtype)
+    return (mixed.astype(total.dtype) / total).astype(dtype)

@@ -1,27 +1,57 @@
-"""Log-probabilities of completions, without ever holding logits of a whole batch."""
+"""Log-probabilities of completions, without ever holding logits of a whole batch.
+
+Three ways to compute the same. Training takes `shared`; the others are what it is measured against,
+in tests and benchmarks:
+
+    naive        prompt and completion as one text, for each completion anew, images and all: what
+                 R1-V and TRL do
+    vision_once  the same, but a prompt's images are encoded once
+    shared       a prompt and its images once; its completions extend it
+"""
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, PyTree
 
 from othink_jax.model.qwen2_vl import Qwen2VL
 from othink_jax.types import Array, Prompts
 
+Mode = Literal["naive", "vision_once", "shared"]
+
 
 def completion_logp(
-    model: Qwen2VL, prompts: Prompts, completions: Int[Array, "B G T"], *, chunk: int
+    model: Qwen2VL,
+    prompts: Prompts,
+    completions: Int[Array, "B G T"],
+    *,
+    chunk: int,
+    mode: Mode = "shared",
 ) -> Float[Array, "B G T"]:
     """Log-probability of each completion token given the prompt and the tokens before it, f32 nats.
 
-    One prefill and one extend; differentiable through both. Values at padding are finite and mean
-    nothing.
+    Differentiable through prompt and images. Values at padding are finite and mean nothing.
 
     Args:
       model: the policy or the reference.
       prompts: B prompts.
       completions: G completions of each, padded on the right.
       chunk: tokens whose logits exist at one time; the backward pass computes them again.
+      mode: how the states are computed that predict the tokens; the numbers are the same.
     """
+    if mode == "shared":
+        hidden = _states_by_extending(model, prompts, completions)
+    else:
+        hidden = _states_of_whole_texts(model, prompts, completions, mode)
+    logp = token_logp(model, hidden.reshape(-1, hidden.shape[-1]), completions.reshape(-1), chunk)
+    return logp.reshape(completions.shape)
+
+
+def _states_by_extending(
+    model: Qwen2VL, prompts: Prompts, completions: Int[Array, "B G T"]
+) -> Float[Array, "B G T D"]:
+    """The final state before each completion token, from one prefill and one extend."""
     _, prefix = model.prefill(prompts)
     batch, group, length = completions.shape
     last = prefix.last_hidden[:, None, None]
@@ -29,8 +59,36 @@ def completion_logp(
     if length > 1:  # the last token predicts nothing
         later, _ = model.extend(completions[..., :-1], prefix)
         hidden = jnp.concatenate([hidden, later], axis=2)
-    logp = token_logp(model, hidden.reshape(-1, hidden.shape[-1]), completions.reshape(-1), chunk)
-    return logp.reshape(completions.shape)
+    return hidden
+
+
+def _states_of_whole_texts(
+    model: Qwen2VL, prompts: Prompts, completions: Int[Array, "B G T"], mode: Mode
+) -> Float[Array, "B*G T D"]:
+    """The final state before each completion token, from B * G texts of P + T - 1 tokens.
+
+    The padding of a prompt stays between it and its completion, hidden by the mask; positions
+    go on from the prompt's own.
+    """
+    batch, group, length = completions.shape
+    rows, later = batch * group, length - 1  # the last token predicts nothing
+
+    def each(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: jnp.repeat(leaf, group, axis=0), tree)
+
+    repeated: Prompts = each(prompts)
+    embedded = model.embed(repeated) if mode == "naive" else each(model.embed(prompts))
+    tokens = completions[..., :-1].reshape(rows, later)
+    positions = repeated.next_position[:, None] + jnp.arange(later)
+    positions = jnp.broadcast_to(positions[:, None], (rows, 3, later))
+    hidden, _ = model.text.prefill(
+        jnp.concatenate([embedded, model.text.embed(tokens)], axis=1),
+        jnp.concatenate([repeated.positions, positions], axis=2),
+        jnp.concatenate([repeated.mask, jnp.ones_like(tokens, bool)], axis=1),
+    )
+    last = (repeated.mask.sum(axis=1) - 1)[:, None, None]
+    first = jnp.take_along_axis(hidden, last, axis=1)
+    return jnp.concatenate([first, hidden[:, prompts.tokens.shape[1] :]], axis=1)
 
 
 def token_logp(

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import DTypeLike, Float, Int, PyTree
 
 from othink_jax.model.config import Qwen2VLConfig
+from othink_jax.model.stack import Remat
 from othink_jax.model.text import TextTower
 from othink_jax.model.vision import VisionTower
 from othink_jax.types import Array, Cache, Prefix, Prompts
@@ -29,6 +30,7 @@ class Qwen2VL(nnx.Module):
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         scan_layers: bool = False,
+        remat: Remat = "none",
     ) -> None:
         """Random weights.
 
@@ -38,18 +40,15 @@ class Qwen2VL(nnx.Module):
           dtype: of the computation; norms, rotary positions, softmax and logits stay in f32.
           param_dtype: of the parameters.
           scan_layers: scan over stacked layers instead of unrolling them; the numbers are the same.
+          remat: what the backward pass of a layer computes again, see `stack.Remat`.
         """
-        dtypes = {"dtype": dtype, "param_dtype": param_dtype}
+        settings: dict[str, Any] = {"scan_layers": scan_layers, "remat": remat}
+        settings |= {"dtype": dtype, "param_dtype": param_dtype}
         self.config = config
         self.dtype = dtype
-        self.visual = VisionTower(config.vision, rngs=rngs, scan_layers=scan_layers, **dtypes)
-        self.text = TextTower(
-            config.text,
-            tied=config.tie_word_embeddings,
-            rngs=rngs,
-            scan_layers=scan_layers,
-            **dtypes,
-        )
+        self.visual = VisionTower(config.vision, rngs=rngs, **settings)
+        tied = config.tie_word_embeddings
+        self.text = TextTower(config.text, tied=tied, rngs=rngs, **settings)
 
     def encode_images(self, prompts: Prompts) -> Float[Array, "B M D"]:
         """Merged features of each prompt's images, slot after slot (M = I * K / merge^2)."""

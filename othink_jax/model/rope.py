@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from othink_jax.model.precision import at_least_f32
 from othink_jax.types import Array
 
 
@@ -44,6 +45,6 @@ def rotate(
 ) -> Float[Array, "*b heads H"]:
     """Turn each pair (x[i], x[i + H/2]) by angle i, in f32; the result has the dtype of `x`."""
     cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    first, second = jnp.split(x.astype(at_least_f32(x.dtype)), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)

@@ -4,13 +4,19 @@ Unrolled layers compile longer and run faster; scanned ones hold their parameter
 leading layer axis, and compile once for any depth.
 """
 
+import functools
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+# What the backward pass finds in memory of a layer's forward pass, and does not compute again:
+# everything it needs (`none`), the products with weights alone (`dots`), the layer's input alone
+# (`layer`).
+Remat = Literal["none", "dots", "layer"]
 
 
 def make_stack(
@@ -27,6 +33,8 @@ def run_stack(
     x: jax.Array,
     apply: Callable[[Any, jax.Array, Any], tuple[jax.Array, Any]],
     extras: tuple[Any, ...] | None = None,
+    *,
+    remat: Remat = "none",
 ) -> tuple[jax.Array, tuple[Any, ...]]:
     """Send `x` through the layers.
 
@@ -35,6 +43,7 @@ def run_stack(
       x: what the first layer gets.
       apply: `(layer, x, extra of this layer) -> (x, output of this layer)`.
       extras: one entry a layer, such as its keys and values; None gives every layer None.
+      remat: what the backward pass computes again; the numbers are the same.
 
     Returns:
       what the last layer puts out, and the layers' outputs, one entry a layer.
@@ -42,7 +51,8 @@ def run_stack(
     if isinstance(stack, nnx.List):
         outputs = []
         for number, layer in enumerate(stack):
-            x, output = apply(layer, x, None if extras is None else extras[number])
+            run = _checkpointed(functools.partial(apply, layer), remat)
+            x, output = run(x, None if extras is None else extras[number])
             outputs.append(output)
         return x, tuple(outputs)
 
@@ -52,10 +62,18 @@ def run_stack(
 
     def body(x: jax.Array, row: Any) -> tuple[jax.Array, Any]:
         layer_params, extra = row
-        return apply(nnx.merge(graphdef, layer_params), x, extra)
+        layer = nnx.merge(graphdef, layer_params)
+        return _checkpointed(functools.partial(apply, layer), remat)(x, extra)
 
     x, outputs = jax.lax.scan(body, x, (params, stacked))
     return x, tuple(jax.tree.map(operator.itemgetter(i), outputs) for i in range(depth))
+
+
+def _checkpointed(run: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
+    if remat == "none":
+        return run
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return jax.checkpoint(run, policy=policy)
 
 
 def stack_layers(layers: dict[Any, Any]) -> dict[Any, Any]:

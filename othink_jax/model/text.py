@@ -12,11 +12,23 @@ from jaxtyping import Bool, Float, Int
 from othink_jax.model.attention import attention, shared_prefix_attention
 from othink_jax.model.config import TextConfig
 from othink_jax.model.linear import Linear
+from othink_jax.model.precision import wide_einsum
 from othink_jax.model.rope import rotate, text_angles
-from othink_jax.model.stack import make_stack, run_stack
+from othink_jax.model.stack import Remat, make_stack, run_stack
 from othink_jax.types import Array
 
 KeyValue = tuple[Array, Array]
+
+
+class Embed(nnx.Embed):
+    """`nnx.Embed` that casts the rows it has taken, not the table it takes them from.
+
+    So the gradients of a token's occurrences are added up in the dtype of the parameters. In
+    bfloat16, the sum for a token that occurs hundreds of times stops growing.
+    """
+
+    def __call__(self, inputs: Int[Array, "*b"], out_sharding: Any = None) -> Float[Array, "*b D"]:
+        return jnp.take(self.embedding[...], inputs, axis=0).astype(self.dtype)
 
 
 class TextBlock(nnx.Module):
@@ -88,10 +100,18 @@ class TextTower(nnx.Module):
     """Embedding, blocks, final norm, head."""
 
     def __init__(
-        self, config: TextConfig, *, tied: bool, rngs: nnx.Rngs, scan_layers: bool, **dtypes: Any
+        self,
+        config: TextConfig,
+        *,
+        tied: bool,
+        rngs: nnx.Rngs,
+        scan_layers: bool,
+        remat: Remat,
+        **dtypes: Any,
     ) -> None:
         self.config = config
-        self.embed = nnx.Embed(config.vocab_size, config.hidden_size, rngs=rngs, **dtypes)
+        self.remat: Remat = remat
+        self.embed = Embed(config.vocab_size, config.hidden_size, rngs=rngs, **dtypes)
         self.layers = make_stack(
             lambda rngs: TextBlock(config, rngs=rngs, **dtypes),
             config.num_hidden_layers,
@@ -117,7 +137,11 @@ class TextTower(nnx.Module):
         angles = text_angles(positions, self.config.mrope_section, self.config.rope_theta)
         count = x.shape[1]
         causal = jnp.tril(jnp.ones((count, count), bool))[None] & mask[:, None]
-        x, kept = run_stack(self.layers, x, lambda block, x, _: block.prefill(x, angles, causal))
+
+        def layer(block: TextBlock, x: Array, _: None) -> tuple[Array, KeyValue]:
+            return block.prefill(x, angles, causal)
+
+        x, kept = run_stack(self.layers, x, layer, remat=self.remat)
         return self.norm(x), kept
 
     def extend(
@@ -136,11 +160,10 @@ class TextTower(nnx.Module):
             return block.extend(x, angles, extra[0], prefix_mask, extra[1], start)
 
         extras = tuple(zip(prefix, own or [None] * len(prefix), strict=True))
-        x, kept = run_stack(self.layers, x, layer, extras)
+        x, kept = run_stack(self.layers, x, layer, extras, remat=self.remat)
         return self.norm(x), kept
 
     def logits(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:
         """Next-token logits, accumulated and returned in f32."""
         kernel = self.embed.embedding[...].T if self.tied else self.head.kernel[...]
-        kernel = kernel.astype(hidden.dtype)
-        return jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+        return wide_einsum("...d,dv->...v", hidden, kernel.astype(hidden.dtype))

@@ -17,7 +17,7 @@ from othink_jax.model.attention import attention
 from othink_jax.model.config import VisionConfig
 from othink_jax.model.linear import Linear
 from othink_jax.model.rope import rotate, vision_angles
-from othink_jax.model.stack import make_stack, run_stack
+from othink_jax.model.stack import Remat, make_stack, run_stack
 from othink_jax.types import Array
 
 # Not the fast variance, E[x^2] - E[x]^2: it cancels where a state's mean outweighs its spread, and
@@ -78,11 +78,18 @@ class VisionTower(nnx.Module):
     """Patch embedding, blocks, and the merger that joins each 2x2 window into one token."""
 
     def __init__(
-        self, config: VisionConfig, *, rngs: nnx.Rngs, scan_layers: bool, **dtypes: Any
+        self,
+        config: VisionConfig,
+        *,
+        rngs: nnx.Rngs,
+        scan_layers: bool,
+        remat: Remat,
+        **dtypes: Any,
     ) -> None:
         window = config.embed_dim * config.spatial_merge_size**2
         linear: Callable[..., Linear] = functools.partial(Linear, rngs=rngs, **dtypes)
         self.config = config
+        self.remat: Remat = remat
         self.patch_embed = linear(config.patch_dim, config.embed_dim, use_bias=False)
         self.layers = make_stack(
             lambda rngs: VisionBlock(config, rngs=rngs, **dtypes), config.depth, rngs, scan_layers
@@ -103,18 +110,17 @@ class VisionTower(nnx.Module):
         x = self.patch_embed(jnp.where(mask[..., None], patches, 0.0))
         angles = vision_angles(positions, config.embed_dim // config.num_heads)
         whole = mask[:, None]
-        if config.windows is None:
-            x, _ = run_stack(self.layers, x, lambda block, x, _: (block(x, angles, whole), None))
+        windows = config.windows
+        if windows is None:
+            inside, sees_all = whole, [True] * config.depth
         else:
-            side = config.windows.window_size // config.patch_size
-            inside = whole & _same_window(positions, side)
-            sees_all = tuple(i in config.windows.full_layers for i in range(config.depth))
-            x, _ = run_stack(
-                self.layers,
-                x,
-                lambda block, x, all_: (block(x, angles, jnp.where(all_, whole, inside)), None),
-                sees_all,
-            )
+            inside = whole & _same_window(positions, windows.window_size // config.patch_size)
+            sees_all = [number in windows.full_layers for number in range(config.depth)]
+
+        def layer(block: VisionBlock, x: Array, sees_all: Any) -> tuple[Array, None]:
+            return block(x, angles, jnp.where(sees_all, whole, inside)), None
+
+        x, _ = run_stack(self.layers, x, layer, tuple(sees_all), remat=self.remat)
         x = self.merger_norm(x)
         x = x.reshape(x.shape[0], -1, config.embed_dim * config.spatial_merge_size**2)
         return self.merger_fc2(jax.nn.gelu(self.merger_fc1(x), approximate=False))

@@ -6,13 +6,12 @@ import importlib.util
 import math
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jaxtyping import Float
 
 from othink_jax import rl
@@ -25,19 +24,17 @@ from othink_jax.data.example import Example
 from othink_jax.data.loader import PromptLoader
 from othink_jax.data.sources import ENDLESS, open_source
 from othink_jax.errors import UserError
-from othink_jax.model.log_probs import completion_logp
-from othink_jax.model.qwen2_vl import merge
 from othink_jax.rewards import Grade, GradingPool
-from othink_jax.sampling import make_sampler, prompt_keys
+from othink_jax.sampling import prompt_keys
 from othink_jax.training.console import Monitor
 from othink_jax.training.interrupt import StopRequest
 from othink_jax.training.optimizer import kl_schedule, learning_rate_schedule, make_optimizer
-from othink_jax.training.parallel import Parallel, make_parallel
+from othink_jax.training.parallel import make_parallel
+from othink_jax.training.programs import compile_programs
 from othink_jax.training.records import rollout_metrics, sample_rows
 from othink_jax.training.run_directory import RunDirectory, environment
 from othink_jax.training.state import TrainState
-from othink_jax.training.update import grpo_update
-from othink_jax.types import GRPOBatch, Prompts, Rollout
+from othink_jax.types import GRPOBatch, Rollout
 
 _LENGTH_BUCKET = 64  # completions are cut to a multiple of this: few shapes, few compilations
 
@@ -49,46 +46,6 @@ def total_steps(config: GRPOConfig, examples: int) -> int:
     if examples == ENDLESS:
         raise UserError("a synthetic task has no end: give --steps, or --limit for few examples")
     return math.ceil(config.epochs * examples / config.prompts_per_step)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Compiled:
-    """The three device programs of a step."""
-
-    sample: Callable[..., Rollout]  # params, prompts, key_data
-    logp: Callable[..., Float[jax.Array, "B G T"]]  # params, prompts, completions
-    update: Callable[..., tuple[TrainState, dict[str, jax.Array]]]  # state, batch
-
-
-def _compile(
-    checkpoint: Checkpoint,
-    config: GRPOConfig,
-    parallel: Parallel,
-    tx: optax.GradientTransformationExtraArgs,
-) -> _Compiled:
-    # Not the checkpoint itself: what the programs close over would keep its parameters alive.
-    graphdef, processor = checkpoint.graphdef, checkpoint.processor
-
-    def logp(params: Any, prompts: Prompts, completions: jax.Array) -> jax.Array:
-        model = merge(graphdef, params)
-        return completion_logp(model, prompts, completions, chunk=config.loss.logp_chunk)
-
-    def update(
-        state: TrainState, batch: GRPOBatch, *, axis_name: str | None = None
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        return grpo_update(
-            state,
-            batch,
-            logp_fn=lambda params, batch: logp(params, batch.prompts, batch.completions),
-            tx=tx,
-            config=config.loss,
-            axis_name=axis_name,
-        )
-
-    sampler = make_sampler(graphdef, processor, config.sampling, group_size=config.group_size)
-    return _Compiled(
-        sample=parallel.apply(sampler), logp=parallel.apply(logp), update=parallel.update(update)
-    )
 
 
 def _cut_padding(rollout: Rollout) -> Rollout:
@@ -114,13 +71,13 @@ class GRPOTrainer:
         self.config = config
         self.checkpoint = checkpoint
         self.parallel = make_parallel(config.parallel)
-        self.parallel.check_batch(config.prompts_per_step)
+        self.parallel.check_batch(config.prompts_per_step, config.micro_batches)
         source = open_source(config.data)
         self.steps = total_steps(config, len(source))
         updates = self.steps * config.inner_updates
         self.tx = make_optimizer(config.optimizer, kl_schedule(config.kl, updates), updates)
         self.learning_rate = learning_rate_schedule(config.optimizer, updates)
-        self.compiled = _compile(checkpoint, config, self.parallel, self.tx)
+        self.compiled = compile_programs(checkpoint, config, self.parallel, self.tx)
         self.reference = self.parallel.replicate(
             jax.tree.map(lambda leaf: leaf.astype(config.dtype), checkpoint.params)
         )
@@ -315,6 +272,7 @@ def _load(model: str | Path, config: GRPOConfig) -> Checkpoint:
         model,
         dtype=config.dtype,
         param_dtype="float32",
+        remat=config.remat,
         min_pixels=config.data.min_pixels,
         max_pixels=config.data.max_pixels,
     )

@@ -34,6 +34,7 @@ def make_optimizer(
         b2=config.b2,
         eps=config.eps,
         weight_decay=config.weight_decay,
+        mu_dtype=config.mu_dtype,
     )
     clip = optax.clip_by_global_norm(config.max_grad_norm)
     return optax.with_extra_args_support(optax.chain(clip, adamw, carry_kl_coef(kl)))

@@ -50,12 +50,22 @@ class Parallel(abc.ABC):
         """How many pieces a batch is cut into."""
         return len(self.devices)
 
-    def check_batch(self, size: int) -> None:
-        """Refuse a number of prompts (B) that cannot be cut evenly, with UserError."""
+    def check_batch(self, size: int, micro_batches: int = 1) -> None:
+        """Refuse a number of prompts (B) that cannot be cut evenly.
+
+        Raises:
+            UserError: it does not divide over the devices, or a device's share not into
+                `micro_batches`.
+        """
         count = self.batch_shards
         if size % count:
             raise UserError(
                 f"{size} prompts do not divide over {count} devices: make it a multiple of {count}"
+            )
+        if (size // count) % micro_batches:
+            raise UserError(
+                f"--micro-batches is {micro_batches}, but the {size // count} prompts of each of"
+                f" {count} device(s) do not divide into so many"
             )
 
     @abc.abstractmethod

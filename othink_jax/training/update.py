@@ -1,6 +1,7 @@
 """One GRPO update, a pure function. How it is spread over devices is decided outside."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ from othink_jax.types import GRPOBatch
 LogpFn = Callable[[PyTree, GRPOBatch], Float[Array, "B G T"]]
 Metrics = dict[str, Float[Array, ""]]
 
+_T = TypeVar("_T")
+
 
 def grpo_update(
     state: TrainState,
@@ -23,21 +26,25 @@ def grpo_update(
     logp_fn: LogpFn,
     tx: optax.GradientTransformation,
     config: LossConfig,
+    micro_batches: int = 1,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One step of `tx` down the loss of Eq. 4, with the KL weight that `state.opt_state` holds.
 
-    With `axis_name` the batch is this device's share of the prompts. Gradients and metrics are
-    then averaged over the axis. All of them are means over sequences, and all shares hold the same
-    number of sequences, so the average is that of the whole batch, not an approximation.
+    With `micro_batches` the prompts are taken in that many pieces, one after the other, each with
+    its own forward and backward pass; the optimizer makes its one step with the average gradient.
+    With `axis_name` the batch is this device's share of the prompts, and the average is over the
+    axis too. Gradients and metrics are means over sequences, and all pieces and shares hold the
+    same number of sequences, so the average is that of the whole batch, not an approximation.
 
     Args:
         state: before the update; `opt_state` must hold the KL weight (`rl.carry_kl_coef`).
         batch: old_logp = None makes the update strictly on-policy, with a ratio of one.
-        logp_fn: float32 log-probabilities (nats) of `batch.completions` under given parameters.
-            What it returns outside `batch.mask` does not matter.
+        logp_fn: float32 log-probabilities (nats) of `batch.completions` under given parameters, of
+            the whole batch or of a piece. What it returns outside `batch.mask` does not matter.
         tx: an optimizer; it is handed the measured KL as the extra argument `kl`.
         config: the clip of the ratio.
+        micro_batches: pieces; divides the number of prompts.
         axis_name: of the mapped axis that this runs under; None outside of one.
 
     Returns:
@@ -51,9 +58,9 @@ def grpo_update(
     """
     beta = kl_coef(state.opt_state)
 
-    def loss_fn(params: PyTree) -> tuple[Float[Array, ""], Metrics]:
+    def loss_fn(params: PyTree, batch: GRPOBatch) -> tuple[Float[Array, ""], Metrics]:
         logp = logp_fn(params, batch)
-        return grpo_loss(
+        loss, metrics = grpo_loss(
             logp,
             logp if batch.old_logp is None else batch.old_logp,
             batch.ref_logp,
@@ -63,9 +70,10 @@ def grpo_update(
             clip_low=config.clip_low,
             clip_high=config.clip_high,
         )
+        length = batch.mask.sum(axis=-1).mean()
+        return loss, metrics | {"loss": loss, "completion_length": length}
 
-    (loss, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    metrics |= {"loss": loss, "completion_length": batch.mask.sum(axis=-1).mean()}
+    gradient, metrics = _mean_gradient(loss_fn, state.params, batch, micro_batches)
     if axis_name is not None:
         gradient, metrics = jax.lax.pmean((gradient, metrics), axis_name)
 
@@ -78,6 +86,51 @@ def grpo_update(
     metrics |= {"beta": beta, "grad_norm": grad_norm, "finite": finite}
     metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+
+def _mean_gradient(
+    loss_fn: Callable[[PyTree, GRPOBatch], tuple[Float[Array, ""], Metrics]],
+    params: PyTree,
+    batch: GRPOBatch,
+    pieces: int,
+) -> tuple[PyTree, Metrics]:
+    """Gradient and metrics of a loss that is a mean over prompts, a piece of them at a time."""
+    gradient_fn = jax.grad(loss_fn, has_aux=True)
+    if pieces == 1:
+        return gradient_fn(params, batch)
+
+    def add(total: PyTree, piece: GRPOBatch) -> tuple[PyTree, Metrics]:
+        gradient, metrics = gradient_fn(params, piece)
+        return jax.tree.map(jnp.add, total, gradient), metrics
+
+    # f32: a sum in bf16 loses the small pieces to the large ones.
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), params
+    )
+    total, metrics = jax.lax.scan(add, zeros, cut_rows(batch, pieces))
+    gradient = jax.tree.map(lambda sum_, x: (sum_ / pieces).astype(x.dtype), total, params)
+    return gradient, jax.tree.map(lambda values: values.mean(axis=0), metrics)
+
+
+def cut_rows(batch: _T, pieces: int) -> _T:
+    """Leaves [B, ...] as [pieces, B / pieces, ...], for a scan over pieces.
+
+    A piece takes every so many-th row: on a mesh, whose devices hold blocks of rows, it is then
+    spread over all of them.
+    """
+
+    def cut(leaf: Array) -> Array:
+        # Spelt out: -1 cannot be inferred for the patches of a batch without images.
+        rows = leaf.reshape(leaf.shape[0] // pieces, pieces, *leaf.shape[1:])
+        return jnp.swapaxes(rows, 0, 1)
+
+    return jax.tree.map(cut, batch)
+
+
+def join_rows(by_piece: Array) -> Array:
+    """The inverse of `cut_rows` for one array."""
+    rows = jnp.swapaxes(by_piece, 0, 1)
+    return rows.reshape(rows.shape[0] * rows.shape[1], *rows.shape[2:])
 
 
 def _norm(tree: PyTree) -> Float[Array, ""]:
