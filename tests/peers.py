@@ -40,6 +40,13 @@ def make_peer(config, *, seed=0):
     return peer.requires_grad_(False)
 
 
+def scale_weights(peer: Peer, factors: Mapping[str, float]) -> None:
+    """Multiply the parameters whose names end so, in place."""
+    for name, parameter in peer.named_parameters():
+        for ending, factor in factors.items():
+            parameter.data *= factor if name.endswith(ending) else 1
+
+
 def run_peer(peer, config, case, completion=()):
     """transformers' output for one prompt, with a completion after it."""
     tokens = torch.tensor([[*case.tokens.tolist(), *completion]])

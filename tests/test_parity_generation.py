@@ -14,7 +14,7 @@ from othink_jax.data.synthetic import generate
 from othink_jax.model.qwen2_vl import merge
 from othink_jax.sampling import processed_logits, prompt_keys, sample
 from tests.parity_cases import CHATS, turn, write_random_model
-from tests.peers import PeerProcessor, pad_left
+from tests.peers import PeerProcessor, pad_left, scale_weights
 
 NEW_TOKENS = 64
 
@@ -27,9 +27,7 @@ def directory(tmp_path_factory):
     """
     directory = write_random_model(tmp_path_factory.mktemp("model"), tied=False, seed=1)
     peer = Qwen2VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
-    for name, parameter in peer.named_parameters():
-        for part, factor in {"q_proj.weight": 4, "k_proj.weight": 4, "o_proj": 8}.items():
-            parameter.data *= factor if part in name else 1
+    scale_weights(peer, {"q_proj.weight": 4, "k_proj.weight": 4, "o_proj.weight": 8})
     peer.save_pretrained(directory)
     return directory
 
