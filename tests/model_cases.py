@@ -186,12 +186,12 @@ def layers_and_logits(
     """
     states: dict[str, list[jax.Array]] = {"vision": [], "text": []}
 
-    def run(tower, stack, x, apply):
+    def run(tower, stack, x, apply, extras=None, *, remat):
         layer_of = nnx.split(stack[0])[0]
-        step = jax.jit(lambda weights, x: apply(nnx.merge(layer_of, weights), x, None))
+        step = jax.jit(lambda weights, x, extra: apply(nnx.merge(layer_of, weights), x, extra))
         outputs = []
-        for layer in stack:
-            x, output = step(nnx.split(layer)[1], x)
+        for layer, extra in zip(stack, extras or [None] * len(stack), strict=True):
+            x, output = step(nnx.split(layer)[1], x, extra)
             states[tower].append(x)
             outputs.append(output)
         return x, tuple(outputs)

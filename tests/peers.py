@@ -40,7 +40,7 @@ def make_peer(config, *, seed=0):
     return peer.requires_grad_(False)
 
 
-def scale_weights(peer: Peer, factors: Mapping[str, float]) -> None:
+def scale_weights(peer: PreTrainedModel, factors: Mapping[str, float]) -> None:
     """Multiply the parameters whose names end so, in place."""
     for name, parameter in peer.named_parameters():
         for ending, factor in factors.items():
