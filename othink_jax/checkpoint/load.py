@@ -70,6 +70,7 @@ def load(
     scan_layers: bool = False,
     remat: Remat = "none",
     abstract: bool = False,
+    on_host: bool = False,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
 ) -> Checkpoint:
@@ -85,6 +86,7 @@ def load(
       scan_layers: scan over stacked layers instead of unrolling them.
       remat: what the backward pass of a layer computes again: `none`, `dots` (all but the products
         with weights) or `layer` (everything).
+      on_host: leave the parameters in the host's memory, as numpy arrays.
       abstract: read no weights; `params` then holds `jax.ShapeDtypeStruct`s, for planning.
       min_pixels, max_pixels: bounds of an image's size instead of the model's own.
 
@@ -99,7 +101,8 @@ def load(
     )
     if not abstract:
         tensors = stored_tensors(directory, run, config)
-        params = read_params(tensors if param_dtype == "stored" else cast(tensors, params_in))
+        tensors = tensors if param_dtype == "stored" else cast(tensors, params_in)
+        params = read_params(tensors, on_host=on_host)
         if scan_layers:
             params = _scanned(params)
     return Checkpoint(

@@ -40,7 +40,8 @@ class TrainingStore:
     def restore(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
         """State and progress of `step` (the latest if not given), in the structure of `like`.
 
-        `like` is a pytree of arrays or `jax.ShapeDtypeStruct`. Raises UserError if there is no
+        `like` is a pytree of arrays or `jax.ShapeDtypeStruct`, whose shardings say where it is read
+        to. Raises UserError if there is no
         checkpoint, or a damaged one.
         """
         step = self.latest_step() if step is None else step

@@ -75,10 +75,14 @@ def watched(tensors: Tensors, on_bytes: Callable[[int], None]) -> Tensors:
     return Tensors(dtypes=tensors.dtypes, read=read)
 
 
-def read_params(tensors: Tensors) -> dict[str, Any]:
-    """All of them on the default device, as the nested dict of an unrolled model's parameters."""
+def read_params(tensors: Tensors, *, on_host: bool = False) -> dict[str, Any]:
+    """All of them as the nested dict of an unrolled model's parameters.
+
+    They are on the default device, or numpy arrays.
+    """
     chosen = list(tensors.dtypes)
-    arrays = (jnp.asarray(tensor) for tensor in tensors.read(chosen))
+    put = np.ascontiguousarray if on_host else jnp.asarray
+    arrays = map(put, tensors.read(chosen))
     return nested(dict(zip(chosen, arrays, strict=True)))
 
 

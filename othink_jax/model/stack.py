@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 # What the backward pass finds in memory of a layer's forward pass, and does not compute again:
@@ -79,12 +80,8 @@ def _checkpointed(run: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
 def stack_layers(layers: dict[Any, Any]) -> dict[Any, Any]:
     """Parameters of an unrolled stack (keyed by layer number) as those of a scanned one."""
     rows = [layers[number] for number in sorted(layers)]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
 
+    def stack(*leaves: Any) -> Any:
+        return (np if isinstance(leaves[0], np.ndarray) else jnp).stack(leaves)
 
-def unstack_layers(layers: dict[Any, Any]) -> dict[Any, Any]:
-    """Parameters of a scanned stack as those of an unrolled one; of an unrolled one as they are."""
-    if 0 in layers:
-        return layers
-    depth = jax.tree.leaves(layers)[0].shape[0]
-    return {i: jax.tree.map(operator.itemgetter(i), layers) for i in range(depth)}
+    return jax.tree.map(stack, *rows)

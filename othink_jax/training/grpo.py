@@ -79,7 +79,7 @@ class GRPOTrainer:
         self.learning_rate = learning_rate_schedule(config.optimizer, updates)
         self.compiled = compile_programs(checkpoint, config, self.parallel, self.tx)
         self.reference = self.parallel.replicate(
-            jax.tree.map(lambda leaf: leaf.astype(config.dtype), checkpoint.params)
+            jax.tree.map(lambda leaf: leaf.astype(config.dtype, copy=False), checkpoint.params)
         )
         self.loader = PromptLoader(
             source,
@@ -97,13 +97,16 @@ class GRPOTrainer:
         """Train from the last checkpoint, or from the reference, to the last step."""
         config = self.config
         store = TrainingStore(directory.checkpoints, keep=config.keep_checkpoints)
-        done, state = 0, TrainState.create(self.checkpoint.params, self.tx)
+        done = 0
         if resumed and store.latest_step() is not None:
-            state, progress = store.restore(jax.eval_shape(lambda: state))
+            like = jax.eval_shape(lambda: TrainState.create(self.checkpoint.params, self.tx))
+            state, progress = store.restore(self.parallel.stored(like))
             done = int(state.step) // config.inner_updates
+            state = self.parallel.adopt(state)
             self.loader.set_state(progress["loader"])
+        else:
+            state = self.parallel.begin(self.checkpoint.params, self.tx)
         directory.keep_metrics_until(done)
-        state = self.parallel.replicate(state)
         # The copies on the devices are all that is needed from here on.
         self.checkpoint = dataclasses.replace(self.checkpoint, params={})
         self.started = time.perf_counter()
@@ -272,6 +275,7 @@ def _load(model: str | Path, config: GRPOConfig) -> Checkpoint:
         model,
         dtype=config.dtype,
         param_dtype="float32",
+        on_host=True,  # a whole copy may have no room on a device
         remat=config.remat,
         min_pixels=config.data.min_pixels,
         max_pixels=config.data.max_pixels,

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import PyTree
 
 from othink_jax.config import ParallelConfig
@@ -38,12 +38,24 @@ class Parallel(abc.ABC):
         and the frozen reference may start from the same arrays.
         """
 
+    def begin(self, params: PyTree, tx: optax.GradientTransformation) -> TrainState:
+        """The state before the first update, on the devices. The argument stays valid."""
+        return self.replicate(TrainState.create(params, tx))
+
     @abc.abstractmethod
     def unreplicate(self, tree: _T) -> _T:
-        """The first device's copy, for a checkpoint; the others are not read.
+        """What a checkpoint is to hold of a state: of copies, the first device's.
 
-        On one device it is the argument itself, so `update` ends its life too.
+        On one device and on a mesh it is the argument itself, so `update` ends its life too.
         """
+
+    @abc.abstractmethod
+    def stored(self, state: _T) -> _T:
+        """Of the shapes of an unreplicated state: with the places that a checkpoint is read to."""
+
+    @abc.abstractmethod
+    def adopt(self, state: _T) -> _T:
+        """Put back on the devices what was read to the places of `stored`, and end its life."""
 
     @property
     def batch_shards(self) -> int:
@@ -127,6 +139,15 @@ def make_parallel(config: ParallelConfig) -> Parallel:
     return Sharded(devices, tensor=config.tensor)
 
 
+def _placed(shapes: _T, sharding: Any) -> _T:
+    """Shapes with one sharding for all leaves, or with a tree of them."""
+    if isinstance(sharding, jax.sharding.Sharding):
+        sharding = jax.tree.map(lambda _: sharding, shapes)
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, sharding
+    )
+
+
 class OneDevice(Parallel):
     """`jit` on one device: placing is all there is to do."""
 
@@ -138,6 +159,12 @@ class OneDevice(Parallel):
 
     def unreplicate(self, tree: _T) -> _T:
         return tree
+
+    def stored(self, state: _T) -> _T:
+        return _placed(state, SingleDeviceSharding(self.devices[0]))
+
+    def adopt(self, state: _T) -> _T:
+        return state
 
     def shard(self, batch: _T) -> _T:
         return jax.device_put(batch, self.devices[0])
@@ -175,6 +202,12 @@ class Replicas(Parallel):
     def unreplicate(self, tree: _T) -> _T:
         # Not x[0], which gathers from all devices.
         return jax.tree.map(lambda x: x.addressable_shards[0].data[0], tree)
+
+    def stored(self, state: _T) -> _T:
+        return _placed(state, SingleDeviceSharding(self.devices[0]))
+
+    def adopt(self, state: _T) -> _T:
+        return self.replicate(state)
 
     def shard(self, batch: _T) -> _T:
         def cut(x: Any) -> jax.Array:
@@ -221,15 +254,28 @@ class Sharded(Parallel):
         return self._mesh.shape[FSDP]
 
     def replicate(self, tree: _T) -> _T:
-        # `may_alias=False` does not keep a piece on the argument's own device from sharing it.
+        # By way of the host: a whole array may have no room on any device, and what stands on one
+        # already would be shared with it, whatever `may_alias` says.
         return jax.tree.map(
-            lambda x, sharding: jax.device_put(jnp.copy(x), sharding),
+            lambda x, sharding: jax.device_put(np.array(x), sharding),
             tree,
             shardings(tree, self._mesh),
         )
 
+    def begin(self, params: PyTree, tx: optax.GradientTransformation) -> TrainState:
+        # The moments are made where they are to stand.
+        create = functools.partial(TrainState.create, tx=tx)
+        placed = shardings(jax.eval_shape(create, params), self._mesh)
+        return jax.jit(create, out_shardings=placed, donate_argnums=0)(self.replicate(params))
+
     def unreplicate(self, tree: _T) -> _T:
         return tree
+
+    def stored(self, state: _T) -> _T:
+        return _placed(state, shardings(state, self._mesh))
+
+    def adopt(self, state: _T) -> _T:
+        return state
 
     def shard(self, batch: _T) -> _T:
         for leaf in jax.tree.leaves(batch):
