@@ -87,6 +87,7 @@ def compute(setup: Setup, mode: Mode, dtype: str):
 
     run = jax.jit(jax.grad(loss, has_aux=True), compiler_options=FAST_TO_COMPILE)
     gradient, logp = run(params)
+    assert logp.dtype == stored
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (logp, gradient))
 
 

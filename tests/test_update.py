@@ -201,6 +201,7 @@ def test_micro_batches_make_the_update_of_the_whole_batch(x64, tolerance, micro_
         state, batch = TrainState.create(params, tx), toy_batch(images=images)
         whole, expected = jax.jit(make_update(tx))(state, batch)
         pieces, metrics = jax.jit(make_update(tx, micro_batches=micro_batches))(state, batch)
+        whole, pieces = jax.device_get((whole, pieces))
     for name, leaf in whole.params.items():
         change = np.abs(leaf - params[name]).max()
         close = {"rtol": 0, "atol": tolerance * max(change, 1)}
