@@ -1,0 +1,179 @@
+"""The shapes that are measured: a model with random weights, a batch of prompts, and its FLOPs."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import othink_jax
+from othink_jax.model.config import Qwen2VLConfig, TextConfig, VisionConfig
+from othink_jax.model.qwen2_vl import Qwen2VL, split
+from othink_jax.model.stack import Remat
+from othink_jax.types import GRPOBatch, Prompts
+
+_TINY = Path(othink_jax.__file__).parent / "assets" / "tiny" / "config.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """One update: every prompt with one image, every completion of full length."""
+
+    model: Qwen2VLConfig
+    prompts: int  # B
+    group: int  # G completions a prompt
+    prompt_tokens: int  # P
+    image: tuple[int, int]  # rows and columns of merge windows: so many prompt tokens
+    length: int  # T tokens of a completion
+    dtype: Literal["float32", "bfloat16"]  # of the computation and of the reference
+    mu_dtype: Literal["float32", "bfloat16"] = "float32"  # of Adam's mean
+    chunk: int = 1024  # tokens whose logits exist at one time
+    micro_batches: int = 1
+    remat: Remat = "none"
+    scan_layers: bool = False
+
+    def record(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def presets() -> dict[str, Shapes]:
+    """`cpu`: the embedded model, with an image as large a part of the prompt as in real ones."""
+    return {
+        "cpu": Shapes(
+            model=Qwen2VLConfig.from_hf(json.loads(_TINY.read_text())),
+            prompts=4,
+            group=8,
+            prompt_tokens=150,
+            image=(8, 16),
+            length=64,
+            dtype="float32",
+        ),
+        "gpu_2b": Shapes(
+            model=_qwen2_vl_2b(),
+            prompts=8,
+            group=8,
+            prompt_tokens=600,
+            image=(20, 25),
+            length=256,
+            dtype="bfloat16",
+            mu_dtype="bfloat16",
+            # Whole, the naive way does not fit: 64 images of 2000 patches, 16 heads of scores.
+            micro_batches=4,
+            remat="layer",
+            scan_layers=True,
+        ),
+    }
+
+
+def _qwen2_vl_2b() -> Qwen2VLConfig:
+    """The shape of Qwen/Qwen2-VL-2B-Instruct."""
+    return Qwen2VLConfig(
+        text=TextConfig(
+            vocab_size=151_936,
+            hidden_size=1536,
+            intermediate_size=8960,
+            num_hidden_layers=28,
+            num_attention_heads=12,
+            num_key_value_heads=2,
+            rope_theta=1_000_000.0,
+            mrope_section=(16, 24, 24),
+            rms_norm_eps=1e-6,
+        ),
+        vision=VisionConfig(depth=32, embed_dim=1280, num_heads=16, mlp_ratio=4, hidden_size=1536),
+        tie_word_embeddings=True,
+        image_token_id=151_655,
+        video_token_id=151_656,
+        vision_start_token_id=151_652,
+        vision_end_token_id=151_653,
+    )
+
+
+def make_model(shapes: Shapes) -> tuple[Any, dict[str, Any]]:
+    """Static part and random float32 parameters, made on the device."""
+
+    def make() -> Qwen2VL:
+        return Qwen2VL(
+            shapes.model,
+            rngs=nnx.Rngs(0),
+            dtype=jnp.dtype(shapes.dtype),
+            scan_layers=shapes.scan_layers,
+            remat=shapes.remat,
+        )
+
+    graphdef, _ = split(nnx.eval_shape(make))
+    return graphdef, jax.jit(lambda: split(make())[1])()
+
+
+def make_batch(shapes: Shapes) -> GRPOBatch:
+    """Random tokens, pixels and advantages; `ref_logp` is zero, to be replaced."""
+    rng = np.random.default_rng(0)
+    B, P, config = shapes.prompts, shapes.prompt_tokens, shapes.model
+    (rows, columns), merge = shapes.image, config.vision.spatial_merge_size
+    windows = rows * columns
+    image_index = np.full(P, -1, np.int32)
+    image_index[1 : 1 + windows] = np.arange(windows)
+    row, column = np.divmod(np.arange(windows), columns)
+    after = P - windows - 1
+    start = 1 + max(rows, columns)  # of the text after the image, see `Prompts.next_position`
+    positions = np.concatenate(
+        [
+            np.zeros((3, 1)),
+            1 + np.stack([0 * row, row, column]),
+            np.tile(start + np.arange(after), (3, 1)),
+        ],
+        axis=1,
+    )
+    inside = np.stack(np.divmod(np.arange(merge**2), merge), axis=-1)
+    corner = merge * np.stack([row, column], axis=-1)
+    patch_positions = (corner[:, None] + inside).reshape(-1, 2)
+    completions = (B, shapes.group, shapes.length)
+
+    def same(array: np.ndarray, *lead: int) -> np.ndarray:
+        return np.tile(array.astype(np.int32), (*lead, *[1] * array.ndim))
+
+    return GRPOBatch(
+        prompts=Prompts(
+            tokens=rng.integers(0, config.text.vocab_size, (B, P)).astype(np.int32),
+            mask=np.ones((B, P), bool),
+            positions=same(positions, B),
+            image_index=same(image_index, B),
+            patches=rng.normal(size=(B, 1, windows * merge**2, config.vision.patch_dim)).astype(
+                np.float32
+            ),
+            patch_positions=same(patch_positions, B, 1),
+            patch_mask=np.ones((B, 1, windows * merge**2), bool),
+        ),
+        completions=rng.integers(0, config.text.vocab_size, completions).astype(np.int32),
+        mask=np.ones(completions, bool),
+        advantages=rng.normal(size=completions[:2]).astype(np.float32),
+        ref_logp=np.zeros(completions, np.float32),
+    )
+
+
+def unique_flops(shapes: Shapes) -> float:
+    """FLOPs of products of matrices in reference and update, each computed once.
+
+    Nothing is counted that a prompt repeated, remat or the mask of a causal attention makes a
+    program do. Reference and policy make one forward pass each, and a backward pass costs two.
+    """
+    text, vision = shapes.model.text, shapes.model.vision
+    B, G, P, T = shapes.prompts, shapes.group, shapes.prompt_tokens, shapes.length
+    width, kv_width = text.hidden_size, text.num_key_value_heads * text.head_dim
+    weights = 2 * width * (width + kv_width) + 3 * width * text.intermediate_size
+    tokens = B * (P + G * (T - 1))
+    pairs = B * (P * (P + 1) / 2 + G * (T - 1) * (P + T / 2))
+    flops = text.num_hidden_layers * (2 * weights * tokens + 4 * width * pairs)
+    flops += 2 * width * text.vocab_size * B * G * T
+
+    area = vision.spatial_merge_size**2
+    windows = shapes.image[0] * shapes.image[1]
+    patches, window = windows * area, vision.embed_dim * area
+    weights = (4 + 2 * vision.mlp_ratio) * vision.embed_dim**2
+    flops += B * vision.depth * (2 * weights * patches + 4 * vision.embed_dim * patches**2)
+    flops += B * 2 * vision.patch_dim * vision.embed_dim * patches
+    flops += B * 2 * (window**2 + window * vision.hidden_size) * windows
+    return 4 * flops

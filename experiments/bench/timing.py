@@ -1,0 +1,64 @@
+"""What every benchmark shares: interleaved timing, and the record of where it ran.
+
+It imports nothing but JAX, so that benchmarks run where the rest of the package's dependencies are
+not installed.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+_VERSIONS_OF = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers", "trl")
+
+
+def interleave(
+    variants: Mapping[str, Callable[[], Any]], repeats: int
+) -> dict[str, dict[str, float]]:
+    """Seconds of each variant: minimum and median of `repeats` rounds through all of them.
+
+    The variants take turns, so that what else the machine does hits all of them alike. One round
+    before the first is not counted: it compiles and fills caches.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(repeats + 1):
+        for name, run in variants.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            if number > 0:
+                seconds[name].append(time.perf_counter() - start)
+    return {
+        name: {"min_s": min(values), "median_s": statistics.median(values)}
+        for name, values in seconds.items()
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Device, system and versions, for the record."""
+    versions = {"python": platform.python_version()}
+    for name in _VERSIONS_OF:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    device = jax.devices()[0]
+    return {
+        "device": f"{jax.device_count()} x {device.device_kind}",
+        "platform": device.platform,
+        "cpus": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": versions,
+    }
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record, making the directories that it needs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
