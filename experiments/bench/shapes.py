@@ -12,6 +12,7 @@ from flax import nnx
 
 import othink_jax
 from othink_jax.model.config import Qwen2VLConfig, TextConfig, VisionConfig
+from othink_jax.model.hf_config import from_hf
 from othink_jax.model.qwen2_vl import Qwen2VL, split
 from othink_jax.model.stack import Remat
 from othink_jax.types import GRPOBatch, Prompts
@@ -44,7 +45,7 @@ def presets() -> dict[str, Shapes]:
     """`cpu`: the embedded model, with an image as large a part of the prompt as in real ones."""
     return {
         "cpu": Shapes(
-            model=Qwen2VLConfig.from_hf(json.loads(_TINY.read_text())),
+            model=from_hf(json.loads(_TINY.read_text())),
             prompts=4,
             group=8,
             prompt_tokens=150,
@@ -83,7 +84,9 @@ def _qwen2_vl_2b() -> Qwen2VLConfig:
             mrope_section=(16, 24, 24),
             rms_norm_eps=1e-6,
         ),
-        vision=VisionConfig(depth=32, embed_dim=1280, num_heads=16, mlp_ratio=4, hidden_size=1536),
+        vision=VisionConfig(
+            depth=32, embed_dim=1280, intermediate_size=5120, num_heads=16, hidden_size=1536
+        ),
         tie_word_embeddings=True,
         image_token_id=151_655,
         video_token_id=151_656,
@@ -172,7 +175,7 @@ def unique_flops(shapes: Shapes) -> float:
     area = vision.spatial_merge_size**2
     windows = shapes.image[0] * shapes.image[1]
     patches, window = windows * area, vision.embed_dim * area
-    weights = (4 + 2 * vision.mlp_ratio) * vision.embed_dim**2
+    weights = (4 * vision.embed_dim + 2 * vision.intermediate_size) * vision.embed_dim
     flops += B * vision.depth * (2 * weights * patches + 4 * vision.embed_dim * patches**2)
     flops += B * 2 * vision.patch_dim * vision.embed_dim * patches
     flops += B * 2 * (window**2 + window * vision.hidden_size) * windows
