@@ -48,7 +48,7 @@ def test_positions_of_the_measured_prompts_are_those_of_the_processor():
 
     prompts = make_batch(dataclasses.replace(TINY, image=(2, 3), prompt_tokens=12)).prompts
     is_image = prompts.image_index[0] >= 0
-    np.testing.assert_array_equal(prompts.positions[0], mrope_positions(is_image, [(2, 3)]))
+    np.testing.assert_array_equal(prompts.positions[0], mrope_positions(is_image, [(1, 2, 3)]))
     np.testing.assert_array_equal(prompts.patch_positions[0, 0], patch_positions(4, 6, 2))
 
 
