@@ -21,6 +21,7 @@ from othink_jax.config import (
     EvaluateConfig,
     Grader,
     GRPOConfig,
+    ProcessConfig,
     SamplingConfig,
     Task,
 )
@@ -33,34 +34,39 @@ from othink_jax.presets import (
     words_of,
 )
 
+_ONE_PROCESS = ProcessConfig()
 _GENERATE_SAMPLING = SamplingConfig(max_new_tokens=256)
 
 
-def grpo(config: GRPOConfig) -> None:
+def grpo(config: GRPOConfig, processes: ProcessConfig = _ONE_PROCESS) -> None:
     """Post-train a model with GRPO or GRPO-D. `--resume RUN`, alone, continues an interrupted run.
 
     `--preset paper` (the defaults shown here) stands for R1-V's settings, `--preset tiny` (the
     default with `--model tiny`) for such as suit the embedded model; what else is given goes over
     them.
     """
-    from othink_jax import compilation_cache
-    from othink_jax.report import write_report
     from othink_jax.training.grpo import train
 
-    compilation_cache.enable()
-
-    print(f"report: {write_report(train(config))}")
+    _run_training(lambda: train(config), processes)
 
 
-def resume_grpo(resume: Path) -> None:
+def resume_grpo(resume: Path, processes: ProcessConfig = _ONE_PROCESS) -> None:
     """Continue the GRPO run in this directory from its last checkpoint."""
-    from othink_jax import compilation_cache
-    from othink_jax.report import write_report
     from othink_jax.training.grpo import resume as continue_run
 
-    compilation_cache.enable()
+    _run_training(lambda: continue_run(resume), processes)
 
-    print(f"report: {write_report(continue_run(resume))}")
+
+def _run_training(run: Callable[[], Path], config: ProcessConfig) -> None:
+    from othink_jax import compilation_cache
+    from othink_jax.report import write_report
+    from othink_jax.training import processes
+
+    compilation_cache.enable()
+    processes.join(config)
+    directory = run()
+    if processes.first():
+        print(f"report: {write_report(directory)}")
 
 
 def evaluate(config: EvaluateConfig) -> None:

@@ -237,6 +237,26 @@ class ParallelConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ProcessConfig:
+    """How the processes of a run find each other; of a run of one process, nothing is given.
+
+    It is no part of a run's settings: a run may go on with another number of processes.
+    """
+
+    distributed: bool = False  # several processes, as SLURM, a TPU pod or Open MPI tells JAX
+    coordinator: str | None = None  # HOST:PORT of process 0, where nobody tells
+    num_processes: int | None = None  # with a coordinator
+    process_id: int | None = None  # with a coordinator; from 0
+
+    def __post_init__(self) -> None:
+        given = [value is not None for value in dataclasses.astuple(self)[1:]]
+        _require(
+            all(given) or not any(given),
+            "--coordinator, --num-processes and --process-id go together",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class GRPOConfig:
     """One GRPO run. The defaults are R1-V's."""
 

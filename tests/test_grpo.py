@@ -26,6 +26,7 @@ from othink_jax.config import (
     SamplingConfig,
 )
 from othink_jax.data.loader import PromptLoader
+from othink_jax.data.processing import PadTo
 from othink_jax.data.sources import open_source
 from othink_jax.errors import UserError
 from othink_jax.model.log_probs import completion_logp
@@ -35,7 +36,7 @@ from othink_jax.sampling import prompt_keys, sample
 from othink_jax.training import grpo
 from othink_jax.training.grpo import GRPOTrainer, resume, train
 from othink_jax.training.optimizer import make_optimizer
-from othink_jax.training.records import rollout_metrics
+from othink_jax.training.records import rollout_metrics, rollout_record
 from othink_jax.training.state import TrainState
 from othink_jax.types import Rollout
 
@@ -411,9 +412,16 @@ def test_a_group_of_equal_rewards_has_no_signal_whatever_the_rounding():
         finished=np.ones((2, 6), bool),
     )
     rewards = np.array([[1.3] * 6, [1.3] * 5 + [0.3]], np.float32)
-    metrics = rollout_metrics(rollout, [Grade(1.0, 1.0)] * 12, rewards)
+    metrics = rollout_metrics([rollout_record(rollout, [Grade(1.0, 1.0)] * 12, rewards)])
     assert rewards.std(axis=1, ddof=1)[0] > 0  # of rounding
     assert metrics["no_signal_share"] == 0.5
+
+
+def test_processes_pad_their_prompts_to_common_shapes(monkeypatch):
+    other = {"prompt_tokens": 32, "image_slots": 3, "patches": 128}
+    monkeypatch.setattr(grpo.processes, "exchange", lambda own: [other, own])
+    own = PadTo(prompt_tokens=64, image_slots=1, patches=64)
+    assert grpo._common(own) == PadTo(prompt_tokens=64, image_slots=3, patches=128)
 
 
 def test_endless_task_needs_a_number_of_steps(tmp_path):

@@ -60,7 +60,7 @@ class Numbers:
 
 @pytest.fixture
 def load(processor):
-    def make(source, *, batch_size=4, seed=0, max_prompt_tokens=100, epochs=None):
+    def make(source, *, batch_size=4, seed=0, max_prompt_tokens=100, epochs=None, share=(0, 1)):
         return PromptLoader(
             source,
             processor,
@@ -69,6 +69,7 @@ def load(processor):
             template=TEMPLATE,
             max_prompt_tokens=max_prompt_tokens,
             epochs=epochs,
+            share=share,
         )
 
     return make
@@ -112,6 +113,13 @@ def test_a_stream_of_some_epochs_ends_and_leaves_out_what_fills_no_batch(load):
     batches = [ids(batch) for batch in load(Numbers(5), epochs=2)]  # 10 examples, batches of 4
     assert [len(batch) for batch in batches] == [4, 4]
     assert max(Counter(flat_list(batches)).values()) <= 2
+
+
+def test_processes_share_the_stream_one_example_each_in_turn(load):
+    whole = flat_list(take(load(Numbers(10)), 8))
+    for process in (0, 1):
+        loader = load(Numbers(10), batch_size=2, share=(process, 2))
+        assert flat_list(take(loader, 8)) == whole[process::2]
 
 
 @pytest.mark.parametrize("done", [0, 1, 3, 7])

@@ -40,11 +40,19 @@ def save_model(directory: Path, tensors: Tensors, *, companions: Path, force: bo
     registry = type_handlers.create_type_handler_registry(
         (Entry, _OneByOne(tensors)), (jax.Array, type_handlers.ArrayHandler())
     )
-    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    # This process alone writes, whatever others there are.
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix=f"process_{jax.process_index()}",
+    )
+    handler = ocp.PyTreeCheckpointHandler(
+        type_handler_registry=registry, multiprocessing_options=alone
+    )
     unread = nested({entry: entry for entry in tensors.dtypes})
     with new_model_directory(directory, size=tensors.total_nbytes, force=force) as unfinished:
         copy_companions(companions, unfinished)
-        with ocp.Checkpointer(handler) as checkpointer:
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             checkpointer.save(unfinished.absolute() / PARAMS, args=ocp.args.PyTreeSave(unread))
 
 

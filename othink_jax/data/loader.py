@@ -93,6 +93,7 @@ class PromptLoader:
         template: str,
         max_prompt_tokens: int | None,
         epochs: int | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         """Args:
         source: of examples, not empty.
@@ -102,12 +103,14 @@ class PromptLoader:
         template: the user's words; {question} is replaced.
         max_prompt_tokens: longer prompts, image tokens included, are skipped; None skips none.
         epochs: passes over the source; None for no end.
+        share: of the stream, the process `share[0]` of `share[1]` takes every so many-th example.
         """
         self.skipped = Counter()
         self._size = len(source)
         self._batch_size = batch_size
         self._unusable: set[int] = set()
         numbers = grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat(epochs)
+        numbers = numbers[share[0] :: share[1]]
         encode = _Encode(source, processor, template=template, max_prompt_tokens=max_prompt_tokens)
         self._stream = _ahead(numbers, encode, batch_size)
 

@@ -176,7 +176,7 @@ class Processor:
         Raises:
           UserError: a prompt does not fit `pad`, or `pad.patches` cuts a merge window.
         """
-        pad = pad or self._bucket(encoded)
+        pad = pad or self.bucket(encoded)
         if pad.patches % self.image_settings.merge_size**2:
             raise UserError(f"{pad}: patches must be a multiple of a merge window's")
         prompts = self._empty(len(encoded), pad)
@@ -185,7 +185,8 @@ class Processor:
             self._write_row(prompts, row, prompt)
         return prompts
 
-    def _bucket(self, encoded: Sequence[EncodedPrompt]) -> PadTo:
+    def bucket(self, encoded: Sequence[EncodedPrompt]) -> PadTo:
+        """The shapes that `batch` pads these prompts to."""
         longest = max(len(prompt.tokens) for prompt in encoded)
         largest = max((len(image) for prompt in encoded for image in prompt.patches), default=0)
         unit = math.lcm(_PATCH_BUCKET, self.image_settings.merge_size**2)

@@ -25,11 +25,14 @@ def summary(row: Mapping[str, Any]) -> str:
 class Monitor:
     """Shows the rows of a run in the terminal, TensorBoard and, if asked, Weights & Biases.
 
-    TensorBoard files are written where the extra `tensorboard` is installed.
+    TensorBoard files are written where the extra `tensorboard` is installed. Of the processes of a
+    run, only one shows anything.
     """
 
-    def __init__(self, directory: Path, *, total: int, done: int, wandb: bool) -> None:
-        self._console = Console(stderr=True)
+    def __init__(
+        self, directory: Path, *, total: int, done: int, wandb: bool, shown: bool = True
+    ) -> None:
+        self._console = Console(stderr=True, quiet=not shown)
         self._progress = Progress(
             BarColumn(bar_width=8),  # the whole line fits into 80 columns
             MofNCompleteColumn(),
@@ -40,8 +43,8 @@ class Monitor:
         )
         self._task = self._progress.add_task("grpo", total=total, completed=done, figures="")
         self._total = total
-        self._events = self._open_events(directory)
-        self._wandb = self._open_wandb(directory) if wandb else None
+        self._events = self._open_events(directory) if shown else None
+        self._wandb = self._open_wandb(directory) if wandb and shown else None
 
     def _open_events(self, directory: Path) -> Any:
         try:

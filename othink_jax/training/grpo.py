@@ -22,16 +22,18 @@ from othink_jax.checkpoint.tensors import in_memory
 from othink_jax.config import GRPOConfig, from_dict, to_dict
 from othink_jax.data.example import Example
 from othink_jax.data.loader import PromptLoader
+from othink_jax.data.processing import PadTo
 from othink_jax.data.sources import ENDLESS, open_source
 from othink_jax.errors import UserError
 from othink_jax.rewards import Grade, GradingPool
 from othink_jax.sampling import prompt_keys
+from othink_jax.training import processes
 from othink_jax.training.console import Monitor
 from othink_jax.training.interrupt import StopRequest
 from othink_jax.training.optimizer import kl_schedule, learning_rate_schedule, make_optimizer
 from othink_jax.training.parallel import make_parallel
 from othink_jax.training.programs import compile_programs
-from othink_jax.training.records import rollout_metrics, sample_rows
+from othink_jax.training.records import rollout_metrics, rollout_record, sample_rows
 from othink_jax.training.run_directory import RunDirectory, environment
 from othink_jax.training.state import TrainState
 from othink_jax.types import GRPOBatch, Rollout
@@ -50,7 +52,7 @@ def total_steps(config: GRPOConfig, examples: int) -> int:
 
 def _cut_padding(rollout: Rollout) -> Rollout:
     """Drop the columns that no completion reaches, up to a multiple of `_LENGTH_BUCKET`."""
-    longest = int(rollout.mask.sum(axis=-1).max())
+    longest = max(processes.exchange(int(rollout.mask.sum(axis=-1).max())))
     kept = min(rollout.mask.shape[-1], math.ceil(longest / _LENGTH_BUCKET) * _LENGTH_BUCKET)
     return dataclasses.replace(
         rollout,
@@ -59,6 +61,12 @@ def _cut_padding(rollout: Rollout) -> Rollout:
         logp=rollout.logp[..., :kept],
         entropy=rollout.entropy[..., :kept],
     )
+
+
+def _common(pad: PadTo) -> PadTo:
+    """The least shapes that the prompts of all processes fit into."""
+    given = processes.exchange(dataclasses.asdict(pad))
+    return PadTo(**{name: max(shapes[name] for shapes in given) for name in given[0]})
 
 
 class GRPOTrainer:
@@ -72,6 +80,7 @@ class GRPOTrainer:
         self.checkpoint = checkpoint
         self.parallel = make_parallel(config.parallel)
         self.parallel.check_batch(config.prompts_per_step, config.micro_batches)
+        self.share = (jax.process_index(), jax.process_count())
         source = open_source(config.data)
         self.steps = total_steps(config, len(source))
         updates = self.steps * config.inner_updates
@@ -84,10 +93,11 @@ class GRPOTrainer:
         self.loader = PromptLoader(
             source,
             checkpoint.processor,
-            batch_size=config.prompts_per_step,
+            batch_size=config.prompts_per_step // jax.process_count(),
             seed=config.seed,
             template=config.data.template,
             max_prompt_tokens=config.data.max_prompt_tokens,
+            share=self.share,
         )
         begin = self.loader.get_state()
         next(self.loader)  # there is at least one batch that can be used
@@ -103,7 +113,7 @@ class GRPOTrainer:
             state, progress = store.restore(self.parallel.stored(like))
             done = int(state.step) // config.inner_updates
             state = self.parallel.adopt(state)
-            self.loader.set_state(progress["loader"])
+            self.loader.set_state(progress["loaders"][jax.process_index()])
         else:
             state = self.parallel.begin(self.checkpoint.params, self.tx)
         directory.keep_metrics_until(done)
@@ -112,7 +122,13 @@ class GRPOTrainer:
         self.started = time.perf_counter()
         with (
             StopRequest() as stop,
-            Monitor(directory.path, total=self.steps, done=done, wandb=config.wandb) as monitor,
+            Monitor(
+                directory.path,
+                total=self.steps,
+                done=done,
+                wandb=config.wandb,
+                shown=processes.first(),
+            ) as monitor,
             GradingPool(
                 config.reward.grader,
                 task=config.data.task,
@@ -132,10 +148,11 @@ class GRPOTrainer:
                     )
                 directory.append_metrics(row)
                 monitor.show(row)
-                if step % config.checkpoint_every == 0 or step == self.steps or stop.made:
-                    progress = {"loader": self.loader.get_state()}
+                stopping = any(processes.exchange(stop.made))
+                if step % config.checkpoint_every == 0 or step == self.steps or stopping:
+                    progress = {"loaders": processes.exchange(self.loader.get_state())}
                     store.save(step, self.parallel.unreplicate(state), progress)
-                if stop.made and step < self.steps:
+                if stopping and step < self.steps:
                     store.close()
                     monitor.stop()
                     monitor.say(
@@ -158,10 +175,13 @@ class GRPOTrainer:
             return times[-1] - times[-2]
 
         examples, encoded = next(self.loader)
-        prompts = self.checkpoint.processor.batch(encoded)
+        processor = self.checkpoint.processor
+        prompts = processor.batch(encoded, pad=_common(processor.bucket(encoded)))
         seconds = {"seconds_data": lap()}
 
-        keys = prompt_keys(config.seed, step, len(examples))
+        # A prompt's key does not depend on the process that has drawn it from the stream.
+        first, count = self.share
+        keys = prompt_keys(config.seed, step, config.prompts_per_step)[first::count]
         device_prompts = parallel.shard(prompts)
         rollout = parallel.gather(
             self.compiled.sample(state.params, device_prompts, parallel.shard(keys))
@@ -200,14 +220,19 @@ class GRPOTrainer:
             rows = sample_rows(step, examples, texts, grades, rewards, rollout)
             pictures = [example.images for example in examples[: len(rows)]]
             directory.write_samples(step, rows, pictures)
+        records = processes.exchange(
+            rollout_record(rollout, grades, rewards)
+            | {"skipped": sum(self.loader.skipped.values())}
+        )
         seconds["seconds_step"] = time.perf_counter() - times[0]
+        tokens = sum(record["tokens"] for record in records)
         return state, {
             "step": step,
-            **rollout_metrics(rollout, grades, rewards),
+            **rollout_metrics(records),
             **figures,
             "learning_rate": learning_rate,
-            "skipped": sum(self.loader.skipped.values()),
-            "tokens_per_second": float(rollout.mask.sum() / seconds["seconds_step"]),
+            "skipped": sum(record["skipped"] for record in records),
+            "tokens_per_second": tokens / seconds["seconds_step"],
             **{name: round(value, 4) for name, value in seconds.items()},
             "elapsed": round(time.perf_counter() - self.started, 2),
         }
@@ -239,7 +264,7 @@ def train(config: GRPOConfig) -> Path:
     Raises UserError for what is wrong with the settings, the model or the data, before anything is
     written, and KeyboardInterrupt after an interrupted run has been saved.
     """
-    directory = RunDirectory(config.out)
+    directory = RunDirectory(config.out, writes=processes.first())
     directory.check_free()
     checkpoint = _load(config.model, config)
     trainer = GRPOTrainer(config, checkpoint)
@@ -250,12 +275,15 @@ def train(config: GRPOConfig) -> Path:
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **environment(),
     }
-    save_model(
-        directory.reference,
-        in_memory(checkpoint.config, checkpoint.params),
-        companions=checkpoint.directory,
-    )
-    directory.begin(record)
+    processes.exchange("all of it can be begun")
+    if processes.first():
+        save_model(
+            directory.reference,
+            in_memory(checkpoint.config, checkpoint.params),
+            companions=checkpoint.directory,
+        )
+        directory.begin(record)
+    processes.exchange("it is begun")
     del checkpoint
     trainer.run(directory, resumed=False)
     return directory.path
@@ -263,7 +291,7 @@ def train(config: GRPOConfig) -> Path:
 
 def resume(path: Path) -> Path:
     """Continue the run in `path` from its last checkpoint, with its own settings and reference."""
-    directory = RunDirectory(path)
+    directory = RunDirectory(path, writes=processes.first())
     config = dataclasses.replace(from_dict(GRPOConfig, directory.record()["config"]), out=path)
     trainer = GRPOTrainer(config, _load(directory.reference, config))
     trainer.run(directory, resumed=True)

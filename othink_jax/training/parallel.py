@@ -84,13 +84,18 @@ class Parallel(abc.ABC):
     def shard(self, batch: _T) -> _T:
         """Put a batch (leaves of numpy or jax, all with a leading B) on the devices, cut along B.
 
+        Of several processes, each gives its own rows.
+
         Raises:
             UserError: B does not divide over the devices.
         """
 
     @abc.abstractmethod
     def gather(self, batch: PyTree) -> PyTree:
-        """A sharded batch back on the host: numpy leaves, leading B, in the order it was cut."""
+        """A sharded batch back on the host: numpy leaves, leading B, in the order it was cut.
+
+        Of several processes, each gets its own rows.
+        """
 
     @abc.abstractmethod
     def update(self, fn: Callable[..., Any]) -> Callable[[TrainState, Any], Any]:
@@ -117,7 +122,9 @@ def make_parallel(config: ParallelConfig) -> Parallel:
         UserError: more devices are asked for than there are, several with `jit`, or so many that
             they do not divide by `tensor`.
     """
-    visible = jax.local_devices()
+    if jax.process_count() > 1 and config.strategy != "mesh":
+        raise UserError(f"a run of {jax.process_count()} processes needs --strategy mesh")
+    visible = jax.devices()
     if config.strategy == "jit":
         if config.devices not in (None, 1):
             raise UserError(
@@ -134,8 +141,14 @@ def make_parallel(config: ParallelConfig) -> Parallel:
     devices = tuple(visible[:count])
     if config.strategy == "pmap":
         return Replicas(devices)
-    if count % config.tensor:
-        raise UserError(f"{count} devices do not divide by --tensor {config.tensor}")
+    if jax.process_count() > 1 and count != len(visible):
+        raise UserError(f"a run of {jax.process_count()} processes uses all of their devices")
+    # Devices of one process stand side by side, so that the pieces of a layer do too.
+    if count % config.tensor or jax.local_device_count() % config.tensor:
+        raise UserError(
+            f"{count} devices, {jax.local_device_count()} a process, do not divide by --tensor"
+            f" {config.tensor}"
+        )
     return Sharded(devices, tensor=config.tensor)
 
 
@@ -254,13 +267,14 @@ class Sharded(Parallel):
         return self._mesh.shape[FSDP]
 
     def replicate(self, tree: _T) -> _T:
-        # By way of the host: a whole array may have no room on any device, and what stands on one
-        # already would be shared with it, whatever `may_alias` says.
-        return jax.tree.map(
-            lambda x, sharding: jax.device_put(np.array(x), sharding),
-            tree,
-            shardings(tree, self._mesh),
-        )
+        # By way of the host, piece by piece: a whole array may have no room on any device.
+        def cut(x: Any, sharding: NamedSharding) -> jax.Array:
+            whole = np.asarray(x)
+            return jax.make_array_from_callback(
+                whole.shape, sharding, lambda index: np.array(whole[index])
+            )
+
+        return jax.tree.map(cut, tree, shardings(tree, self._mesh))
 
     def begin(self, params: PyTree, tx: optax.GradientTransformation) -> TrainState:
         # The moments are made where they are to stand.
@@ -278,12 +292,19 @@ class Sharded(Parallel):
         return state
 
     def shard(self, batch: _T) -> _T:
-        for leaf in jax.tree.leaves(batch):
-            self.check_batch(leaf.shape[0])
-        return jax.device_put(batch, self._rows)
+        def cut(x: Any) -> jax.Array:
+            self.check_batch(x.shape[0] * jax.process_count())
+            return jax.make_array_from_process_local_data(self._rows, np.asarray(x))
+
+        return jax.tree.map(cut, batch)
 
     def gather(self, batch: PyTree) -> PyTree:
-        return jax.device_get(batch)
+        def join(x: jax.Array) -> np.ndarray:
+            # Devices along the second axis of the mesh hold the same rows.
+            pieces = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+            return np.concatenate([np.asarray(pieces[start]) for start in sorted(pieces)])
+
+        return jax.tree.map(join, batch)
 
     def update(self, fn: Callable[..., Any]) -> Callable[[TrainState, Any], Any]:
         def update(state: TrainState, batch: Any) -> tuple[TrainState, Any]:

@@ -1,6 +1,6 @@
 """What a step leaves behind: figures of its rollout, and completions to read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,10 @@ from othink_jax.types import Rollout
 _SAMPLED_PROMPTS = 2  # prompts whose completions are stored at a time
 
 
-def rollout_metrics(
+def rollout_record(
     rollout: Rollout, grades: Sequence[Grade], rewards: Float[np.ndarray, "B G"]
-) -> dict[str, float]:
-    """Figures of one step's completions, for its row of metrics.jsonl.
+) -> dict[str, Any]:
+    """What a process tells the others of its completions of one step: a JSON object.
 
     Args:
         rollout: on the host.
@@ -24,18 +24,39 @@ def rollout_metrics(
         rewards: of Eq. 1.
     """
     mask = np.asarray(rollout.mask)
+    return {
+        "rewards": rewards.tolist(),
+        "accuracy": [grade.accuracy for grade in grades],
+        "format": [grade.format for grade in grades],
+        "ungradable": sum(grade.ungradable for grade in grades),
+        "finished": np.asarray(rollout.finished).tolist(),
+        "tokens": int(mask.sum()),
+        "entropy": float(np.asarray(rollout.entropy, np.float64)[mask].sum()),  # of all tokens
+    }
+
+
+def rollout_metrics(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Figures of one step's completions, of all processes, for its row of metrics.jsonl."""
+
+    def every(name: str) -> np.ndarray:
+        return np.concatenate([np.asarray(record[name]) for record in records])
+
+    def total(name: str) -> float:
+        return sum(record[name] for record in records)
+
+    rewards = every("rewards")
     # Compared, not inferred from a spread of 0: rounding leaves equal rewards a spread of 1e-8.
     no_signal = (rewards == rewards[:, :1]).all(axis=1)
     return {
         "reward": float(rewards.mean()),
         "reward_std": float(rewards.std()),
-        "reward_accuracy": float(np.mean([grade.accuracy for grade in grades])),
-        "reward_format": float(np.mean([grade.format for grade in grades])),
+        "reward_accuracy": float(every("accuracy").mean()),
+        "reward_format": float(every("format").mean()),
         "group_std": float(rewards.std(axis=1, ddof=1).mean()),
         "no_signal_share": float(no_signal.mean()),
-        "entropy": float(np.asarray(rollout.entropy)[mask].mean()),
-        "truncated_share": float(1 - np.asarray(rollout.finished).mean()),
-        "ungradable": sum(grade.ungradable for grade in grades),
+        "entropy": total("entropy") / total("tokens"),
+        "truncated_share": float(1 - every("finished").mean()),
+        "ungradable": total("ungradable"),
     }
 
 

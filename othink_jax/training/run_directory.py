@@ -34,10 +34,11 @@ def environment() -> dict[str, Any]:
 
 
 class RunDirectory:
-    """Paths and files of one run."""
+    """Paths and files of one run. Of its processes, only one writes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
+        self._writes = writes
         self.reference = path / RUN_REFERENCE
         self.checkpoints = path / RUN_CHECKPOINTS
         self._config = path / "config.json"
@@ -71,6 +72,8 @@ class RunDirectory:
 
     def keep_metrics_until(self, step: int) -> None:
         """Drop the rows after `step`, and a last row that an interruption cut short."""
+        if not self._writes:
+            return
         kept = []
         if self._metrics.exists():
             for line in self._metrics.read_text(encoding="utf-8").splitlines(keepends=True):
@@ -79,6 +82,8 @@ class RunDirectory:
         write_atomically(self._metrics, "".join(kept))
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
+        if not self._writes:
+            return
         with self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -86,6 +91,8 @@ class RunDirectory:
         self, step: int, rows: Sequence[dict[str, Any]], images: Sequence[Sequence[Image.Image]]
     ) -> None:
         """Store sample completions of one step; `images` are those of each row's prompt."""
+        if not self._writes:
+            return
         for number, (row, pictures) in enumerate(zip(rows, images, strict=True)):
             row["images"] = [f"step_{step:06d}_{number}_{i}.png" for i in range(len(pictures))]
             for name, picture in zip(row["images"], pictures, strict=True):

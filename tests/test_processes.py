@@ -1,0 +1,123 @@
+"""A run of two processes, two simulated devices each, over loopback: the run of one process."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from othink_jax.checkpoint.load import load
+from othink_jax.config import ProcessConfig
+from othink_jax.errors import UserError
+from othink_jax.training import processes
+
+RUN = (
+    *("grpo", "--model", "tiny", "--task", "counting", "--steps", "3", "--prompts-per-step", "4"),
+    *("--group-size", "2", "--max-new-tokens", "16", "--strategy", "mesh"),
+)
+
+
+def start(devices, *words):
+    """A process of the command line with so many simulated devices."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "OTHINK_JAX_COMPILATION_CACHE": jax.config.jax_compilation_cache_dir,
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "othink_jax", *map(str, words)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def start_two(*words):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    return [
+        start(
+            2,
+            *words,
+            *("--coordinator", f"localhost:{port}", "--num-processes", 2, "--process-id", number),
+        )
+        for number in range(2)
+    ]
+
+
+def finish(*started):
+    """Their exit codes, and what they wrote."""
+    written = [process.communicate(timeout=300) for process in started]
+    return [process.returncode for process in started], written
+
+
+def rows(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    out = tmp_path_factory.mktemp("one") / "run"
+    codes, written = finish(start(4, *RUN, "--out", out))
+    assert codes == [0], written
+    return out
+
+
+def assert_same_run(run, one):
+    assert [row["step"] for row in rows(run)] == [1, 2, 3]
+    for ours, expected in zip(rows(run), rows(one), strict=True):
+        for name in ("reward", "reward_accuracy", "entropy", "completion_length", "loss", "kl"):
+            assert ours[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), name
+    apart = jax.tree.map(
+        lambda x, y: np.abs(np.asarray(x) - np.asarray(y)).ravel(),
+        load(run, on_host=True).params,
+        load(one, on_host=True).params,
+    )
+    # Where a gradient is next to nothing, Adam makes a step of its rounding.
+    assert np.mean(np.concatenate(jax.tree.leaves(apart)) > 1e-6) < 1e-3
+
+
+def test_two_processes_make_the_run_of_one_and_go_on_after_an_interruption(one, tmp_path):
+    out = tmp_path / "run"
+    two = start_two(*RUN, "--out", out)
+    while two[1].poll() is None and not (out / "metrics.jsonl").exists():
+        time.sleep(0.1)
+    two[1].send_signal(signal.SIGINT)  # one is told, both stop
+    codes, written = finish(*two)
+    assert codes == [130, 130], written
+    assert "Continue with" in written[0][1]
+    assert "Continue with" not in written[1][1]
+    assert len(rows(out)) < 3
+    codes, written = finish(*start_two("grpo", "--resume", out))
+    assert codes == [0, 0], written
+    assert "report:" in written[0][0]
+    assert "report:" not in written[1][0]
+    assert_same_run(out, one)
+
+
+def test_other_strategies_are_refused_by_every_process(tmp_path):
+    words = [word if word != "mesh" else "pmap" for word in RUN]
+    codes, written = finish(*start_two(*words, "--out", tmp_path / "run"))
+    assert codes == [1, 1]
+    for _, err in written:
+        assert "a run of 2 processes needs --strategy mesh" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_process_alone_exchanges_with_itself():
+    processes.join(ProcessConfig())
+    assert processes.first()
+    assert processes.exchange({"a": [1]}) == [{"a": [1]}]
+
+
+def test_half_of_an_address_is_refused():
+    with pytest.raises(UserError, match="--coordinator, --num-processes and --process-id go"):
+        ProcessConfig(coordinator="localhost:1")
