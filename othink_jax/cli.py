@@ -248,6 +248,32 @@ def data(
     print(out)
 
 
+def plan(config: GRPOConfig, *, device_memory: float = 80.0) -> None:
+    """`plan MODEL ...`: the memory that a run with these options takes, and what fits.
+
+    Takes the options of `grpo`; what has nothing to do with memory may be left out. No weights are
+    read, and no accelerator is needed: devices are simulated.
+
+    Args:
+      device_memory: of one device, GB (10^9 bytes).
+    """
+    import jax
+
+    if config.parallel.devices is not None:
+        jax.config.update("jax_num_cpu_devices", config.parallel.devices)
+    jax.config.update("jax_platforms", "cpu")
+    from othink_jax import compilation_cache
+    from othink_jax.training.plan import plans, table
+
+    compilation_cache.enable()
+    for made in plans(config):
+        print(table(made))
+        if made.peak <= device_memory * 1e9:
+            print(f"fits into {device_memory:g} GB with --micro-batches {made.micro_batches}")
+            return
+    raise UserError(f"no number of micro-batches makes it fit into {device_memory:g} GB")
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "grpo": grpo,
     "evaluate": evaluate,
@@ -256,6 +282,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "export": export,
     "grade": grade,
     "report": report,
+    "plan": plan,
     "data": data,
 }
 
@@ -275,8 +302,13 @@ def run(arguments: Sequence[str]) -> None:
         logging.getLogger(library).setLevel(level)
     commands, arguments = dict(COMMANDS), list(arguments)
     command = arguments[0] if arguments else ""
-    if command == "evaluate" and len(arguments) > 1 and not arguments[1].startswith("-"):
+    if command in ("evaluate", "plan") and arguments[1:] and not arguments[1].startswith("-"):
         arguments.insert(1, "--model")  # `evaluate MODEL` is `evaluate --model MODEL`
+    if command == "plan":  # neither data nor a place is read; what is given goes over it
+        nothing = ["--out", "unused"]
+        if option_value(arguments, "--dataset") is None:
+            nothing += ["--task", "counting"]
+        arguments[1:1] = nothing
     if command == "grpo" and option_value(arguments, "--resume") is not None:
         commands["grpo"] = resume_grpo
     elif command == "generate" and len(arguments) > 1 and not arguments[1].startswith("-"):

@@ -29,6 +29,7 @@ class Parallel(abc.ABC):
     """Puts arrays on devices, compiles functions for them, brings results back."""
 
     devices: tuple[jax.Device, ...]  # those in use
+    batch_sharding: jax.sharding.Sharding  # of the arrays that `shard` gives
 
     @abc.abstractmethod
     def replicate(self, tree: _T) -> _T:
@@ -166,6 +167,7 @@ class OneDevice(Parallel):
 
     def __init__(self, device: jax.Device) -> None:
         self.devices = (device,)
+        self.batch_sharding = SingleDeviceSharding(device)
 
     def replicate(self, tree: _T) -> _T:
         return jax.device_put(tree, self.devices[0], may_alias=False)
@@ -200,7 +202,7 @@ class Replicas(Parallel):
 
     def __init__(self, devices: tuple[jax.Device, ...]) -> None:
         self.devices = devices
-        self._sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
+        self.batch_sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
 
     def replicate(self, tree: _T) -> _T:
         # One copy a device. Stacking first, as flax.jax_utils.replicate does, would need room for
@@ -208,7 +210,7 @@ class Replicas(Parallel):
         def copy(x: Any) -> jax.Array:
             shape = (len(self.devices), *np.shape(x))
             copies = [jax.device_put(x, device, may_alias=False)[None] for device in self.devices]
-            return jax.make_array_from_single_device_arrays(shape, self._sharding, copies)
+            return jax.make_array_from_single_device_arrays(shape, self.batch_sharding, copies)
 
         return jax.tree.map(copy, tree)
 
@@ -227,7 +229,9 @@ class Replicas(Parallel):
             self.check_batch(x.shape[0])
             count, size = len(self.devices), x.shape[0]
             # Spelt out: -1 cannot be inferred for the patches of a batch without images.
-            return jax.device_put(x.reshape(count, size // count, *x.shape[1:]), self._sharding)
+            return jax.device_put(
+                x.reshape(count, size // count, *x.shape[1:]), self.batch_sharding
+            )
 
         return jax.tree.map(cut, batch)
 
@@ -260,7 +264,7 @@ class Sharded(Parallel):
     def __init__(self, devices: tuple[jax.Device, ...], *, tensor: int) -> None:
         self.devices = devices
         self._mesh = Mesh(np.array(devices).reshape(-1, tensor), (FSDP, TENSOR))
-        self._rows = NamedSharding(self._mesh, PartitionSpec(FSDP))
+        self.batch_sharding = NamedSharding(self._mesh, PartitionSpec(FSDP))
 
     @property
     def batch_shards(self) -> int:
@@ -294,7 +298,7 @@ class Sharded(Parallel):
     def shard(self, batch: _T) -> _T:
         def cut(x: Any) -> jax.Array:
             self.check_batch(x.shape[0] * jax.process_count())
-            return jax.make_array_from_process_local_data(self._rows, np.asarray(x))
+            return jax.make_array_from_process_local_data(self.batch_sharding, np.asarray(x))
 
         return jax.tree.map(cut, batch)
 
@@ -315,4 +319,4 @@ class Sharded(Parallel):
         return jax.jit(update, donate_argnums=0)
 
     def apply(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        return jax.jit(fn, out_shardings=self._rows)
+        return jax.jit(fn, out_shardings=self.batch_sharding)
