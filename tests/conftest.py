@@ -7,6 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_platforms", "cpu")
@@ -20,3 +21,10 @@ _CHECKED = ("attention", "log_probs", "qwen2_vl", "rope", "text", "vision")
 install_import_hook(
     ["othink_jax.rl", *(f"othink_jax.model.{name}" for name in _CHECKED)], "beartype.beartype"
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs_of_a_module_go_with_it():
+    """They take memory, gigabytes over a whole session, and other modules have other shapes."""
+    yield
+    jax.clear_caches()
