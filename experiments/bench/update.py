@@ -29,7 +29,7 @@ from othink_jax.model.qwen2_vl import merge
 from othink_jax.model.stack import Remat
 from othink_jax.training.optimizer import make_optimizer
 from othink_jax.training.state import TrainState
-from othink_jax.training.update import cut_rows, grpo_update
+from othink_jax.training.update import cut_rows, grpo_update, join_rows
 from othink_jax.types import GRPOBatch
 
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -53,8 +53,7 @@ def make_programs(
 
     def reference(params: Any, batch: GRPOBatch) -> jax.Array:
         pieces = cut_rows(batch, shapes.micro_batches)
-        by_piece = jax.lax.map(functools.partial(logp_of, params), pieces)
-        return by_piece.reshape(batch.mask.shape)
+        return join_rows(jax.lax.map(functools.partial(logp_of, params), pieces))
 
     def update(state: TrainState, batch: GRPOBatch) -> Any:
         return grpo_update(
