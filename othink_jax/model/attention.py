@@ -55,7 +55,7 @@ def shared_prefix_attention(
     to_prefix, to_own = jnp.exp(to_prefix - top), jnp.exp(to_own - top)
     total = to_prefix.sum(axis=-1) + to_own.sum(axis=-1)
     dtype = value.dtype
-    mixed = jnp.einsum("bkgtrp,bpkh->bgtkrh", to_prefix.astype(dtype), prefix_value)
-    mixed += jnp.einsum("bkgtrs,bgskh->bgtkrh", to_own.astype(dtype), value)
-    total = jnp.moveaxis(total, 1, 3)[..., None]
-    return (mixed.astype(total.dtype) / total).astype(dtype)
+    # Wide, so that the two parts together are rounded once, as one product would be.
+    mixed = wide_einsum("bkgtrp,bpkh->bgtkrh", to_prefix.astype(dtype), prefix_value)
+    mixed += wide_einsum("bkgtrs,bgskh->bgtkrh", to_own.astype(dtype), value)
+    return (mixed / jnp.moveaxis(total, 1, 3)[..., None]).astype(dtype)
