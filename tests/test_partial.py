@@ -5,6 +5,7 @@ import functools
 import gc
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from othink_jax.checkpoint.store import TrainingStore
 from othink_jax.config import GRPOConfig, LoRAConfig, OptimizerConfig, ParallelConfig
 from othink_jax.data.synthetic import generate
 from othink_jax.model.log_probs import completion_logp
-from othink_jax.model.qwen2_vl import merge
+from othink_jax.model.qwen2_vl import Qwen2VL, merge
 from othink_jax.model.vision import VisionTower
 from othink_jax.sampling import prompt_keys
 from othink_jax.training.grpo import GRPOTrainer, resume, train
@@ -56,9 +57,10 @@ def part(request) -> str:
 
 
 @pytest.fixture(scope="module")
-def run(part, tmp_path_factory) -> tuple[Path, dict[str, int]]:
-    """An uninterrupted run of three steps, and the copies of each tower before the first."""
-    out, step, held = tmp_path_factory.mktemp("runs") / part, GRPOTrainer.step, {}
+def run(part, tmp_path_factory) -> SimpleNamespace:
+    """An uninterrupted run of three steps, and what was seen of it while it ran."""
+    out, step, embed = tmp_path_factory.mktemp("runs") / part, GRPOTrainer.step, Qwen2VL.embed
+    seen = SimpleNamespace(out=out, copies={}, prompts_with_features=set())
     embedding = base().params["text"]["embed"]["embedding"].shape
     patches = base().params["visual"]["patch_embed"]["kernel"].shape
 
@@ -69,24 +71,24 @@ def run(part, tmp_path_factory) -> tuple[Path, dict[str, int]]:
 
     def counted(self, number, *rest):
         if number == 1:  # later ones run beside a checkpoint being saved
-            held.update({tower: copies - before[tower] for tower, copies in count().items()})
+            seen.copies = {tower: copies - before[tower] for tower, copies in count().items()}
         return step(self, number, *rest)
+
+    def watched(self, prompts):
+        seen.prompts_with_features.add(prompts.features is not None)
+        return embed(self, prompts)
 
     before = count()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GRPOTrainer, "step", counted)
+        patch.setattr(Qwen2VL, "embed", watched)
         train(part_config(out, part))
-    return out, held
+    return seen
 
 
 @pytest.fixture(scope="module")
 def finished(run) -> Path:
-    return run[0]
-
-
-@pytest.fixture(scope="module")
-def held(run) -> dict[str, int]:
-    return run[1]
+    return run.out
 
 
 def named(params) -> dict[str, np.ndarray]:
@@ -161,9 +163,13 @@ def test_a_checkpoint_holds_what_is_trained_and_its_moments_in_f32(part, finishe
     assert stored == 3 * 4 * count  # parameters, and Adam's two moments of each
 
 
-def test_a_step_holds_what_is_frozen_once(part, held):
-    """Trained are a policy, two moments and a reference of it; of the rest there is one copy."""
-    assert held == ({"text": 4, "vision": 1} if part == "text" else {"text": 1, "vision": 1})
+def test_a_step_holds_what_is_frozen_once(part, run):
+    """Of what is trained there are a policy, two moments and a reference; of the rest, one copy."""
+    assert run.copies == {"text": 4 if part == "text" else 1, "vision": 1}
+
+
+def test_every_program_of_a_run_is_given_the_features_of_its_images(run):
+    assert run.prompts_with_features == {True}
 
 
 # Programs
