@@ -153,22 +153,31 @@ def export(
     *,
     dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored",
     max_shard_size: str = "5GB",
+    adapter: bool = False,
     force: bool = False,
 ) -> None:
     """-> Hugging Face: write MODEL as a directory that transformers loads.
 
-    A run comes with a model card: its data, settings, KL schedule and scores.
+    A run comes with a model card: its data, settings, KL schedule and scores. The adapters of a run
+    with `--train lora` are added to the model that they were trained on.
 
     Args:
       model: Hugging Face directory or hub id, Orbax checkpoint, run directory, or `tiny`.
       out: the directory to write; it appears whole or not at all.
       dtype: of the weights; `stored` keeps that of MODEL (a run's is float32).
       max_shard_size: largest weight file; what is larger becomes several and an index.
+      adapter: write the adapters alone, as PEFT loads them.
       force: replace a model that is there.
     """
-    from othink_jax.checkpoint.convert import to_hf
+    from othink_jax.checkpoint.convert import to_adapter, to_hf
     from othink_jax.report import model_card
 
+    card = None
+    if (Path(model) / "metrics.jsonl").is_file():
+        card = model_card(Path(model), library="peft" if adapter else "transformers")
+    if adapter:
+        to_adapter(model, out, dtype=dtype, card=card, force=force)
+        return
     if not re.fullmatch(r"\d+([KMGT]B)?", max_shard_size):
         raise UserError(f"max-shard-size must be such as 500MB or 5GB, got {max_shard_size}")
     to_hf(
@@ -176,7 +185,7 @@ def export(
         out,
         dtype=dtype,
         max_shard_size=max_shard_size if max_shard_size.endswith("B") else int(max_shard_size),
-        card=model_card(Path(model)) if (Path(model) / "metrics.jsonl").is_file() else None,
+        card=card,
         force=force,
     )
 

@@ -99,6 +99,26 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Low-rank adapters (arXiv 2106.09685) of all linear layers of the text tower's blocks."""
+
+    lora_rank: int = 16  # of the matrix that is added to a layer's own
+    lora_alpha: float = 32.0  # that matrix is multiplied by lora_alpha / lora_rank
+
+    def __post_init__(self) -> None:
+        _require(self.lora_rank >= 1, f"lora_rank must be >= 1, got {self.lora_rank}")
+        _require(
+            0 < self.lora_alpha < math.inf,
+            f"lora_alpha must be > 0 and finite, got {self.lora_alpha}",
+        )
+
+    @property
+    def scale(self) -> float:
+        """What the product of an adapter's two factors is multiplied by."""
+        return self.lora_alpha / self.lora_rank
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class KLConfig:
     """The weight of the KL term. `dynamic` is GRPO-D (Eq. 3), `constant` is plain GRPO."""
 
@@ -272,6 +292,9 @@ class GRPOConfig:
     # Of the computation and of the reference. What is trained is float32 all the same: in bfloat16,
     # an update of 1e-6 would be lost in the rounding of nearly every weight.
     dtype: Literal["float32", "bfloat16"] = "float32"
+    # What of the model is trained: all of it, its text tower, or low-rank adapters of that. What is
+    # not is kept once, in `dtype`, for policy and reference.
+    train: Literal["all", "text", "lora"] = "all"
     micro_batches: int = 1  # pieces of a device's prompts, one at a time in memory, of one update
     # What an update's backward pass computes again instead of keeping it in memory: nothing, all
     # but products with weights, or whole layers
@@ -281,6 +304,7 @@ class GRPOConfig:
     kl: KLConfig = KLConfig()  # the weight of the KL term (Eq. 3)
     reward: RewardConfig = RewardConfig()  # what a completion is worth (Eq. 1)
     optimizer: OptimizerConfig = OptimizerConfig()  # AdamW behind a global-norm clip
+    lora: LoRAConfig = LoRAConfig()  # the adapters, with `train` = lora
     parallel: ParallelConfig = ParallelConfig()  # how an update is spread over devices
     checkpoint_every: int = 50  # steps between checkpoints; the last step is always saved
     keep_checkpoints: int = 2  # how many of the last ones stay

@@ -43,7 +43,9 @@ def check_model_directory(path: Path, *, force: bool) -> None:
     if not force:
         raise UserError(f"{path} is not empty: give another place, or --force to replace it")
     weights = (path / "params").is_dir() or any(path.glob("*.safetensors"))
-    if not weights or not (path / "config.json").is_file() or (path / "metrics.jsonl").exists():
+    configs = (path / name for name in ("config.json", "adapter_config.json"))
+    described = any(config.is_file() for config in configs)
+    if not weights or not described or (path / "metrics.jsonl").exists():
         raise UserError(f"{path} is not empty and no model: --force replaces models only")
 
 

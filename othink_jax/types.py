@@ -53,6 +53,9 @@ class Prompts:
     patches: Float[Array, "B I K C"]  # float32, normalised pixels, in merge-window order
     patch_positions: Int[Array, "B I K 2"]  # int32 row and column of a patch in its image
     patch_mask: Bool[Array, "B I K"]  # true where a patch is real
+    # Merged features of the images (`Qwen2VL.encode_images`), where they are computed already: the
+    # model then takes them and leaves the patches alone. M = I * K / merge^2.
+    features: Float[Array, "B M D"] | None = None
 
     @property
     def next_position(self) -> Int[Array, " B"]:

@@ -1,5 +1,7 @@
 """Orbax checkpoints: a training state comes back bit for bit, and nothing half written is taken."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from othink_jax.checkpoint import hf, orbax_model, store
 from othink_jax.checkpoint.tensors import cast, in_memory, read_params
+from othink_jax.config import DataConfig, GRPOConfig, to_dict
 from othink_jax.errors import UserError
 from othink_jax.rl import carry_kl_coef, dynamic_kl, kl_coef
 from othink_jax.training.state import TrainState
@@ -60,6 +63,14 @@ def of_model(directory, config=CONFIG):
 
 def of_run(directory):
     return read_params(orbax_model.run_tensors(directory, CONFIG))
+
+
+def begin_run(directory, companions, params=PARAMS, **changes):
+    """A run directory with a reference and settings, without a checkpoint."""
+    save_model(directory / orbax_model.RUN_REFERENCE, params, companions=companions)
+    settings = {"model": "tiny", "out": directory, "data": DataConfig(task="counting")}
+    config = to_dict(GRPOConfig(**settings | changes))
+    (directory / "config.json").write_text(json.dumps({"config": config}))
 
 
 def save(directory, *states, keep=3):
@@ -124,7 +135,7 @@ def test_parameters_come_in_the_precision_asked_for_on_one_device(tmp_path, comp
     mesh = jax.sharding.Mesh(jax.devices(), "data")
     everywhere = jax.device_put(PARAMS, jax.NamedSharding(mesh, jax.P()))
     run = tmp_path / "run"
-    save_model(run / orbax_model.RUN_REFERENCE, everywhere, companions=companions)
+    begin_run(run, companions, everywhere)
     trained = TrainState(step=state.step, params=everywhere, opt_state=state.opt_state)
     save(run / orbax_model.RUN_CHECKPOINTS, trained).close()
     expected = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
@@ -182,7 +193,7 @@ def test_stored_parameters_that_do_not_fit_are_listed(tmp_path, companions, othe
 
 def test_a_runs_parameters_are_those_of_its_last_checkpoint(tmp_path, companions, state):
     run = tmp_path / "run"
-    save_model(run / orbax_model.RUN_REFERENCE, PARAMS, companions=companions)
+    begin_run(run, companions)
     equal(of_run(run), PARAMS)  # before the first checkpoint
 
     full = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), state.params)
@@ -194,9 +205,26 @@ def test_a_runs_parameters_are_those_of_its_last_checkpoint(tmp_path, companions
     equal(of_run(run), full)
 
 
+def test_what_a_run_did_not_train_is_that_of_its_reference(tmp_path, companions, state):
+    run = tmp_path / "run"
+    begin_run(run, companions, train="text")
+    text = {"text": jax.tree.map(lambda leaf: leaf + 1, PARAMS["text"])}
+    trained = TrainState(step=state.step, params=text, opt_state=state.opt_state)
+    save(run / orbax_model.RUN_CHECKPOINTS, trained).close()
+    equal(of_run(run), PARAMS | text)
+
+
+def test_a_checkpoint_that_holds_more_than_the_run_trained_is_refused(tmp_path, companions, state):
+    run = tmp_path / "run"
+    begin_run(run, companions, train="text")
+    save(run / orbax_model.RUN_CHECKPOINTS, state).close()
+    with pytest.raises(UserError, match=r"unknown visual\.layers\.0"):
+        of_run(run)
+
+
 def test_a_damaged_checkpoint_of_a_run_is_refused(tmp_path, companions, state):
     run = tmp_path / "run"
-    save_model(run / orbax_model.RUN_REFERENCE, PARAMS, companions=companions)
+    begin_run(run, companions)
     save(run / orbax_model.RUN_CHECKPOINTS, state).close()
     for file in (run / orbax_model.RUN_CHECKPOINTS / "1" / "state").rglob("*"):
         if file.is_file():

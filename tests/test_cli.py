@@ -243,6 +243,20 @@ def test_export_of_a_run_comes_with_a_card_and_in_shards_of_the_dtype_asked_for(
     assert not (tmp_path / "made" / "README.md").exists()
 
 
+def test_a_run_of_adapters_is_trained_and_exported_alone_with_a_card(run, tmp_path):
+    words = ("--train", "lora", "--lora-rank", "4", "--lora-alpha", "8")
+    assert run(*TINY_RUN, *words, "--out", tmp_path / "run")[0] == 0
+    words = ("--adapter", "--dtype", "bfloat16")
+    assert run("export", tmp_path / "run", tmp_path / "made", *words)[0] == 0
+    names = {file.name for file in (tmp_path / "made").iterdir()}
+    assert names == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    card = (tmp_path / "made" / "README.md").read_text()
+    assert "library_name: peft" in card
+    assert "| trained part | adapters of the text tower (rank 4, alpha 8) |" in card
+    said = error_line(run("export", "tiny", tmp_path / "no", "--adapter"))
+    assert said == "othink-jax: tiny has no adapters: it is no run directory"
+
+
 def test_preview_writes_a_sheet(run, tmp_path):
     out = tmp_path / "sheet.png"
     assert run("data", "preview", "--task", "geometry", "--count", "5", "--out", out)[0] == 0
@@ -289,6 +303,7 @@ def test_wrong_usage_exits_with_2(run, words):
         (("--limit-seed", "4294967296"), "limit_seed"),
         (("--kl-max", "inf"), "kl_max"),
         (("--b2", "1"), "b2"),
+        (("--lora-rank", "0"), "lora_rank"),
         (("--weight-decay", "-1"), "weight_decay"),
         (("--max-prompt-tokens", "5"), "over max_prompt_tokens = 5"),
         (("--wandb",), "pip install"),

@@ -36,7 +36,8 @@ def one():
 
 def test_what_stays_is_counted(one):
     staying = one[0].staying
-    assert staying["parameters"] == 4 * PARAMETERS
+    assert staying["trained parameters"] == 4 * PARAMETERS
+    assert staying["frozen parameters"] == 0
     assert staying["reference"] == 2 * PARAMETERS
     # Two moments, two counts and the KL weight.
     assert 8 * PARAMETERS < staying["moments"] < 8 * PARAMETERS + 100
@@ -61,8 +62,17 @@ def test_a_mesh_divides_and_replicas_do_not(one):
         parallel=ParallelConfig(strategy="pmap", devices=4),
         optimizer=OptimizerConfig(mu_dtype="bfloat16"),
     )
-    assert replica.staying["parameters"] == one[0].staying["parameters"]
+    assert replica.staying["trained parameters"] == one[0].staying["trained parameters"]
     assert replica.staying["moments"] == one[0].staying["moments"] - 2 * PARAMETERS
+
+
+def test_what_is_frozen_is_there_once_and_has_no_moments(one):
+    plan = next(plans(dataclasses.replace(CONFIG, train="lora")))
+    assert plan.staying["frozen parameters"] == 2 * PARAMETERS
+    assert plan.staying["reference"] == 0
+    adapters = plan.staying["trained parameters"]
+    assert adapters < PARAMETERS
+    assert 2 * adapters < plan.staying["moments"] < 2 * adapters + 100
 
 
 def test_a_plan_is_a_table(one):

@@ -9,11 +9,14 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from othink_jax.checkpoint import hf, orbax_model
+from othink_jax.checkpoint import hf, orbax_model, peft
 from othink_jax.checkpoint.load import load_processor, locate, stored_tensors, write_hf
 from othink_jax.checkpoint.tensors import Tensors, cast, watched
-from othink_jax.files import check_model_directory
+from othink_jax.errors import UserError
+from othink_jax.files import check_model_directory, new_model_directory
 from othink_jax.model.config import Qwen2VLConfig
+
+Dtype = Literal["stored", "float32", "bfloat16", "float16"]  # of weights that are written
 
 
 def to_orbax(model: str | Path, out: Path, *, force: bool = False) -> None:
@@ -37,7 +40,7 @@ def to_hf(
     model: str | Path,
     out: Path,
     *,
-    dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored",
+    dtype: Dtype = "stored",
     max_shard_size: int | str = "5GB",
     card: str | None = None,
     force: bool = False,
@@ -69,6 +72,40 @@ def to_hf(
             card=card,
             force=force,
         )
+
+
+def to_adapter(
+    model: str | Path,
+    out: Path,
+    *,
+    dtype: Dtype = "stored",
+    card: str | None = None,
+    force: bool = False,
+) -> None:
+    """Write the adapters of a run as a directory that PEFT loads onto the model it began with.
+
+    Args:
+      model: the directory of a run that trains adapters.
+      out: appears whole or not at all.
+      dtype: of the weights.
+      card: text of the README.md beside them.
+      force: replace a model or an adapter that is there.
+
+    Raises:
+      UserError: the run has no adapters, or as `files.new_model_directory` does.
+    """
+    check_model_directory(out, force=force)
+    directory, run = locate(model)
+    if run is None:
+        raise UserError(f"{model} has no adapters: it is no run directory")
+    adapters = orbax_model.run_adapters(run, hf.load_config(directory))
+    if dtype != "stored":
+        adapters = cast(adapters, dtype)
+    settings = orbax_model.run_settings(run)
+    with new_model_directory(out, size=adapters.total_nbytes, force=force) as unfinished:
+        peft.save(unfinished, adapters, settings.lora, base=settings.model)
+        if card is not None:
+            (unfinished / "README.md").write_text(card, encoding="utf-8")
 
 
 def _open(model: str | Path) -> tuple[Path, Qwen2VLConfig, Tensors]:

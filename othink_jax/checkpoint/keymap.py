@@ -114,6 +114,25 @@ def entries(config: Qwen2VLConfig) -> list[Entry]:
     return [*_vision(config), *_text(config)]
 
 
+def adapter_entries(config: Qwen2VLConfig, rank: int) -> list[Entry]:
+    """Every tensor of a low-rank adapter, in PEFT's layout: two for each matrix of a text block.
+
+    PEFT names the modules that they belong to as transformers does in memory.
+    """
+    made = []
+    for entry in _text(config):
+        if entry.path[-1] != "kernel" or "layers" not in entry.path:
+            continue
+        outputs, inputs = entry.hub_shape
+        layer = entry.name.removeprefix("model.").removesuffix(".weight")
+        module, path = f"base_model.model.model.language_model.{layer}", entry.path[:-1]
+        made += [
+            Entry(f"{module}.lora_A.weight", (*path, "lora_a"), True, (rank, inputs)),
+            Entry(f"{module}.lora_B.weight", (*path, "lora_b"), True, (outputs, rank)),
+        ]
+    return made
+
+
 def hub_name(name: str) -> str:
     """A tensor's name on the hub, from that or from the in-memory name of transformers 5."""
     name = re.sub(r"^model\.visual\.", "visual.", name)

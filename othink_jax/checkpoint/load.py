@@ -9,6 +9,7 @@ from flax import nnx
 
 from othink_jax.checkpoint import hf, orbax_model
 from othink_jax.checkpoint.tensors import Tensors, cast, in_memory, read_params
+from othink_jax.config import LoRAConfig
 from othink_jax.data.processing import Processor
 from othink_jax.errors import UserError
 from othink_jax.files import new_model_directory
@@ -35,6 +36,7 @@ def abstract_model(
     *,
     scan_layers: bool,
     remat: Remat = "none",
+    lora: LoRAConfig | None = None,
 ) -> tuple[Any, Any]:
     """Static part and abstract parameters of a model: shapes and dtypes, no memory."""
     return split(
@@ -46,6 +48,7 @@ def abstract_model(
                 param_dtype=jnp.dtype(param_dtype or dtype),
                 scan_layers=scan_layers,
                 remat=remat,
+                lora=lora,
             )
         )
     )

@@ -11,9 +11,11 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
 from othink_jax.checkpoint.hf import copy_companions
-from othink_jax.checkpoint.keymap import Entry, entries
+from othink_jax.checkpoint.keymap import Entry, adapter_entries, entries
 from othink_jax.checkpoint.store import damaged
-from othink_jax.checkpoint.tensors import Tensors, nested
+from othink_jax.checkpoint.tensors import Tensors, adapted, nested, overlaid
+from othink_jax.config import GRPOConfig, from_dict
+from othink_jax.data.processor_files import read_json
 from othink_jax.errors import UserError
 from othink_jax.files import new_model_directory
 from othink_jax.model.config import Qwen2VLConfig
@@ -79,25 +81,59 @@ def stored_tensors(directory: Path, config: Qwen2VLConfig) -> Tensors:
     Raises:
       UserError: they are damaged, or a tensor is missing, unknown or of another shape.
     """
-    return _stored(directory.absolute() / PARAMS, (), config)
+    return _stored(directory.absolute() / PARAMS, (), entries(config))
 
 
 def run_tensors(run: Path, config: Qwen2VLConfig) -> Tensors:
     """The parameters of a run's last checkpoint; before there is one, those of the reference.
 
-    Raises as `stored_tensors` does.
+    What was not trained is in the reference alone; adapters are added to it, in float32. Raises as
+    `stored_tensors` does.
     """
+    place = _last_params(run)
+    if place is None:
+        return stored_tensors(run / RUN_REFERENCE, config)
+    settings, everything = run_settings(run), entries(config)
+    if settings.train == "all":
+        return _stored(*place, everything)
+    reference = stored_tensors(run / RUN_REFERENCE, config)
+    if settings.train == "lora":
+        return adapted(reference, run_adapters(run, config), settings.lora.scale)
+    text = [entry for entry in everything if entry.path[0] == "text"]
+    return overlaid(reference, _stored(*place, text))
+
+
+def run_adapters(run: Path, config: Qwen2VLConfig) -> Tensors:
+    """The adapters of a run's last checkpoint.
+
+    Raises:
+      UserError: the run has none, or they are damaged.
+    """
+    settings, place = run_settings(run), _last_params(run)
+    if settings.train != "lora":
+        raise UserError(f"{run} has no adapters: it was trained with --train {settings.train}")
+    if place is None:
+        raise UserError(f"{run} has no adapters yet: it has no checkpoint")
+    return _stored(*place, adapter_entries(config, settings.lora.lora_rank))
+
+
+def run_settings(run: Path) -> GRPOConfig:
+    """The settings of a run, from its config.json."""
+    return from_dict(GRPOConfig, read_json(run / "config.json")["config"])
+
+
+def _last_params(run: Path) -> tuple[Path, tuple[str, ...]] | None:
+    """Where the last checkpoint of a run holds parameters; None before there is one."""
     steps = ocp.utils.checkpoint_steps(run / RUN_CHECKPOINTS)
     if not steps:
-        return stored_tensors(run / RUN_REFERENCE, config)
-    place = run.absolute() / RUN_CHECKPOINTS / str(max(steps)) / "state"
-    return _stored(place, ("params",), config)
+        return None
+    return run.absolute() / RUN_CHECKPOINTS / str(max(steps)) / "state", ("params",)
 
 
-def _stored(place: Path, keys: tuple[str, ...], config: Qwen2VLConfig) -> Tensors:
-    """The subtree under `keys` of what Orbax stored in `place`."""
+def _stored(place: Path, keys: tuple[str, ...], wanted: Sequence[Entry]) -> Tensors:
+    """What Orbax stored in `place` under `keys`: these tensors, and no others."""
     metadata = _metadata(place, keys)
-    expected = {_name(entry.path): entry for entry in entries(config)}
+    expected = {_name(entry.path): entry for entry in wanted}
     faults = [
         *(f"unknown {name}" for name in metadata if name not in expected),
         *(f"missing {name}" for name in expected if name not in metadata),

@@ -20,7 +20,7 @@ from othink_jax.model.config import Qwen2VLConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tensors:
-    """All tensors of one model, not yet read."""
+    """All tensors of one model, or of an adapter to one, not yet read."""
 
     dtypes: Mapping[Entry, np.dtype]  # of every tensor that there is, as `read` gives it
     # The tensors asked for, one after the other and in that order, in our layout.
@@ -62,6 +62,38 @@ def cast(tensors: Tensors, dtype: DTypeLike) -> Tensors:
         dtypes=dict.fromkeys(tensors.dtypes, wanted),
         read=lambda chosen: (tensor.astype(wanted, copy=False) for tensor in tensors.read(chosen)),
     )
+
+
+def overlaid(base: Tensors, over: Tensors) -> Tensors:
+    """Those of `over`, and of `base` what `over` lacks."""
+
+    def read(chosen: Sequence[Entry]) -> Iterator[np.ndarray]:
+        # One stream of each, so that each reads ahead as it likes.
+        upper = over.read([entry for entry in chosen if entry in over.dtypes])
+        lower = base.read([entry for entry in chosen if entry not in over.dtypes])
+        for entry in chosen:
+            yield next(upper if entry in over.dtypes else lower)
+
+    return Tensors(dtypes={**base.dtypes, **over.dtypes}, read=read)
+
+
+def adapted(base: Tensors, adapters: Tensors, scale: float) -> Tensors:
+    """The model `base` with its adapters multiplied out and added to its kernels; in float32."""
+    factors: dict[tuple[Any, ...], dict[str, Entry]] = {}
+    for entry in adapters.dtypes:
+        *layer, name = entry.path
+        factors.setdefault(tuple(layer), {})[name] = entry
+
+    def read(chosen: Sequence[Entry]) -> Iterator[np.ndarray]:
+        for entry, tensor in zip(chosen, cast(base, np.float32).read(chosen), strict=True):
+            *layer, name = entry.path
+            pair = factors.get(tuple(layer))
+            if name == "kernel" and pair is not None:
+                lora_a, lora_b = adapters.read([pair["lora_a"], pair["lora_b"]])
+                tensor = tensor + scale * (lora_a @ lora_b)
+            yield tensor
+
+    return Tensors(dtypes=dict.fromkeys(base.dtypes, np.dtype(np.float32)), read=read)
 
 
 def watched(tensors: Tensors, on_bytes: Callable[[int], None]) -> Tensors:

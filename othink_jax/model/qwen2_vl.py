@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import DTypeLike, Float, Int, PyTree
 
+from othink_jax.config import LoRAConfig
 from othink_jax.model.config import Qwen2VLConfig
 from othink_jax.model.stack import Remat
 from othink_jax.model.text import TextTower
@@ -31,6 +32,7 @@ class Qwen2VL(nnx.Module):
         param_dtype: Any = jnp.float32,
         scan_layers: bool = False,
         remat: Remat = "none",
+        lora: LoRAConfig | None = None,
     ) -> None:
         """Random weights.
 
@@ -41,6 +43,7 @@ class Qwen2VL(nnx.Module):
           param_dtype: of the parameters.
           scan_layers: scan over stacked layers instead of unrolling them; the numbers are the same.
           remat: what the backward pass of a layer computes again, see `stack.Remat`.
+          lora: adapters of the text tower's layers, which begin as nothing; None for none.
         """
         settings: dict[str, Any] = {"scan_layers": scan_layers, "remat": remat}
         settings |= {"dtype": dtype, "param_dtype": param_dtype}
@@ -48,7 +51,7 @@ class Qwen2VL(nnx.Module):
         self.dtype = dtype
         self.visual = VisionTower(config.vision, rngs=rngs, **settings)
         tied = config.tie_word_embeddings
-        self.text = TextTower(config.text, tied=tied, rngs=rngs, **settings)
+        self.text = TextTower(config.text, tied=tied, rngs=rngs, lora=lora, **settings)
 
     def encode_images(self, prompts: Prompts) -> Float[Array, "B M D"]:
         """Merged features of each prompt's images, slot after slot (M = I * K / merge^2)."""
@@ -69,8 +72,11 @@ class Qwen2VL(nnx.Module):
         x = self.text.embed(prompts.tokens)
         if prompts.patches.shape[1] == 0:
             return x
+        features = prompts.features
+        if features is None:
+            features = self.encode_images(prompts)
         index = prompts.image_index[..., None]
-        features = jnp.take_along_axis(self.encode_images(prompts), jnp.maximum(index, 0), axis=1)
+        features = jnp.take_along_axis(features, jnp.maximum(index, 0), axis=1)
         return jnp.where(index >= 0, features, x)
 
     def prefill(self, prompts: Prompts) -> tuple[Float[Array, "B P D"], Prefix]:

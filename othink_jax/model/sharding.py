@@ -42,8 +42,13 @@ def _rule(layer: Any, parameter: Any) -> tuple[str | None, ...]:
     """The axes of the mesh along the last axes of a parameter."""
     if parameter == "embedding":
         return (TENSOR, FSDP)
+    inputs, outputs = (TENSOR, FSDP) if layer in _CLOSING else (FSDP, TENSOR)
     if parameter == "kernel":
-        return (TENSOR, FSDP) if layer in _CLOSING else (FSDP, TENSOR)
+        return (inputs, outputs)
+    if parameter == "lora_a":  # [In, rank]
+        return (inputs, None)
+    if parameter == "lora_b":  # [rank, Out]
+        return (None, outputs)
     if parameter == "bias" and layer not in _CLOSING and "norm" not in str(layer):
         return (TENSOR,)
     return ()

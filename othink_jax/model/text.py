@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool, Float, Int
 
+from othink_jax.config import LoRAConfig
 from othink_jax.model.attention import attention, shared_prefix_attention
 from othink_jax.model.config import TextConfig
 from othink_jax.model.linear import Linear
@@ -34,9 +35,11 @@ class Embed(nnx.Embed):
 class TextBlock(nnx.Module):
     """Pre-norm layer: grouped-query attention with biases on q, k, v, then SwiGLU."""
 
-    def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, **dtypes: Any) -> None:
+    def __init__(
+        self, config: TextConfig, *, rngs: nnx.Rngs, lora: LoRAConfig | None, **dtypes: Any
+    ) -> None:
         width, kv_heads = config.hidden_size, config.num_key_value_heads
-        linear: Callable[..., Linear] = functools.partial(Linear, rngs=rngs, **dtypes)
+        linear: Callable[..., Linear] = functools.partial(Linear, rngs=rngs, lora=lora, **dtypes)
         norm: Callable[..., nnx.RMSNorm] = functools.partial(
             nnx.RMSNorm, epsilon=config.rms_norm_eps, rngs=rngs, **dtypes
         )
@@ -107,13 +110,14 @@ class TextTower(nnx.Module):
         rngs: nnx.Rngs,
         scan_layers: bool,
         remat: Remat,
+        lora: LoRAConfig | None,
         **dtypes: Any,
     ) -> None:
         self.config = config
         self.remat: Remat = remat
         self.embed = Embed(config.vocab_size, config.hidden_size, rngs=rngs, **dtypes)
         self.layers = make_stack(
-            lambda rngs: TextBlock(config, rngs=rngs, **dtypes),
+            lambda rngs: TextBlock(config, rngs=rngs, lora=lora, **dtypes),
             config.num_hidden_layers,
             rngs,
             scan_layers,

@@ -1,15 +1,17 @@
 """The model card of a trained run: what it is, how it was made, what it scored."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from othink_jax.report.comparison import compare
-from othink_jax.report.page import method_name, percent, weight_in_words
+from othink_jax.report.page import method_name, percent, trained_part, weight_in_words
 from othink_jax.report.run_data import RunData, read_run
 
 
-def model_card(path: Path) -> str:
+def model_card(path: Path, *, library: Literal["transformers", "peft"] = "transformers") -> str:
     """README.md, with the metadata that the hub reads, for an export of a run.
+
+    `library` is the one that loads what is exported: the model, or its adapters alone.
 
     Raises:
       UserError: `path` is no run directory, or its config.json cannot be used.
@@ -19,7 +21,7 @@ def model_card(path: Path) -> str:
     optimizer = config.optimizer
     lines = [
         "---",
-        "library_name: transformers",
+        f"library_name: {library}",
         "pipeline_tag: image-text-to-text",
         "tags: [grpo, qwen2_vl, othink_jax]",
         "---",
@@ -34,6 +36,7 @@ def model_card(path: Path) -> str:
         f"| base model | {config.model} |",
         f"| data | {config.data.name}"
         + (f", {config.data.limit} examples |" if config.data.limit else " |"),
+        f"| trained part | {trained_part(config)} |",
         f"| prompt | `{config.data.template}` |",
         f"| steps | {run.metrics[-1]['step'] if run.metrics else 0} of"
         f" {run.record['total_steps']} |",

@@ -65,6 +65,14 @@ def weight_in_words(kl: KLConfig) -> str:
     )
 
 
+def trained_part(config: GRPOConfig) -> str:
+    """What of the model a run trains, for people."""
+    if config.train == "lora":
+        lora = config.lora
+        return f"adapters of the text tower (rank {lora.lora_rank}, alpha {lora.lora_alpha:g})"
+    return {"all": "the whole model", "text": "the text tower"}[config.train]
+
+
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Nested settings as dotted names."""
     for name, value in values.items():
@@ -81,6 +89,7 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         ("model", config.model),
         ("trained on", config.data.task or str(config.data.dataset)),
         ("method", method_name(config.kl)),
+        ("trained part", trained_part(config)),
         ("steps", f"{rows[-1]['step'] if rows else 0} of {run.record['total_steps']}"),
         ("completions a step", f"{config.prompts_per_step} prompts × {config.group_size}"),
         ("seed", str(config.seed)),

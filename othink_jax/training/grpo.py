@@ -32,11 +32,12 @@ from othink_jax.training.console import Monitor
 from othink_jax.training.interrupt import StopRequest
 from othink_jax.training.optimizer import kl_schedule, learning_rate_schedule, make_optimizer
 from othink_jax.training.parallel import make_parallel
+from othink_jax.training.partial import divide, join
 from othink_jax.training.programs import compile_programs
 from othink_jax.training.records import rollout_metrics, rollout_record, sample_rows
 from othink_jax.training.run_directory import RunDirectory, environment
 from othink_jax.training.state import TrainState
-from othink_jax.types import GRPOBatch, Rollout
+from othink_jax.types import GRPOBatch, Prompts, Rollout
 
 _LENGTH_BUCKET = 64  # completions are cut to a multiple of this: few shapes, few compilations
 
@@ -77,7 +78,6 @@ class GRPOTrainer:
         if config.wandb and importlib.util.find_spec("wandb") is None:
             raise UserError("--wandb needs the package wandb: pip install 'othink_jax[wandb]'")
         self.config = config
-        self.checkpoint = checkpoint
         self.parallel = make_parallel(config.parallel)
         self.parallel.check_batch(config.prompts_per_step, config.micro_batches)
         self.share = (jax.process_index(), jax.process_count())
@@ -87,9 +87,11 @@ class GRPOTrainer:
         self.tx = make_optimizer(config.optimizer, kl_schedule(config.kl, updates), updates)
         self.learning_rate = learning_rate_schedule(config.optimizer, updates)
         self.compiled = compile_programs(checkpoint, config, self.parallel, self.tx)
-        self.reference = self.parallel.replicate(
-            jax.tree.map(lambda leaf: leaf.astype(config.dtype, copy=False), checkpoint.params)
-        )
+        parts = divide(checkpoint, config)
+        self.frozen = self.parallel.replicate(parts.frozen)
+        self.reference = join(self.parallel.replicate(parts.reference), self.frozen)
+        # From here on, the parameters that are trained.
+        self.checkpoint = dataclasses.replace(checkpoint, params=parts.trained)
         self.loader = PromptLoader(
             source,
             checkpoint.processor,
@@ -182,19 +184,20 @@ class GRPOTrainer:
         # A prompt's key does not depend on the process that has drawn it from the stream.
         first, count = self.share
         keys = prompt_keys(config.seed, step, config.prompts_per_step)[first::count]
-        device_prompts = parallel.shard(prompts)
+        device_prompts = self.encoded(parallel.shard(prompts))
+        policy = join(state.params, self.frozen)
         rollout = parallel.gather(
-            self.compiled.sample(state.params, device_prompts, parallel.shard(keys))
+            self.compiled.sample(policy, device_prompts, parallel.shard(keys))
         )
         rollout = _cut_padding(rollout)
         seconds["seconds_rollout"] = lap()
 
         # The reference's log-probabilities are computed while the host grades.
         completions = parallel.shard(rollout.tokens)
-        ref_logp = self.compiled.logp(self.reference, device_prompts, completions)
+        ref_logp = self.compiled.ref_logp(self.reference, device_prompts, completions)
         old_logp = None
         if config.inner_updates > 1:
-            old_logp = self.compiled.logp(state.params, device_prompts, completions)
+            old_logp = self.compiled.logp(policy, device_prompts, completions)
         texts, grades, rewards = self.grade(examples, rollout, pool)
         advantages = rl.group_advantages(
             rewards, ddof=config.loss.advantage_ddof, eps=config.loss.advantage_eps
@@ -212,7 +215,7 @@ class GRPOTrainer:
         # As all figures of an update, of the last one of this step.
         learning_rate = float(self.learning_rate(step * config.inner_updates - 1))
         for _ in range(config.inner_updates):
-            state, measured = self.compiled.update(state, batch)
+            state, measured = self.compiled.update(state, (self.frozen, batch))
         figures = {name: float(value) for name, value in jax.device_get(measured).items()}
         seconds["seconds_update"] = lap()
 
@@ -237,6 +240,13 @@ class GRPOTrainer:
             "elapsed": round(time.perf_counter() - self.started, 2),
         }
 
+    def encoded(self, prompts: Prompts) -> Prompts:
+        """With the features of their images, where the vision tower is not trained."""
+        if self.config.train == "all":
+            return prompts
+        features = self.compiled.encode(self.reference, prompts)
+        return dataclasses.replace(prompts, features=features)
+
     def grade(
         self, examples: Sequence[Example], rollout: Rollout, pool: GradingPool
     ) -> tuple[list[str], list[Grade], Float[np.ndarray, "B G"]]:
@@ -259,7 +269,7 @@ def train(config: GRPOConfig) -> Path:
     """Start a run in `config.out` and take it to its end; returns the run directory.
 
     The parameters that are trained, and the moments of their gradients, are float32; `config.dtype`
-    is that of the computation and of the reference.
+    is that of the computation, of the reference and of what is frozen.
 
     Raises UserError for what is wrong with the settings, the model or the data, before anything is
     written, and KeyboardInterrupt after an interrupted run has been saved.
@@ -302,7 +312,7 @@ def _load(model: str | Path, config: GRPOConfig) -> Checkpoint:
     return load(
         model,
         dtype=config.dtype,
-        param_dtype="float32",
+        param_dtype=config.dtype if config.train == "lora" else "float32",
         on_host=True,  # a whole copy may have no room on a device
         remat=config.remat,
         min_pixels=config.data.min_pixels,

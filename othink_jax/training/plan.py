@@ -20,6 +20,7 @@ from othink_jax.config import GRPOConfig
 from othink_jax.errors import UserError
 from othink_jax.training.optimizer import kl_schedule, make_optimizer
 from othink_jax.training.parallel import OneDevice, Parallel, Sharded, make_parallel
+from othink_jax.training.partial import Params, divide, join
 from othink_jax.training.programs import compile_programs
 from othink_jax.training.state import TrainState
 from othink_jax.types import GRPOBatch, Prompts
@@ -50,9 +51,13 @@ def plans(config: GRPOConfig) -> Iterator[Plan]:
       UserError: as a run would; or a bound is missing, without which there is no worst case.
     """
     checkpoint = load(
-        config.model, dtype=config.dtype, scan_layers=True, remat=config.remat, abstract=True
+        config.model,
+        dtype=config.dtype,
+        param_dtype=config.dtype if config.train == "lora" else "float32",
+        scan_layers=config.train != "lora",
+        remat=config.remat,
+        abstract=True,
     )
-    checkpoint = dataclasses.replace(checkpoint, params=_in_f32(checkpoint.params))
     parallel, prompts = _one_of_its_kind(config)
     per_device = prompts // parallel.batch_shards
     for pieces in range(config.micro_batches, per_device + 1):
@@ -73,34 +78,31 @@ def _one_of_its_kind(config: GRPOConfig) -> tuple[Parallel, int]:
 def _plan(config: GRPOConfig, checkpoint: Checkpoint, parallel: Parallel) -> Plan:
     tx = make_optimizer(config.optimizer, kl_schedule(config.kl, _STEPS), _STEPS)
     programs: Any = compile_programs(checkpoint, config, parallel, tx)
-    state = parallel.stored(
-        jax.eval_shape(lambda params: TrainState.create(params, tx), checkpoint.params)
-    )
-    reference = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.dtype), checkpoint.params
-    )
-    reference = parallel.stored(reference)
+
+    def begin(params: Params) -> tuple[TrainState, Params, Params]:
+        parts = divide(dataclasses.replace(checkpoint, params=params), config)
+        return TrainState.create(parts.trained, tx), parts.frozen, parts.reference
+
+    state, frozen, reference = map(parallel.stored, jax.eval_shape(begin, checkpoint.params))
     batch = _batch(config, checkpoint, parallel)
     keys = _shape((config.prompts_per_step, 2), np.uint32, parallel)
     lowered = {
-        "rollout": programs.sample.lower(state.params, batch.prompts, keys),
-        "reference": programs.logp.lower(reference, batch.prompts, batch.completions),
-        "update": programs.update.lower(state, batch),
+        "rollout": programs.sample.lower(join(state.params, frozen), batch.prompts, keys),
+        "reference": programs.ref_logp.lower(
+            join(reference, frozen), batch.prompts, batch.completions
+        ),
+        "update": programs.update.lower(state, (frozen, batch)),
     }
     return Plan(
         micro_batches=config.micro_batches,
         staying={
-            "parameters": _nbytes(state.params),
+            "trained parameters": _nbytes(state.params),
             "moments": _nbytes(state.opt_state),
+            "frozen parameters": _nbytes(frozen),
             "reference": _nbytes(reference),
         },
         running={name: _running_bytes(program) for name, program in lowered.items()},
     )
-
-
-def _in_f32(params: PyTree) -> PyTree:
-    """What is trained is float32, whatever the computation is in."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), params)
 
 
 def _batch(config: GRPOConfig, checkpoint: Checkpoint, parallel: Parallel) -> GRPOBatch:
@@ -125,6 +127,9 @@ def _batch(config: GRPOConfig, checkpoint: Checkpoint, parallel: Parallel) -> GR
             patches=array(1, patches, vision.patch_dim, dtype=np.float32),
             patch_positions=array(1, patches, 2),
             patch_mask=array(1, patches, dtype=bool),
+            features=None
+            if config.train == "all"
+            else array(patches // window, vision.hidden_size, dtype=config.dtype),
         ),
         completions=array(G, T),
         mask=array(G, T, dtype=bool),
@@ -135,7 +140,7 @@ def _batch(config: GRPOConfig, checkpoint: Checkpoint, parallel: Parallel) -> GR
 
 
 def _shape(shape: tuple[int, ...], dtype: Any, parallel: Parallel) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=parallel.batch_sharding)
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=parallel.batch_sharding)
 
 
 def _nbytes(tree: PyTree) -> int:
