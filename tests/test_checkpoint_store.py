@@ -222,6 +222,15 @@ def test_a_checkpoint_that_holds_more_than_the_run_trained_is_refused(tmp_path, 
         of_run(run)
 
 
+def test_a_run_without_its_settings_is_refused(tmp_path, companions, state):
+    run = tmp_path / "run"
+    begin_run(run, companions)
+    save(run / orbax_model.RUN_CHECKPOINTS, state).close()
+    (run / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"config\.json does not hold a run's settings"):
+        of_run(run)
+
+
 def test_a_damaged_checkpoint_of_a_run_is_refused(tmp_path, companions, state):
     run = tmp_path / "run"
     begin_run(run, companions)

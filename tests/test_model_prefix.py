@@ -102,10 +102,7 @@ def test_keys_of_a_completion_are_turned_by_its_own_positions(prompts, completio
 
 def append(prompts, completions):
     """Each prompt and one completion of it as one text."""
-    arrays = {
-        field.name: np.asarray(getattr(prompts, field.name)).copy()
-        for field in dataclasses.fields(prompts)
-    }
+    arrays = dict(vars(jax.tree.map(np.array, prompts)))
     extra = completions.shape[1]
     for name, filling in {"tokens": 0, "mask": False, "image_index": -1, "positions": 0}.items():
         old = arrays[name]

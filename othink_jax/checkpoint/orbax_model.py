@@ -118,8 +118,11 @@ def run_adapters(run: Path, config: Qwen2VLConfig) -> Tensors:
 
 
 def run_settings(run: Path) -> GRPOConfig:
-    """The settings of a run, from its config.json."""
-    return from_dict(GRPOConfig, read_json(run / "config.json")["config"])
+    """The settings of a run, from its config.json; raises UserError where they are not there."""
+    record = read_json(run / "config.json")
+    if "config" not in record:
+        raise UserError(f"{run / 'config.json'} does not hold a run's settings")
+    return from_dict(GRPOConfig, record["config"])
 
 
 def _last_params(run: Path) -> tuple[Path, tuple[str, ...]] | None:
