@@ -136,7 +136,7 @@ def test_a_step_samples_from_the_policy_and_measures_its_distance_from_the_refer
         template=TINY_TEMPLATE,
         max_prompt_tokens=None,
     )
-    loader.set_state(progress["loader"])
+    loader.set_state(progress["loaders"][0])
     examples, encoded = next(loader)
     prompts = base.processor.batch(encoded)
     policy = merge(base.graphdef, state.params)

@@ -152,7 +152,7 @@ def test_the_state_is_overwritten_in_place():
 
 
 def test_devices_that_do_not_divide_are_refused():
-    with pytest.raises(UserError, match="8 devices do not divide by --tensor 3"):
+    with pytest.raises(UserError, match="8 devices, 8 a process, do not divide by --tensor 3"):
         make_parallel(ParallelConfig(strategy="mesh", tensor=3))
     with pytest.raises(UserError, match="--tensor 2 needs --strategy mesh"):
         ParallelConfig(strategy="pmap", tensor=2)
