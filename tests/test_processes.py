@@ -88,7 +88,8 @@ def assert_same_run(run, one):
 def test_two_processes_make_the_run_of_one_and_go_on_after_an_interruption(one, tmp_path):
     out = tmp_path / "run"
     two = start_two(*RUN, "--out", out)
-    while two[1].poll() is None and not (out / "metrics.jsonl").exists():
+    # Only a process that is in its first step, or past it, takes the signal for a request.
+    while two[1].poll() is None and not ((out / "metrics.jsonl").exists() and rows(out)):
         time.sleep(0.1)
     two[1].send_signal(signal.SIGINT)  # one is told, both stop
     codes, written = finish(*two)
