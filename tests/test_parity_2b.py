@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from experiments.bench.shapes import qwen2_vl_2b
 from othink_jax.checkpoint.keymap import entries
 from othink_jax.checkpoint.load import abstract_model
 from othink_jax.config import SamplingConfig
-from othink_jax.model.config import Qwen2VLConfig, TextConfig, VisionConfig
 from othink_jax.model.hf_config import to_hf
 from othink_jax.model.qwen2_vl import merge
 from othink_jax.sampling import prompt_keys, sample
@@ -26,27 +26,7 @@ from tests.model_cases import Case, close, layers_and_logits, load_hub, to_promp
 
 pytestmark = pytest.mark.slow
 
-CONFIG = Qwen2VLConfig(
-    text=TextConfig(
-        vocab_size=151_936,
-        hidden_size=1536,
-        intermediate_size=8960,
-        num_hidden_layers=28,
-        num_attention_heads=12,
-        num_key_value_heads=2,
-        rope_theta=1_000_000.0,
-        mrope_section=(16, 24, 24),
-        rms_norm_eps=1e-6,
-    ),
-    vision=VisionConfig(
-        depth=32, embed_dim=1280, intermediate_size=5120, num_heads=16, hidden_size=1536
-    ),
-    tie_word_embeddings=True,
-    image_token_id=151_655,
-    video_token_id=151_656,
-    vision_start_token_id=151_652,
-    vision_end_token_id=151_653,
-)
+CONFIG = qwen2_vl_2b()
 GRID = (6, 10)  # rows and columns of merge windows: an image of 168 x 280 pixels
 NEW_TOKENS = 32
 

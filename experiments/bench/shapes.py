@@ -54,7 +54,7 @@ def presets() -> dict[str, Shapes]:
             dtype="float32",
         ),
         "gpu_2b": Shapes(
-            model=_qwen2_vl_2b(),
+            model=qwen2_vl_2b(),
             prompts=8,
             group=8,
             prompt_tokens=600,
@@ -70,7 +70,7 @@ def presets() -> dict[str, Shapes]:
     }
 
 
-def _qwen2_vl_2b() -> Qwen2VLConfig:
+def qwen2_vl_2b() -> Qwen2VLConfig:
     """The shape of Qwen/Qwen2-VL-2B-Instruct."""
     return Qwen2VLConfig(
         text=TextConfig(

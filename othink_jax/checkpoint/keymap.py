@@ -31,6 +31,11 @@ class Entry:
         outputs, *inputs = self.hub_shape
         return (math.prod(inputs), outputs)
 
+    # Not `nbytes`: Orbax, which is handed entries, would take it for the attribute of an array.
+    def bytes_in(self, dtype: np.dtype) -> int:
+        """Its size in this dtype."""
+        return math.prod(self.hub_shape) * dtype.itemsize
+
     def from_hub(self, tensor: np.ndarray) -> np.ndarray:
         return tensor.reshape(self.shape[::-1]).T if self.transposed else tensor
 

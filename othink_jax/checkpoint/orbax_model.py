@@ -1,6 +1,5 @@
 """The parameters of a model as an Orbax checkpoint, read and written tensor by tensor."""
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -179,7 +178,7 @@ def _groups(chosen: Sequence[Entry], dtypes: dict[Entry, np.dtype]) -> Iterator[
     group: dict[Entry, Any] = {}
     size = 0
     for entry in chosen:
-        nbytes = math.prod(entry.shape) * dtypes[entry].itemsize
+        nbytes = entry.bytes_in(dtypes[entry])
         if group and size + nbytes > _GROUP:
             yield group
             group, size = {}, 0

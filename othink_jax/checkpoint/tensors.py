@@ -5,7 +5,6 @@ beside another one.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,7 +27,7 @@ class Tensors:
 
     def nbytes(self, entry: Entry) -> int:
         """Bytes of one tensor."""
-        return math.prod(entry.shape) * self.dtypes[entry].itemsize
+        return entry.bytes_in(self.dtypes[entry])
 
     @property
     def total_nbytes(self) -> int:

@@ -32,7 +32,7 @@ from othink_jax.training.console import Monitor
 from othink_jax.training.interrupt import StopRequest
 from othink_jax.training.optimizer import kl_schedule, learning_rate_schedule, make_optimizer
 from othink_jax.training.parallel import make_parallel
-from othink_jax.training.partial import divide, join
+from othink_jax.training.partial import divide, join, loaded_dtype
 from othink_jax.training.programs import compile_programs
 from othink_jax.training.records import rollout_metrics, rollout_record, sample_rows
 from othink_jax.training.run_directory import RunDirectory, environment
@@ -312,7 +312,7 @@ def _load(model: str | Path, config: GRPOConfig) -> Checkpoint:
     return load(
         model,
         dtype=config.dtype,
-        param_dtype=config.dtype if config.train == "lora" else "float32",
+        param_dtype=loaded_dtype(config),
         on_host=True,  # a whole copy may have no room on a device
         remat=config.remat,
         min_pixels=config.data.min_pixels,

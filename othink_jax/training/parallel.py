@@ -176,7 +176,7 @@ class OneDevice(Parallel):
         return tree
 
     def stored(self, state: _T) -> _T:
-        return _placed(state, SingleDeviceSharding(self.devices[0]))
+        return _placed(state, self.batch_sharding)
 
     def adopt(self, state: _T) -> _T:
         return state

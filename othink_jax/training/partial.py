@@ -45,6 +45,11 @@ def divide(checkpoint: Checkpoint, config: GRPOConfig) -> Parts:
     return Parts(trained=text, frozen=computed(vision), reference=computed(text))
 
 
+def loaded_dtype(config: GRPOConfig) -> str:
+    """That the model is to be loaded in: float32 for what is trained, unless only adapters are."""
+    return config.dtype if config.train == "lora" else "float32"
+
+
 def policy_graphdef(checkpoint: Checkpoint, config: GRPOConfig) -> Any:
     """Static part of the policy: that of `checkpoint`, but for adapters."""
     if config.train != "lora":

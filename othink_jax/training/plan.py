@@ -20,7 +20,7 @@ from othink_jax.config import GRPOConfig
 from othink_jax.errors import UserError
 from othink_jax.training.optimizer import kl_schedule, make_optimizer
 from othink_jax.training.parallel import OneDevice, Parallel, Sharded, make_parallel
-from othink_jax.training.partial import Params, divide, join
+from othink_jax.training.partial import Params, divide, join, loaded_dtype
 from othink_jax.training.programs import compile_programs
 from othink_jax.training.state import TrainState
 from othink_jax.types import GRPOBatch, Prompts
@@ -53,7 +53,7 @@ def plans(config: GRPOConfig) -> Iterator[Plan]:
     checkpoint = load(
         config.model,
         dtype=config.dtype,
-        param_dtype=config.dtype if config.train == "lora" else "float32",
+        param_dtype=loaded_dtype(config),
         scan_layers=config.train != "lora",
         remat=config.remat,
         abstract=True,
