@@ -1,5 +1,6 @@
 """Completions from a policy: one prefill a prompt, then one token at a time for all G of them."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,9 +20,8 @@ class _Decoding:
     """What one turn of the decoding loop hands to the next."""
 
     step: Int[Array, ""]  # tokens drawn so far
-    logits: Float[Array, "B G V"]  # float32, for the token to be drawn next
     seen: Bool[Array, "B G V"] | None  # tokens of prompt and completion, if they are penalised
-    cache: Cache
+    cache: Cache  # of all tokens drawn but the last
     rollout: Rollout  # filled up to `step`; `finished` is also what stops a row
 
 
@@ -106,12 +106,14 @@ def sample(
     eos_token_ids: Sequence[int],
     never_sampled: Sequence[int] = (),
     pad_token_id: int = 0,
+    axis_name: str | None = None,
 ) -> Rollout:
     """Draw `group_size` completions of each prompt; greedy if `config.temperature` is 0.
 
     Pure and jittable; everything but `prompts` and `key_data` is static. The loop ends when every
     completion has drawn one of `eos_token_ids` or `config.max_new_tokens` are drawn. Tokens in
-    `never_sampled` (image and other vision placeholders) cannot occur.
+    `never_sampled` (image and other vision placeholders) cannot occur. With `axis_name`, the loop
+    goes on until the completions of all devices along that axis are done.
 
     `Rollout.logp` and `Rollout.entropy` are of the model itself, at temperature 1 and with nothing
     cut: what the update computes for the same tokens, whatever the sampling settings.
@@ -122,12 +124,9 @@ def sample(
     first = model.logits(prefix.last_hidden)
     eos = jnp.asarray(np.asarray(eos_token_ids, np.int32))
 
-    def unfinished(now: _Decoding) -> Array:
-        return (now.step < capacity) & ~jnp.all(now.rollout.finished)
-
-    def draw_one(now: _Decoding) -> _Decoding:
-        so_far, logprobs = now.rollout, jax.nn.log_softmax(now.logits, axis=-1)
-        allowed = now.logits
+    def draw_next(now: _Decoding, logits: Float[Array, "B G V"]) -> _Decoding:
+        so_far, logprobs = now.rollout, jax.nn.log_softmax(logits, axis=-1)
+        allowed = logits
         if config.min_new_tokens:
             early = now.step < config.min_new_tokens
             allowed = jnp.where(early, allowed.at[..., eos].set(-jnp.inf), allowed)
@@ -150,16 +149,25 @@ def sample(
             entropy=write(so_far.entropy, entropy),
             finished=so_far.finished | jnp.isin(token, eos),
         )
-        hidden, cache = model.extend(token[..., None], prefix, now.cache)
-        assert cache is not None
-        logits, seen = model.logits(hidden[:, :, 0]), now.seen
+        seen = now.seen
         if seen is not None:
             seen |= jax.nn.one_hot(token, seen.shape[-1], dtype=bool)
-        return _Decoding(step=now.step + 1, logits=logits, seen=seen, cache=cache, rollout=rollout)
+        return dataclasses.replace(now, step=now.step + 1, seen=seen, rollout=rollout)
+
+    def unfinished(now: _Decoding) -> Array:
+        done = jnp.all(now.rollout.finished)
+        if axis_name is not None:
+            done = jax.lax.pmin(done.astype(jnp.int32), axis_name) > 0
+        return (now.step < capacity) & ~done
+
+    def go_on(now: _Decoding) -> _Decoding:
+        last = jax.lax.dynamic_slice_in_dim(now.rollout.tokens, now.step - 1, 1, axis=-1)
+        hidden, cache = model.extend(last, prefix, now.cache)
+        assert cache is not None
+        return draw_next(dataclasses.replace(now, cache=cache), model.logits(hidden[:, :, 0]))
 
     start = _Decoding(
         step=jnp.int32(0),
-        logits=jnp.broadcast_to(first[:, None], (batch, group_size, first.shape[-1])),
         seen=None
         if config.repetition_penalty == 1
         else _tokens_of(prompts, group_size, first.shape[-1]),
@@ -172,7 +180,8 @@ def sample(
             finished=jnp.zeros(shape[:2], bool),
         ),
     )
-    return jax.lax.while_loop(unfinished, draw_one, start).rollout
+    first = jnp.broadcast_to(first[:, None], (batch, group_size, first.shape[-1]))
+    return jax.lax.while_loop(unfinished, go_on, draw_next(start, first)).rollout
 
 
 def make_sampler(
@@ -180,7 +189,12 @@ def make_sampler(
 ) -> Callable[..., Rollout]:
     """`sample` for one model and tokenizer, as a pure function of `(params, prompts, key_data)`."""
 
-    def sampler(params: Any, prompts: Prompts, key_data: UInt32[Array, "B 2"]) -> Rollout:
+    def sampler(
+        params: Any,
+        prompts: Prompts,
+        key_data: UInt32[Array, "B 2"],
+        axis_name: str | None = None,
+    ) -> Rollout:
         return sample(
             merge(graphdef, params),
             prompts,
@@ -190,6 +204,7 @@ def make_sampler(
             eos_token_ids=processor.eos_token_ids,
             never_sampled=processor.never_sampled,
             pad_token_id=processor.pad_token_id,
+            axis_name=axis_name,
         )
 
     return sampler

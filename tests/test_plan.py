@@ -43,6 +43,12 @@ def test_what_stays_is_counted(one):
     assert 8 * PARAMETERS < staying["moments"] < 8 * PARAMETERS + 100
 
 
+def test_a_rollout_in_bfloat16_takes_a_copy_of_the_matrices(one):
+    wide = next(plans(dataclasses.replace(CONFIG, micro_batches=8, dtype="float32")))
+    # On a CPU the rest of it is computed in float32 either way.
+    assert one[0].running["rollout"] - wide.running["rollout"] > 1.8 * PARAMETERS
+
+
 def test_ever_smaller_pieces_of_the_prompts_are_tried_and_take_less(one):
     assert [plan.micro_batches for plan in one] == [2, 4, 8]
     updates = [plan.running["update"] for plan in one]

@@ -19,7 +19,7 @@ from transformers.generation.logits_process import (
 from othink_jax.config import SamplingConfig
 from othink_jax.model.config import Qwen2VLConfig, TextConfig, VisionConfig
 from othink_jax.model.log_probs import completion_logp
-from othink_jax.model.qwen2_vl import Qwen2VL, merge, split
+from othink_jax.model.qwen2_vl import Qwen2VL, computing_weights, merge, split
 from othink_jax.sampling import processed_logits, prompt_keys, sample
 from othink_jax.types import Prompts, Rollout
 
@@ -125,6 +125,22 @@ def test_log_probs_are_those_of_the_update(model, settings):
     np.testing.assert_allclose(
         rollout.logp[rollout.mask], np.asarray(ours)[rollout.mask], atol=1e-5
     )
+
+
+def test_weights_cast_once_draw_what_weights_cast_at_each_token_draw(model):
+    _, params = model
+    graphdef, _ = split(Qwen2VL(CONFIG, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
+    cast = computing_weights(params, "bfloat16")
+    matrices = [leaf for leaf in jax.tree.leaves(cast) if leaf.ndim > 1]
+    assert {leaf.dtype for leaf in matrices} == {jnp.dtype("bfloat16")}
+    jax.tree.map(np.testing.assert_array_equal, draw((graphdef, cast)), draw((graphdef, params)))
+
+
+def test_one_token_is_drawn_from_the_prompt_alone(model):
+    """There is nothing to extend."""
+    one, many = draw(model, max_new_tokens=1), draw(model)
+    np.testing.assert_array_equal(one.tokens, many.tokens[..., :1])
+    np.testing.assert_array_equal(one.finished, np.isin(one.tokens[..., 0], EOS))
 
 
 def test_mask_ends_with_the_first_end_token_of_the_set(model):

@@ -1,6 +1,7 @@
 """A model cut over a mesh of devices: every layer by its rule, and the numbers of one device."""
 
 import functools
+import re
 
 import jax
 import numpy as np
@@ -81,21 +82,30 @@ def test_three_updates_give_the_parameters_of_one_device(config, micro_batches):
 
 
 @functools.cache
-def draw(config, temperature):
+def drawing(config, temperature):
+    """The compiled sampler, and what it takes."""
     parallel = make_parallel(config)
 
-    def sampler(params, prompts, keys):
+    def sampler(params, prompts, keys, axis_name):
         return sample(
             merge(GRAPHDEF, params),
             prompts,
             keys,
             group_size=G,
             config=SamplingConfig(max_new_tokens=T, temperature=temperature),
-            eos_token_ids=(3,),
+            eos_token_ids=range(3, 30),  # so that rows end at different times
+            axis_name=axis_name,
         )
 
-    placed = parallel.shard((batch().prompts, prompt_keys(0, 1, B)))
-    return parallel.gather(parallel.apply(sampler)(parallel.replicate(PARAMS), *placed))
+    weights = parallel.replicate(PARAMS)
+    weights = jax.device_put(weights, parallel.decoding(weights))
+    given = weights, *parallel.shard((batch().prompts, prompt_keys(0, 1, B)))
+    return parallel.decode(sampler).lower(*given).compile(), given
+
+
+def draw(config, temperature):
+    program, given = drawing(config, temperature)
+    return make_parallel(config).gather(program(*given))
 
 
 @pytest.mark.parametrize("config", MESHES, ids=["fsdp 8", "fsdp 4 x tensor 2"])
@@ -104,6 +114,13 @@ def test_a_cut_model_draws_the_tokens_of_a_whole_one(config, temperature):
     one, other = draw(ONE, temperature), draw(config, temperature)
     np.testing.assert_array_equal(other.tokens, one.tokens)
     np.testing.assert_allclose(other.logp, one.logp, rtol=0, atol=1e-5)
+
+
+def test_devices_decode_without_waiting_for_others_unless_layers_are_cut():
+    program, _ = drawing(MESHES[0], 1.0)
+    assert not re.search(r" (all|collective)-\w+\(", program.as_text())
+    cut, _ = drawing(MESHES[1], 1.0)
+    assert re.search(r" all-\w+\(", cut.as_text())
 
 
 @pytest.mark.parametrize("config", MESHES, ids=["fsdp 8", "fsdp 4 x tensor 2"])

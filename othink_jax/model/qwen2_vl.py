@@ -6,8 +6,10 @@
 See Qwen2-VL (arXiv 2409.12191); numerically equal to the implementation in transformers.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import DTypeLike, Float, Int, PyTree
@@ -18,6 +20,8 @@ from othink_jax.model.stack import Remat
 from othink_jax.model.text import TextTower
 from othink_jax.model.vision import VisionTower
 from othink_jax.types import Array, Cache, Prefix, Prompts
+
+_MATRICES = ("kernel", "embedding", "lora_a", "lora_b")
 
 
 class Qwen2VL(nnx.Module):
@@ -150,6 +154,19 @@ def split(model: Qwen2VL) -> tuple[Any, dict[str, Any]]:
     """The static part of a model and its parameters as a nested plain dict."""
     graphdef, state = nnx.split(model, nnx.Param)
     return graphdef, nnx.to_pure_dict(state)
+
+
+def computing_weights(params: PyTree, dtype: DTypeLike) -> PyTree:
+    """Parameters with all matrices in the dtype of the computation.
+
+    Layers cast their matrices themselves at each call. To decode, which reads them at each token,
+    they are better cast once; the numbers are the same.
+    """
+
+    def computed(path: Sequence[Any], leaf: Array) -> Array:
+        return leaf.astype(dtype) if path[-1].key in _MATRICES else leaf
+
+    return jax.tree.map_with_path(computed, params)
 
 
 def merge(graphdef: Any, params: PyTree) -> Qwen2VL:

@@ -54,6 +54,16 @@ def _rule(layer: Any, parameter: Any) -> tuple[str | None, ...]:
     return ()
 
 
+def gathered(tree: PyTree, mesh: Mesh) -> PyTree:
+    """As `shardings`, but cut along `tensor` alone: whole along `fsdp`, so that no device waits."""
+
+    def whole(cut: NamedSharding) -> NamedSharding:
+        axes = [None if axis == FSDP else axis for axis in cut.spec]
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    return jax.tree.map(whole, shardings(tree, mesh))
+
+
 def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
     """How each leaf of a tree of parameters, or of a training state, is cut."""
     return jax.tree.map_with_path(lambda path, leaf: partition(path, leaf.shape, mesh), tree)

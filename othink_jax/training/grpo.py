@@ -25,6 +25,7 @@ from othink_jax.data.loader import PromptLoader
 from othink_jax.data.processing import PadTo
 from othink_jax.data.sources import ENDLESS, open_source
 from othink_jax.errors import UserError
+from othink_jax.model.qwen2_vl import computing_weights
 from othink_jax.rewards import Grade, GradingPool
 from othink_jax.sampling import prompt_keys
 from othink_jax.training import processes
@@ -186,9 +187,12 @@ class GRPOTrainer:
         keys = prompt_keys(config.seed, step, config.prompts_per_step)[first::count]
         device_prompts = self.encoded(parallel.shard(prompts))
         policy = join(state.params, self.frozen)
+        weights = computing_weights(policy, config.dtype)
+        weights = jax.device_put(weights, parallel.decoding(weights))
         rollout = parallel.gather(
-            self.compiled.sample(policy, device_prompts, parallel.shard(keys))
+            self.compiled.sample(weights, device_prompts, parallel.shard(keys))
         )
+        del weights  # of which the update has no need
         rollout = _cut_padding(rollout)
         seconds["seconds_rollout"] = lap()
 

@@ -17,7 +17,7 @@ from jaxtyping import PyTree
 
 from othink_jax.config import ParallelConfig
 from othink_jax.errors import UserError
-from othink_jax.model.sharding import FSDP, TENSOR, shardings
+from othink_jax.model.sharding import FSDP, TENSOR, gathered, shardings
 from othink_jax.training.state import TrainState
 
 AXIS = "batch"  # name of the axis over which `pmap` averages
@@ -107,6 +107,13 @@ class Parallel(abc.ABC):
         scalars, the same on every device.
         """
 
+    def decoding(self, params: PyTree) -> PyTree:
+        """Where replicated parameters are to lie while they are read at each token.
+
+        On a mesh they are put together: a device would have to ask the others at each token.
+        """
+        return jax.tree.map(lambda x: x.sharding, params)
+
     @abc.abstractmethod
     def apply(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Compile fn(params, *batches) -> batch, each row of the result from its rows alone.
@@ -114,6 +121,13 @@ class Parallel(abc.ABC):
         The compiled function takes replicated parameters and sharded batches. On each device fn
         sees that device's rows only: randomness must come with the rows, as one key a row.
         """
+
+    def decode(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """As `apply`, of fn(params, *batches, axis_name) whose parameters lie as `decoding` says.
+
+        `axis_name` is that of the devices that have to make the same number of turns in a loop.
+        """
+        return self.apply(functools.partial(fn, axis_name=None))
 
 
 def make_parallel(config: ParallelConfig) -> Parallel:
@@ -153,7 +167,7 @@ def make_parallel(config: ParallelConfig) -> Parallel:
     return Sharded(devices, tensor=config.tensor)
 
 
-def _placed(shapes: _T, sharding: Any) -> _T:
+def placed(shapes: _T, sharding: Any) -> _T:
     """Shapes with one sharding for all leaves, or with a tree of them."""
     if isinstance(sharding, jax.sharding.Sharding):
         sharding = jax.tree.map(lambda _: sharding, shapes)
@@ -176,7 +190,7 @@ class OneDevice(Parallel):
         return tree
 
     def stored(self, state: _T) -> _T:
-        return _placed(state, self.batch_sharding)
+        return placed(state, self.batch_sharding)
 
     def adopt(self, state: _T) -> _T:
         return state
@@ -219,7 +233,7 @@ class Replicas(Parallel):
         return jax.tree.map(lambda x: x.addressable_shards[0].data[0], tree)
 
     def stored(self, state: _T) -> _T:
-        return _placed(state, SingleDeviceSharding(self.devices[0]))
+        return placed(state, SingleDeviceSharding(self.devices[0]))
 
     def adopt(self, state: _T) -> _T:
         return self.replicate(state)
@@ -290,7 +304,7 @@ class Sharded(Parallel):
         return tree
 
     def stored(self, state: _T) -> _T:
-        return _placed(state, shardings(state, self._mesh))
+        return placed(state, shardings(state, self._mesh))
 
     def adopt(self, state: _T) -> _T:
         return state
@@ -317,6 +331,26 @@ class Sharded(Parallel):
             return jax.lax.with_sharding_constraint(state, shardings(state, self._mesh)), metrics
 
         return jax.jit(update, donate_argnums=0)
+
+    def decoding(self, params: PyTree) -> PyTree:
+        return gathered(params, self._mesh)
+
+    def decode(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        # The devices of a layer exchange numbers at each turn, and so all devices wait if one does.
+        together = FSDP if self._mesh.shape[TENSOR] > 1 else None
+
+        # Each device for its own rows: the compiler would gather the logits of all for `top_k`.
+        def on_each(params: PyTree, *batches: Any) -> Any:
+            return jax.shard_map(
+                functools.partial(fn, axis_name=together),
+                mesh=self._mesh,
+                in_specs=(PartitionSpec(), *[PartitionSpec(FSDP)] * len(batches)),
+                out_specs=PartitionSpec(FSDP),
+                axis_names={FSDP},
+                check_vma=False,
+            )(params, *batches)
+
+        return jax.jit(on_each)
 
     def apply(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         return jax.jit(fn, out_shardings=self.batch_sharding)

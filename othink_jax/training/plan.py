@@ -6,6 +6,7 @@ computed in float32, so a bfloat16 run needs less than is said.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -18,8 +19,9 @@ from jaxtyping import PyTree
 from othink_jax.checkpoint.load import Checkpoint, load
 from othink_jax.config import GRPOConfig
 from othink_jax.errors import UserError
+from othink_jax.model.qwen2_vl import computing_weights
 from othink_jax.training.optimizer import kl_schedule, make_optimizer
-from othink_jax.training.parallel import OneDevice, Parallel, Sharded, make_parallel
+from othink_jax.training.parallel import OneDevice, Parallel, Sharded, make_parallel, placed
 from othink_jax.training.partial import Params, divide, join, loaded_dtype
 from othink_jax.training.programs import compile_programs
 from othink_jax.training.state import TrainState
@@ -86,13 +88,20 @@ def _plan(config: GRPOConfig, checkpoint: Checkpoint, parallel: Parallel) -> Pla
     state, frozen, reference = map(parallel.stored, jax.eval_shape(begin, checkpoint.params))
     batch = _batch(config, checkpoint, parallel)
     keys = _shape((config.prompts_per_step, 2), np.uint32, parallel)
+    policy = join(state.params, frozen)
+    weights = parallel.stored(
+        jax.eval_shape(functools.partial(computing_weights, dtype=config.dtype), policy)
+    )
+    weights = placed(weights, parallel.decoding(weights))
     lowered = {
-        "rollout": programs.sample.lower(join(state.params, frozen), batch.prompts, keys),
+        "rollout": programs.sample.lower(weights, batch.prompts, keys),
         "reference": programs.ref_logp.lower(
             join(reference, frozen), batch.prompts, batch.completions
         ),
         "update": programs.update.lower(state, (frozen, batch)),
     }
+    running = {name: _running_bytes(program) for name, program in lowered.items()}
+    running["rollout"] += _new_bytes(weights, policy)
     return Plan(
         micro_batches=config.micro_batches,
         staying={
@@ -101,7 +110,7 @@ def _plan(config: GRPOConfig, checkpoint: Checkpoint, parallel: Parallel) -> Pla
             "frozen parameters": _nbytes(frozen),
             "reference": _nbytes(reference),
         },
-        running={name: _running_bytes(program) for name, program in lowered.items()},
+        running=running,
     )
 
 
@@ -149,6 +158,12 @@ def _nbytes(tree: PyTree) -> int:
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
     )
+
+
+def _new_bytes(tree: PyTree, before: PyTree) -> int:
+    """Of the arrays that are cast or put together, of each device."""
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(before), strict=True)
+    return _nbytes([x for x, y in pairs if (x.dtype, x.sharding) != (y.dtype, y.sharding)])
 
 
 def _running_bytes(program: Any) -> int:
