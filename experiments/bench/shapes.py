@@ -42,10 +42,29 @@ class Shapes:
 
 
 def presets() -> dict[str, Shapes]:
-    """`cpu`: the embedded model, with an image as large a part of the prompt as in real ones."""
+    """By name, of the command line.
+
+    `cpu`: the embedded model, with an image as large a part of the prompt as in real ones.
+    `gpu_2b`: Qwen2-VL-2B. `gpu_smoke`: the embedded model on the same path, to see that it runs.
+    """
+    tiny = from_hf(json.loads(_TINY.read_text()))
+    gpu_2b = Shapes(
+        model=qwen2_vl_2b(),
+        prompts=8,
+        group=8,
+        prompt_tokens=600,
+        image=(20, 25),
+        length=256,
+        dtype="bfloat16",
+        mu_dtype="bfloat16",
+        # Whole, the naive way does not fit: 64 images of 2000 patches, 16 heads of scores.
+        micro_batches=4,
+        remat="layer",
+        scan_layers=True,
+    )
     return {
         "cpu": Shapes(
-            model=from_hf(json.loads(_TINY.read_text())),
+            model=tiny,
             prompts=4,
             group=8,
             prompt_tokens=150,
@@ -53,19 +72,9 @@ def presets() -> dict[str, Shapes]:
             length=64,
             dtype="float32",
         ),
-        "gpu_2b": Shapes(
-            model=qwen2_vl_2b(),
-            prompts=8,
-            group=8,
-            prompt_tokens=600,
-            image=(20, 25),
-            length=256,
-            dtype="bfloat16",
-            mu_dtype="bfloat16",
-            # Whole, the naive way does not fit: 64 images of 2000 patches, 16 heads of scores.
-            micro_batches=4,
-            remat="layer",
-            scan_layers=True,
+        "gpu_2b": gpu_2b,
+        "gpu_smoke": dataclasses.replace(
+            gpu_2b, model=tiny, prompt_tokens=40, image=(4, 5), length=16
         ),
     }
 
@@ -138,9 +147,12 @@ def make_batch(shapes: Shapes) -> GRPOBatch:
     def same(array: np.ndarray, *lead: int) -> np.ndarray:
         return np.tile(array.astype(np.int32), (*lead, *[1] * array.ndim))
 
+    ordinary = np.setdiff1d(np.arange(config.text.vocab_size), special_tokens(config))
+    tokens = rng.choice(ordinary, (B, P))
+    tokens[:, 1 : 1 + windows] = config.image_token_id
     return GRPOBatch(
         prompts=Prompts(
-            tokens=rng.integers(0, config.text.vocab_size, (B, P)).astype(np.int32),
+            tokens=tokens.astype(np.int32),
             mask=np.ones((B, P), bool),
             positions=same(positions, B),
             image_index=same(image_index, B),
@@ -150,10 +162,20 @@ def make_batch(shapes: Shapes) -> GRPOBatch:
             patch_positions=same(patch_positions, B, 1),
             patch_mask=np.ones((B, 1, windows * merge**2), bool),
         ),
-        completions=rng.integers(0, config.text.vocab_size, completions).astype(np.int32),
+        completions=rng.choice(ordinary, completions).astype(np.int32),
         mask=np.ones(completions, bool),
         advantages=rng.normal(size=completions[:2]).astype(np.float32),
         ref_logp=np.zeros(completions, np.float32),
+    )
+
+
+def special_tokens(config: Qwen2VLConfig) -> tuple[int, ...]:
+    """Tokens that announce or replace an image: they stand in no text."""
+    return (
+        config.image_token_id,
+        config.video_token_id,
+        config.vision_start_token_id,
+        config.vision_end_token_id,
     )
 
 

@@ -68,70 +68,83 @@ def make_programs(
     return jax.jit(reference), jax.jit(update, donate_argnums=0)
 
 
-def keep_gradient() -> optax.GradientTransformation:
-    """Changes nothing; its state is the gradient."""
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """Reference and update of one mode, compiled."""
 
-    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        return jax.tree.map(jnp.zeros_like, gradient), gradient
+    logp: Any
+    update: Any
 
-    return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
+    def __call__(self, state: TrainState, reference: Any, batch: GRPOBatch) -> Any:
+        """The next state and its metrics; the given state is overwritten."""
+        known = dataclasses.replace(batch, ref_logp=self.logp(reference, batch))
+        return self.update(state, known)
 
 
-def max_rel_grad_diff(shapes: Shapes, graphdef: Any, params: Any, reference: Any) -> float:
+def compile_step(
+    shapes: Shapes, graphdef: Any, mode: Mode, tx: Any, given: tuple[Any, Any, GRPOBatch]
+) -> Step:
+    """For a state, a reference and a batch of these shapes."""
+    state, reference, batch = given
+    logp, update = make_programs(shapes, graphdef, mode, tx)
+    return Step(logp.lower(reference, batch).compile(), update.lower(state, batch).compile())
+
+
+def max_rel_grad_diff(
+    steps: Mapping[Mode, Step], begin: Callable[[], TrainState], *given: Any
+) -> float:
     """Largest difference of a gradient between two modes, over the largest number in its leaf.
 
-    Raises:
-        AssertionError: it is more than rounding.
+    The gradient is read from Adam's mean, which after one update is a tenth of it.
     """
-    batch, gradients = make_batch(shapes), {}
-    tx = optax.chain(keep_gradient(), rl.carry_kl_coef(rl.constant_kl(0.04)))
-    for mode in MODES:
-        logp, update = make_programs(shapes, graphdef, mode, tx)
-        known = dataclasses.replace(batch, ref_logp=logp(reference, batch))
-        state = TrainState.create(jax.tree.map(jnp.copy, params), tx)
-        gradients[mode] = jax.device_get(update(state, known)[0].opt_state[0])
+    gradients = {
+        mode: jax.device_get(optax.tree.get(step(begin(), *given)[0].opt_state, "mu"))
+        for mode, step in steps.items()
+    }
 
     def difference(x: np.ndarray, y: np.ndarray) -> float:
         return float(np.abs(x - y).max() / np.abs(y).max())
 
-    largest = max(
+    return max(
         max(jax.tree.leaves(jax.tree.map(difference, gradients[mode], gradients["naive"])))
         for mode in MODES
     )
-    assert largest < TOLERANCE[shapes.dtype], f"gradients differ by {largest}"
-    return largest
 
 
 def measure(shapes: Shapes, repeats: int) -> dict[str, Any]:
-    """Compare the modes, then time them; the record of the run."""
+    """Compare the modes, then time them; the record of the run.
+
+    Raises:
+        AssertionError: the gradients of the modes differ by more than rounding.
+    """
     graphdef, params = make_model(shapes)
     # Not the policy itself: a KL of zero has no gradient.
     reference = jax.tree.map(lambda leaf: (0.95 * leaf).astype(shapes.dtype), params)
-    result: dict[str, Any] = {"shapes": shapes.record(), "repeats": repeats, **environment()}
-    result["max_rel_grad_diff"] = max_rel_grad_diff(shapes, graphdef, params, reference)
-
     tx = make_optimizer(OptimizerConfig(mu_dtype=shapes.mu_dtype), rl.constant_kl(0.04), 10**6)
-    batch, state = jax.device_put(make_batch(shapes)), TrainState.create(params, tx)
-    variants: dict[str, Callable[[], Any]] = {}
-    memory = {}
-    for mode in MODES:
-        logp, update = (
-            program.lower(first, batch).compile()
-            for program, first in zip(
-                make_programs(shapes, graphdef, mode, tx), (reference, state), strict=True
-            )
-        )
-        memory[mode] = update.memory_analysis().temp_size_in_bytes
+    batch = jax.device_put(make_batch(shapes))
 
-        def run(logp: Any = logp, update: Any = update) -> Any:
-            nonlocal state  # donated: all modes go on from one another's state
-            known = dataclasses.replace(batch, ref_logp=logp(reference, batch))
-            state, metrics = update(state, known)
-            return metrics
+    def begin() -> TrainState:
+        return TrainState.create(jax.tree.map(jnp.copy, params), tx)
 
-        variants[mode] = run
-    times = interleave(variants, repeats)
-    result["modes"] = {mode: {**times[mode], "temp_bytes": memory[mode]} for mode in MODES}
+    given = (jax.eval_shape(begin), reference, batch)
+    steps = {mode: compile_step(shapes, graphdef, mode, tx, given) for mode in MODES}
+    largest = max_rel_grad_diff(steps, begin, reference, batch)
+    assert largest < TOLERANCE[shapes.dtype], f"gradients differ by {largest}"
+
+    state = begin()
+
+    def run(step: Step) -> Any:
+        nonlocal state  # donated: all modes go on from one another's state
+        state, metrics = step(state, reference, batch)
+        return metrics
+
+    times = interleave({mode: functools.partial(run, steps[mode]) for mode in MODES}, repeats)
+    result: dict[str, Any] = {"shapes": shapes.record(), "repeats": repeats, **environment()}
+    result["max_rel_grad_diff"] = largest
+    result["modes"] = {
+        mode: {**times[mode], "temp_bytes": step.update.memory_analysis().temp_size_in_bytes}
+        for mode, step in steps.items()
+    }
     result.update(ratios(result["modes"]))
     if jax.default_backend() == "gpu":
         result["matmul_peak_flops"] = peak = matmul_peak()
