@@ -80,11 +80,36 @@ def final_params(run: Path) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """One uninterrupted run of four steps."""
+def finished_with_compilations(tmp_path_factory):
+    """One uninterrupted run of four steps, and in which step each compilation was (0: before)."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    train(config_for(out))
-    return out
+    step, now, compilations = GRPOTrainer.step, [0], []
+
+    def numbered_step(self, number, *rest):
+        now[0] = number
+        return step(self, number, *rest)
+
+    def count(event, *_, **__):
+        if event.endswith("backend_compile_duration"):
+            compilations.append(now[0])
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GRPOTrainer, "step", numbered_step)
+        train(config_for(out))
+    return out, tuple(compilations)
+
+
+@pytest.fixture(scope="module")
+def finished(finished_with_compilations):
+    return finished_with_compilations[0]
+
+
+def test_nothing_is_compiled_after_the_first_step(finished_with_compilations):
+    """Shapes stand still, and so do the KL weight and the learning rate of a compiled update."""
+    _, compilations = finished_with_compilations
+    assert compilations.count(1) >= 3  # sampling, reference, update
+    assert max(compilations) == 1
 
 
 def test_every_step_has_its_row_of_metrics(finished):
