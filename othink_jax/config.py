@@ -190,7 +190,9 @@ class DataConfig:
     """Where examples come from and how they become prompts. Give `task` or `dataset`, not both."""
 
     task: Task | None = None  # a synthetic task, generated on the fly
-    dataset: str | None = None  # a hub id, a parquet or JSONL file, or a folder
+    dataset: str | None = None  # a hub id, a parquet or JSONL file, or a folder (also of CLEVR)
+    # folder that the image paths of a JSONL file are relative to; the file's own if not given
+    images: Path | None = None
     # train, validation, test, or test-ood (counting only) of a task; a data set's own; a single
     # file has none
     split: str = "train"
@@ -209,6 +211,10 @@ class DataConfig:
         _require(
             (self.task is None) != (self.dataset is None),
             "give either --task (counting, geometry) or --dataset, and not both",
+        )
+        _require(
+            self.images is None or str(self.dataset).endswith(".jsonl"),
+            "--images goes with a --dataset that ends in .jsonl",
         )
         _require("{question}" in self.template, "template must contain {question}")
         if self.min_pixels is not None and self.max_pixels is not None:
@@ -364,7 +370,7 @@ def from_dict(cls: type[_C], values: dict[str, Any]) -> _C:
     for name, value in values.items():
         if dataclasses.is_dataclass(hints[name]):
             value = from_dict(hints[name], value)
-        elif hints[name] is Path:
+        elif hints[name] in (Path, Path | None) and value is not None:
             value = Path(value)
         made[name] = value
     return cls(**made)

@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from othink_jax.data.example import Example
+from othink_jax.data.example import Example, UnreadableExample
 from othink_jax.data.loader import PromptLoader, in_order
 from othink_jax.data.processing import Processor
-from othink_jax.data.sources import UnreadableExample
 from othink_jax.errors import UserError
 from tests.tiny_processor import noise, write_directory
 

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from othink_jax.config import DataConfig
-from othink_jax.data.sources import ENDLESS, UnreadableExample, open_source
+from othink_jax.data.example import UnreadableExample
+from othink_jax.data.sources import ENDLESS, open_source
 from othink_jax.errors import UserError
 from tests.tiny_processor import noise
 

@@ -4,6 +4,8 @@ import dataclasses
 
 from PIL import Image
 
+from othink_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
@@ -14,6 +16,18 @@ class Example:
     question: str  # the bare question, no instruction about the form of the answer
     answer: str  # ground truth, what stands between the answer tags
     solution: str  # what supervised fine-tuning learns: <think>...</think> <answer>...</answer>
+
+
+class UnreadableExample(UserError):
+    """One example that cannot be used: training skips it, evaluation counts it as wrong."""
+
+    def __init__(self, message: str, example: Example | None = None) -> None:
+        """Args:
+        message: which example, and what is wrong with it.
+        example: all but its images, where that much could be read.
+        """
+        super().__init__(message)
+        self.example = example
 
 
 def solution_text(thought: str, answer: str) -> str:

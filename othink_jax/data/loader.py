@@ -8,9 +8,9 @@ from typing import Any, Self
 
 import grain
 
-from othink_jax.data.example import Example
+from othink_jax.data.example import Example, UnreadableExample
 from othink_jax.data.processing import EncodedPrompt, Processor
-from othink_jax.data.sources import Source, UnreadableExample
+from othink_jax.data.sources import Source
 from othink_jax.errors import UserError
 
 _log = logging.getLogger(__name__)

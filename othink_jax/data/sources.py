@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from othink_jax.config import DataConfig
-from othink_jax.data.example import Example
+from othink_jax.data.clevr import ClevrScenes, is_clevr
+from othink_jax.data.example import Example, UnreadableExample
 from othink_jax.data.images import open_image
 from othink_jax.data.synthetic import LEVELS, SyntheticSource
 from othink_jax.data.tables import open_table
@@ -25,18 +26,6 @@ ENDLESS = 2**31
 _QUESTION = ("problem", "question")
 _SOLUTION = ("solution", "ground_truth", "answer")
 _IMAGES = ("images", "image", "image_path")
-
-
-class UnreadableExample(UserError):
-    """One example that cannot be used: training skips it, evaluation counts it as wrong."""
-
-    def __init__(self, message: str, example: Example | None = None) -> None:
-        """Args:
-        message: which example, and what is wrong with it.
-        example: all but its images, where that much could be read.
-        """
-        super().__init__(message)
-        self.example = example
 
 
 class Source(Protocol):
@@ -55,7 +44,8 @@ def open_source(config: DataConfig, *, size: int | None = None) -> Source:
 
     Args:
       config: a task, or a data set: a JSONL file whose rows name image files, a parquet file, a
-        folder of parquet files, a folder written by `datasets.save_to_disk`, or a hub id.
+        folder of parquet files, a folder written by `datasets.save_to_disk`, a folder of CLEVR or
+        SuperCLEVR, or a hub id.
       size: how many examples of a synthetic task; `config.limit` goes before it.
 
     Raises:
@@ -73,7 +63,9 @@ def open_source(config: DataConfig, *, size: int | None = None) -> Source:
     assert config.dataset is not None  # DataConfig saw to it
     name = config.dataset
     if name.endswith(".jsonl"):
-        source: Source = _JsonLines(Path(name))
+        source: Source = _JsonLines(Path(name), config.images)
+    elif is_clevr(Path(name)):
+        source = ClevrScenes(Path(name), config.split)
     else:
         source = _Table(open_table(name, config.split), name)
     if len(source) == 0:
@@ -102,11 +94,18 @@ class _Subset:
 
 
 class _JsonLines:
-    """Rows of question, ground_truth and image_path (relative to the file), as R1-V evaluates."""
+    """Rows of question, ground_truth and image_path, as R1-V evaluates."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises UserError: there is no such file, or a row is broken or lacks an entry."""
+    def __init__(self, path: Path, images: Path | None) -> None:
+        """Args:
+        path: of the file.
+        images: folder that paths of images are relative to; that of the file if None.
+
+        Raises:
+          UserError: there is no such file, or a row is broken or lacks an entry.
+        """
         self._path = path
+        self._images = path.parent if images is None else images
         self._rows: list[dict[str, Any]] = []
         self._numbers: list[int] = []  # line of each row, from 1
         try:
@@ -126,7 +125,7 @@ class _JsonLines:
 
     def __getitem__(self, index: int) -> Example:
         identifier = f"{self._path.name}:{self._numbers[index]}"
-        return _example(self._rows[index], identifier, self._path.parent)
+        return _example(self._rows[index], identifier, self._images)
 
 
 def _json_row(line: str, where: str) -> dict[str, Any]:

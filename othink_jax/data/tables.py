@@ -36,7 +36,7 @@ def open_table(name: str, split: str) -> Any:
         elif path.is_dir() and not any(path.rglob("*.parquet")):
             raise UserError(
                 f"the folder {name} holds no data set: give a .jsonl file, a .parquet file, a"
-                " folder of parquet files, or one written by datasets.save_to_disk"
+                " folder of parquet files, of CLEVR, or one written by datasets.save_to_disk"
             )
         else:
             table = datasets.load_dataset(name)

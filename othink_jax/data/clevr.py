@@ -1,0 +1,87 @@
+"""CLEVR and SuperCLEVR folders: their scenes as counting questions.
+
+FOLDER/scenes/CLEVR_train_scenes.json   {"scenes": [{"image_filename": ..., "objects": [...]}, ...]}
+FOLDER/images/train/CLEVR_train_000000.png
+
+SuperCLEVR has one file of scenes, no splits, and its images in images/ itself.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from othink_jax.data.example import Example, UnreadableExample, solution_text
+from othink_jax.data.images import open_image
+from othink_jax.data.processor_files import read_json
+from othink_jax.errors import UserError
+
+# As in R1-V's questions about SuperCLEVR.
+QUESTION = "How many different items are there in the image?"
+_SCENES = "scenes/*_scenes.json"
+_TRAITS = ("size", "color", "material", "shape")
+
+
+def is_clevr(folder: Path) -> bool:
+    """Whether a folder holds scenes as CLEVR does."""
+    return any(folder.glob(_SCENES))
+
+
+class ClevrScenes:
+    """Every scene with its image and the question how many things are in it.
+
+    The solution names them one by one, then says their number.
+    """
+
+    def __init__(self, folder: Path, split: str) -> None:
+        """Raises UserError: the folder has no scenes of this split, or a scene lacks an entry."""
+        files = {_split_of(file): file for file in sorted(folder.glob(_SCENES))}
+        file = files.get(split, files.get(None))
+        if file is None:
+            names = ", ".join(name for name in files if name)
+            raise UserError(f"{folder} has no scenes of the split {split!r}; it has {names}")
+        scenes = read_json(file).get("scenes")
+        if not isinstance(scenes, list):
+            raise UserError(f"{file} has no list of scenes")
+        self._scenes = [_described(scene, f"{file}, scene {i}") for i, scene in enumerate(scenes)]
+        within = folder / "images" / split
+        self._images = within if within.is_dir() else folder / "images"
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    def __getitem__(self, index: int) -> Example:
+        name, things = self._scenes[index]
+        count = str(len(things))
+        listed = " ".join(f"{number} {thing}" for number, thing in enumerate(things, start=1))
+        example = Example(
+            id=name,
+            images=(),
+            question=QUESTION,
+            answer=count,
+            solution=solution_text(listed, count),
+        )
+        try:
+            return dataclasses.replace(example, images=(open_image(self._images / name),))
+        except UserError as error:
+            raise UnreadableExample(f"{name}: {error}", example) from error
+
+
+def _split_of(file: Path) -> str | None:
+    """The split in a name such as CLEVR_train_scenes.json; None in superCLEVR_scenes.json."""
+    parts = file.stem.removesuffix("_scenes").split("_")
+    return parts[-1] if len(parts) > 1 else None
+
+
+def _described(scene: Any, where: str) -> tuple[str, list[str]]:
+    """File of the image and the things in it, each as words such as `large red metal cube`."""
+    if not isinstance(scene, Mapping):
+        raise UserError(f"{where} is not a JSON object")
+    absent = [name for name in ("image_filename", "objects") if name not in scene]
+    if absent:
+        raise UserError(f"{where} has no {' and no '.join(absent)}")
+    things = [
+        " ".join(str(thing[trait]) for trait in _TRAITS if trait in thing)
+        for thing in scene["objects"]
+    ]
+    return str(scene["image_filename"]), things
