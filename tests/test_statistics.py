@@ -1,4 +1,4 @@
-"""Wilson's interval: published values and exact properties."""
+"""Intervals and tests: published values, values by hand, exact properties."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from othink_jax.statistics import wilson_interval
+from othink_jax.statistics import holm, mcnemar, mean_interval, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,30 @@ def test_narrows_with_more_trials_and_widens_with_confidence() -> None:
 def test_numbers_out_of_range_are_named(arguments: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         wilson_interval(*arguments)
+
+
+def test_mean_interval_over_seeds_by_hand():
+    """t(0.975, 4) = 2.776; the standard error of 1..5 is sqrt(2.5 / 5)."""
+    mean, low, high = mean_interval([1, 2, 3, 4, 5])
+    assert mean == 3
+    assert (high - mean, mean - low) == pytest.approx((2.776 * 0.70711,) * 2, rel=1e-3)
+    with pytest.raises(ValueError, match="at least two values, got 1"):
+        mean_interval([1.0])
+
+
+def test_mcnemar_looks_only_at_items_on_which_the_methods_differ():
+    """Six to nothing: 2 / 2^6. Six to two: 2 * (1 + 8 + 28) / 2^8."""
+    agree = [True] * 50 + [False] * 30
+    assert mcnemar(agree + [True] * 6, agree + [False] * 6) == pytest.approx(2 / 64)
+    first, second = [True] * 6 + [False] * 2, [False] * 6 + [True] * 2
+    assert mcnemar(first, second) == mcnemar(second, first) == pytest.approx(2 * 37 / 256)
+    assert mcnemar(agree, agree) == 1.0
+    with pytest.raises(ValueError, match="zip"):
+        mcnemar([True], [True, False])
+
+
+def test_holm_by_hand():
+    """Three times the least, twice the next, once the last; never less than one before it."""
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([0.9, 0.5]) == [1.0, 1.0]
+    assert holm([]) == []
