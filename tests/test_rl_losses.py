@@ -212,3 +212,41 @@ def test_arrays_that_do_not_match_are_refused():
         loss({**values, "advantages": values["advantages"][:1]})
     with pytest.raises(refused):
         loss({**values, "ref_logp": values["ref_logp"][:, :1]})
+
+
+VALUES = jnp.array([[6.0, 0.0, np.nan], [1.0, 2.0, 3.0], [np.inf, np.nan, -np.inf]])
+MASK = jnp.array([[True, False, False], [True, True, True], [False, False, False]])
+
+
+@pytest.mark.parametrize(
+    ("reduce", "expected"),
+    [
+        (rl.mean_over_sequences, (6 + 2 + 0) / 3),
+        (rl.mean_over_tokens, (6 + 1 + 2 + 3) / 4),
+        (rl.mean_over_length(5), (6 / 5 + 6 / 5 + 0) / 3),
+    ],
+)
+def test_reductions_by_hand_with_junk_in_the_padding(reduce, expected):
+    value, gradient = jax.value_and_grad(reduce)(VALUES, MASK)
+    assert value == pytest.approx(expected)
+    assert (np.asarray(gradient)[~np.asarray(MASK)] == 0).all()
+    assert reduce(VALUES, jnp.zeros_like(MASK)) == 0
+
+
+@pytest.mark.parametrize("estimator", [rl.kl_k1, rl.kl_k2, rl.kl_k3])
+@pytest.mark.parametrize(
+    "reduce", [rl.mean_over_sequences, rl.mean_over_tokens, rl.mean_over_length(5)]
+)
+def test_loss_is_made_of_the_estimator_and_the_reduction_that_are_given(estimator, reduce):
+    values = jax.tree.map(jnp.asarray, arrays())
+    value, metrics = loss(values, kl_estimator=estimator, reduce=reduce)
+    surrogate = rl.clipped_surrogate(
+        values["logp"], values["old_logp"], values["advantages"][:, None]
+    )
+    kl = estimator(values["logp"], values["ref_logp"])
+    expected = reduce(surrogate, values["mask"]) + 0.1 * reduce(kl, values["mask"])
+    assert value == pytest.approx(float(expected), rel=1e-5)
+    # What is reported of a token does not depend on how the loss is reduced.
+    assert metrics["kl"] == pytest.approx(float(rl.mean_over_sequences(kl, values["mask"])))
+    ratio = loss(values)[1]["ratio"]
+    assert metrics["ratio"] == pytest.approx(float(ratio))

@@ -127,3 +127,25 @@ def test_missing_or_doubled_weight_is_refused():
         rl.kl_coef(optax.adam(1e-3).init(params))
     with pytest.raises(ValueError, match="found 2"):
         rl.kl_coef(optax.chain(carrier(), carrier()).init(params))
+
+
+def test_a_weight_that_reacts_rises_above_the_target_and_falls_below_it():
+    """gain 0.5: far above the target, by half of the limit 0.2; a tenth below it, by 0.05."""
+    tx = rl.adapt_kl_coef(0.04, target=0.2, gain=0.5)
+    params = {"w": jnp.ones(3, jnp.bfloat16)}
+    state = tx.init(params)
+    coefs = [float(rl.kl_coef(state))]
+    for kl in (1.0, 0.2, 0.18):
+        updates, state = tx.update(params, state, params, kl=jnp.float32(kl))
+        assert updates is params
+        coefs.append(float(rl.kl_coef(state)))
+    assert coefs == pytest.approx([0.04, 0.044, 0.044, 0.044 * 0.95])
+    assert state.kl_step == 3
+    assert state.kl_coef.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["initial", "target", "gain", "limit"])
+def test_a_reacting_weight_says_which_number_is_wrong(name):
+    numbers = {"initial": 0.04, "target": 0.2, "gain": 0.1, "limit": 0.2, name: 0.0}
+    with pytest.raises(ValueError, match=f"{name} must be > 0"):
+        rl.adapt_kl_coef(**numbers)

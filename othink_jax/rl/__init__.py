@@ -6,13 +6,20 @@ Dimension letters: B prompts, G completions of a prompt, T completion tokens.
 
 from othink_jax.rl.advantages import group_advantages, total_reward
 from othink_jax.rl.kl import MAX_LOG_RATIO, kl_k1, kl_k2, kl_k3
-from othink_jax.rl.kl_coef import KLCoefState, carry_kl_coef, kl_coef
-from othink_jax.rl.losses import clipped_surrogate, grpo_loss, mean_over_sequences
+from othink_jax.rl.kl_coef import KLCoefState, adapt_kl_coef, carry_kl_coef, kl_coef
+from othink_jax.rl.losses import (
+    clipped_surrogate,
+    grpo_loss,
+    mean_over_length,
+    mean_over_sequences,
+    mean_over_tokens,
+)
 from othink_jax.rl.schedules import constant_kl, dynamic_kl
 
 __all__ = [
     "MAX_LOG_RATIO",
     "KLCoefState",
+    "adapt_kl_coef",
     "carry_kl_coef",
     "clipped_surrogate",
     "constant_kl",
@@ -23,6 +30,8 @@ __all__ = [
     "kl_k1",
     "kl_k2",
     "kl_k3",
+    "mean_over_length",
     "mean_over_sequences",
+    "mean_over_tokens",
     "total_reward",
 ]

@@ -1,5 +1,6 @@
 """The KL weight as a part of the optimizer state."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +37,44 @@ def carry_kl_coef(schedule: optax.Schedule) -> optax.GradientTransformationExtra
     ) -> tuple[PyTree, KLCoefState]:
         del params, extra_args
         return updates, at(optax.safe_increment(state.kl_step))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def adapt_kl_coef(
+    initial: float, target: float, *, gain: float = 0.1, limit: float = 0.2
+) -> optax.GradientTransformationExtraArgs:
+    """A KL weight that reacts to the measured KL, in the state of `carry_kl_coef`.
+
+    After each update, beta is multiplied by 1 + gain * e, where e = KL / target - 1, cut to
+    [-limit, limit] (Ziegler et al. 2019, arXiv 1909.08593, section 2.2): above the target it rises,
+    below it falls. `grpo_update` hands the measured KL to the optimizer as the extra argument `kl`.
+
+    Args:
+        initial: beta of the first update.
+        target: of the measured KL, nats per token.
+        gain: of the controller.
+        limit: of the relative error.
+
+    Raises:
+        ValueError: a number is not positive.
+    """
+    given = {"initial": initial, "target": target, "gain": gain, "limit": limit}
+    for name, value in given.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be > 0 and finite, got {value}")
+
+    def init(params: PyTree) -> KLCoefState:
+        del params
+        return KLCoefState(jnp.zeros((), jnp.int32), jnp.float32(initial))
+
+    def update(
+        updates: PyTree, state: KLCoefState, params: PyTree = None, *, kl: Array, **extra_args: Any
+    ) -> tuple[PyTree, KLCoefState]:
+        del params, extra_args
+        error = jnp.clip(kl / target - 1.0, -limit, limit)
+        coef = (state.kl_coef * (1.0 + gain * error)).astype(jnp.float32)
+        return updates, KLCoefState(optax.safe_increment(state.kl_step), coef)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -1,11 +1,15 @@
 """The objective of GRPO (Eq. 4), to be minimised."""
 
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from othink_jax.rl.kl import MAX_LOG_RATIO, kl_k3
+
+Reduction = Callable[[Array, Array], Array]  # (values [*n, T], mask [*n, T]) -> scalar
 
 
 def clipped_surrogate(
@@ -44,6 +48,29 @@ def mean_over_sequences(
     return (jnp.where(mask, values, 0.0).sum(axis=-1) / lengths).mean()
 
 
+def mean_over_tokens(values: Float[Array, "*n T"], mask: Bool[Array, "*n T"]) -> Float[Array, ""]:
+    """Mean over all real tokens, so that long sequences weigh more (DAPO, arXiv 2503.14476, Eq. 8).
+
+    Without a real token it is zero. Values outside `mask` are ignored, nan included.
+    """
+    return jnp.where(mask, values, 0.0).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def mean_over_length(length: int) -> Reduction:
+    """Sum over the real tokens of a sequence by a constant, then mean over sequences.
+
+    So no sequence's length scales its gradient (Dr. GRPO, arXiv 2503.20783, section 3.2).
+
+    Args:
+        length: the constant, such as the length limit of a completion, tokens.
+    """
+
+    def reduce(values: Float[Array, "*n T"], mask: Bool[Array, "*n T"]) -> Float[Array, ""]:
+        return jnp.where(mask, values, 0.0).sum(axis=-1).mean() / length
+
+    return reduce
+
+
 def grpo_loss(
     logp: Float[Array, "*n T"],
     old_logp: Float[Array, "*n T"],
@@ -54,6 +81,8 @@ def grpo_loss(
     kl_coef: Float[Array, ""] | float,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
+    kl_estimator: Callable[[Array, Array], Array] = kl_k3,
+    reduce: Reduction = mean_over_sequences,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The loss of Eq. 4 and 5 of OThink-MR1, to be minimised, and what it is made of.
 
@@ -69,11 +98,13 @@ def grpo_loss(
         mask: true where a token is real; an empty sequence counts in the mean, with zero.
         kl_coef: beta, the weight of the KL term.
         clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
+        kl_estimator: of (logp, ref_logp), elementwise; Eq. 5 has `kl_k3`.
+        reduce: of (values, mask) to the loss; Eq. 4 has `mean_over_sequences`.
 
     Returns:
-        The loss, and metrics reduced as it is (`mean_over_sequences`): `policy_loss` (the
-        surrogate), `kl` (k3, nats per token), `kl_loss` (beta * kl; the loss is policy_loss +
-        kl_loss), `clip_fraction` (share of tokens whose gradient the clip removes) and `ratio`.
+        The loss, and metrics: `policy_loss` (the surrogate) and `kl_loss` (beta times the KL term),
+        whose sum it is; and, by `mean_over_sequences` whatever `reduce` is, `kl` (nats per token),
+        `clip_fraction` (share of tokens whose gradient the clip removes) and `ratio`.
     """
     chex.assert_equal_shape([logp, old_logp, ref_logp, mask])
     chex.assert_shape(advantages, mask.shape[:-1])
@@ -85,16 +116,16 @@ def grpo_loss(
     surrogate = clipped_surrogate(
         logp, old_logp, advantages, clip_low=clip_low, clip_high=clip_high
     )
-    policy_loss = mean_over_sequences(surrogate, mask)
-    kl = mean_over_sequences(kl_k3(logp, ref_logp), mask)
-    kl_loss = kl_coef * kl
+    policy_loss = reduce(surrogate, mask)
+    kl = kl_estimator(logp, ref_logp)
+    kl_loss = kl_coef * reduce(kl, mask)
 
     ratio = jax.lax.stop_gradient(_ratio(logp, old_logp))
     is_clipped = jnp.where(advantages > 0, ratio > 1.0 + clip_high, ratio < 1.0 - clip_low)
     is_clipped &= advantages != 0
     metrics = {
         "policy_loss": policy_loss,
-        "kl": kl,
+        "kl": mean_over_sequences(kl, mask),
         "kl_loss": kl_loss,
         "clip_fraction": mean_over_sequences(is_clipped.astype(ratio.dtype), mask),
         "ratio": mean_over_sequences(ratio, mask),
