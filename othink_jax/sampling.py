@@ -63,8 +63,7 @@ def processed_logits(
         return logits
     logits = logits / config.temperature
     if 0 < config.top_k < logits.shape[-1]:
-        kth = jax.lax.top_k(logits, config.top_k)[0][..., -1:]
-        logits = jnp.where(logits < kth, -jnp.inf, logits)
+        logits = jnp.where(logits < kth_largest(logits, config.top_k), -jnp.inf, logits)
     if config.top_p < 1.0:
         # The tail is summed from its small end: near top_p = 1 the head's sum could not tell it.
         ordered = jnp.sort(logits, axis=-1)
@@ -73,6 +72,28 @@ def processed_logits(
         border = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits < border, -jnp.inf, logits)
     return logits
+
+
+def kth_largest(values: Float[Array, "*b V"], k: int) -> Float[Array, "*b 1"]:
+    """The k-th largest of each row of float32 numbers, exactly.
+
+    It is the largest number that k of the row reach, found bit by bit. `jax.lax.top_k` sorts: on a
+    CPU it takes 9 times as long for 513 numbers, 14 times for 151 936; and of rows that are cut
+    over devices, it gathers all on each.
+    """
+    sign = jnp.uint32(1 << 31)
+    bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
+    # In the order of the numbers: negative ones turned round, and below the others.
+    ordered = jnp.where(bits & sign, ~bits, bits | sign)
+
+    def add_bit(turn: Int[Array, ""], found: UInt32[Array, "*b 1"]) -> UInt32[Array, "*b 1"]:
+        probe = found | (sign >> turn.astype(jnp.uint32))
+        reached = (ordered >= probe).sum(axis=-1, keepdims=True) >= k
+        return jnp.where(reached, probe, found)
+
+    found = jax.lax.fori_loop(0, 32, add_bit, jnp.zeros_like(ordered[..., :1]))
+    bits = jnp.where(found & sign, found ^ sign, ~found)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def _draw(
@@ -106,14 +127,12 @@ def sample(
     eos_token_ids: Sequence[int],
     never_sampled: Sequence[int] = (),
     pad_token_id: int = 0,
-    axis_name: str | None = None,
 ) -> Rollout:
     """Draw `group_size` completions of each prompt; greedy if `config.temperature` is 0.
 
     Pure and jittable; everything but `prompts` and `key_data` is static. The loop ends when every
     completion has drawn one of `eos_token_ids` or `config.max_new_tokens` are drawn. Tokens in
-    `never_sampled` (image and other vision placeholders) cannot occur. With `axis_name`, the loop
-    goes on until the completions of all devices along that axis are done.
+    `never_sampled` (image and other vision placeholders) cannot occur.
 
     `Rollout.logp` and `Rollout.entropy` are of the model itself, at temperature 1 and with nothing
     cut: what the update computes for the same tokens, whatever the sampling settings.
@@ -155,10 +174,7 @@ def sample(
         return dataclasses.replace(now, step=now.step + 1, seen=seen, rollout=rollout)
 
     def unfinished(now: _Decoding) -> Array:
-        done = jnp.all(now.rollout.finished)
-        if axis_name is not None:
-            done = jax.lax.pmin(done.astype(jnp.int32), axis_name) > 0
-        return (now.step < capacity) & ~done
+        return (now.step < capacity) & ~jnp.all(now.rollout.finished)
 
     def go_on(now: _Decoding) -> _Decoding:
         last = jax.lax.dynamic_slice_in_dim(now.rollout.tokens, now.step - 1, 1, axis=-1)
@@ -189,12 +205,7 @@ def make_sampler(
 ) -> Callable[..., Rollout]:
     """`sample` for one model and tokenizer, as a pure function of `(params, prompts, key_data)`."""
 
-    def sampler(
-        params: Any,
-        prompts: Prompts,
-        key_data: UInt32[Array, "B 2"],
-        axis_name: str | None = None,
-    ) -> Rollout:
+    def sampler(params: Any, prompts: Prompts, key_data: UInt32[Array, "B 2"]) -> Rollout:
         return sample(
             merge(graphdef, params),
             prompts,
@@ -204,7 +215,6 @@ def make_sampler(
             eos_token_ids=processor.eos_token_ids,
             never_sampled=processor.never_sampled,
             pad_token_id=processor.pad_token_id,
-            axis_name=axis_name,
         )
 
     return sampler

@@ -8,6 +8,7 @@ import torch
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy.stats import chisquare
 from transformers.generation.logits_process import (
     RepetitionPenaltyLogitsProcessor,
@@ -20,7 +21,7 @@ from othink_jax.config import SamplingConfig
 from othink_jax.model.config import Qwen2VLConfig, TextConfig, VisionConfig
 from othink_jax.model.log_probs import completion_logp
 from othink_jax.model.qwen2_vl import Qwen2VL, computing_weights, merge, split
-from othink_jax.sampling import processed_logits, prompt_keys, sample
+from othink_jax.sampling import kth_largest, processed_logits, prompt_keys, sample
 from othink_jax.types import Prompts, Rollout
 
 VOCABULARY, IMAGE = 24, 20
@@ -211,6 +212,19 @@ def test_processed_logits_equal_those_of_transformers(seed, temperature, top_k, 
         theirs = processor(None, theirs)
     ours = np.asarray(processed_logits(jnp.asarray(logits), config))
     np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=arrays(
+        np.float32, (3, 17), elements=st.floats(width=32, allow_nan=False, allow_subnormal=False)
+    ),
+    k=st.integers(1, 17),
+)
+def test_kth_largest_is_that_of_sorting(rows, k):
+    """Of numbers of any size and sign, infinities and ties among them."""
+    expected = np.sort(rows, axis=-1)[:, -k, None]
+    np.testing.assert_array_equal(kth_largest(jnp.asarray(rows), k), expected)
 
 
 @settings(deadline=None, max_examples=20)

@@ -122,13 +122,6 @@ class Parallel(abc.ABC):
         sees that device's rows only: randomness must come with the rows, as one key a row.
         """
 
-    def decode(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """As `apply`, of fn(params, *batches, axis_name) whose parameters lie as `decoding` says.
-
-        `axis_name` is that of the devices that have to make the same number of turns in a loop.
-        """
-        return self.apply(functools.partial(fn, axis_name=None))
-
 
 def make_parallel(config: ParallelConfig) -> Parallel:
     """The implementation that the settings ask for, on this machine's devices.
@@ -334,23 +327,6 @@ class Sharded(Parallel):
 
     def decoding(self, params: PyTree) -> PyTree:
         return gathered(params, self._mesh)
-
-    def decode(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        # The devices of a layer exchange numbers at each turn, and so all devices wait if one does.
-        together = FSDP if self._mesh.shape[TENSOR] > 1 else None
-
-        # Each device for its own rows: the compiler would gather the logits of all for `top_k`.
-        def on_each(params: PyTree, *batches: Any) -> Any:
-            return jax.shard_map(
-                functools.partial(fn, axis_name=together),
-                mesh=self._mesh,
-                in_specs=(PartitionSpec(), *[PartitionSpec(FSDP)] * len(batches)),
-                out_specs=PartitionSpec(FSDP),
-                axis_names={FSDP},
-                check_vma=False,
-            )(params, *batches)
-
-        return jax.jit(on_each)
 
     def apply(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         return jax.jit(fn, out_shardings=self.batch_sharding)

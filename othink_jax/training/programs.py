@@ -92,7 +92,7 @@ def compile_programs(
     same = policy is reference  # then what was compiled for one may serve the other
     return Programs(
         encode=parallel.apply(encode),
-        sample=parallel.decode(sampler),
+        sample=parallel.apply(sampler),
         logp=policy_logp,
         ref_logp=policy_logp if same else parallel.apply(functools.partial(logp, reference)),
         update=parallel.update(update),
