@@ -101,6 +101,27 @@ class Ours:
 
     def update_with(self, completions: Int[np.ndarray, "BG T"]) -> Update:
         """The first update of a run, from given completions of all prompts in their order."""
+        trainer, programs, state = self.trainer, self.trainer.compiled, self.begin()
+        groups = completions.reshape(-1, self.config.group_size, completions.shape[1])
+        prompts, batch = self._batch(groups)
+        logp = programs.logp(state.params, batch.prompts, batch.completions)
+        state, metrics = programs.update(state, (trainer.frozen, batch))
+        return Update(
+            prompts=prompts,
+            completions=completions,
+            advantages=np.asarray(batch.advantages).ravel(),
+            logp=np.asarray(logp).reshape(completions.shape),
+            ref_logp=np.asarray(batch.ref_logp).reshape(completions.shape),
+            loss=float(metrics["loss"]),
+            adam_mean=_by_hub_name(
+                trainer.checkpoint.config, optax.tree.get(state.opt_state, "mu")
+            ),
+        )
+
+    def _batch(
+        self, completions: Int[np.ndarray, "B G T"]
+    ) -> tuple[Int[np.ndarray, "B P"], GRPOBatch]:
+        """The prompts without padding, and what a step makes of these completions of them."""
         trainer, config, shard = self.trainer, self.config, self.trainer.parallel.shard
         processor = trainer.checkpoint.processor
         examples, encoded = next(
@@ -111,33 +132,18 @@ class Ours:
                 template=config.data.template,
             )
         )
-        tokens = completions.reshape(len(examples), config.group_size, -1).astype(np.int32)
-        rollout = _whole(tokens)
+        rollout = _whole(completions.astype(np.int32))
         _, _, rewards = trainer.grade(examples, rollout, self.pool)
         advantages = rl.group_advantages(
             rewards, ddof=config.loss.advantage_ddof, eps=config.loss.advantage_eps
         )
-        state, programs = self.begin(), trainer.compiled
-        prompts, sharded = shard(processor.batch(encoded)), shard(tokens)
-        logp = programs.logp(state.params, prompts, sharded)
-        batch = GRPOBatch(
+        prompts, sharded = shard(processor.batch(encoded)), shard(rollout.tokens)
+        return np.stack([prompt.tokens for prompt in encoded]), GRPOBatch(
             prompts=prompts,
             completions=sharded,
             mask=shard(rollout.mask),
             advantages=shard(np.asarray(advantages)),
-            ref_logp=programs.ref_logp(trainer.reference, prompts, sharded),
-        )
-        state, metrics = programs.update(state, (trainer.frozen, batch))
-        return Update(
-            prompts=np.stack([prompt.tokens for prompt in encoded]),
-            completions=completions,
-            advantages=np.asarray(advantages).ravel(),
-            logp=np.asarray(logp).reshape(completions.shape),
-            ref_logp=np.asarray(batch.ref_logp).reshape(completions.shape),
-            loss=float(metrics["loss"]),
-            adam_mean=_by_hub_name(
-                trainer.checkpoint.config, optax.tree.get(state.opt_state, "mu")
-            ),
+            ref_logp=trainer.compiled.ref_logp(trainer.reference, prompts, sharded),
         )
 
 
