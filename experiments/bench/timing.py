@@ -10,7 +10,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,12 @@ def interleave(
             jax.block_until_ready(run())
             if number > 0:
                 seconds[name].append(time.perf_counter() - start)
-    return {
-        name: {"min_s": min(values), "median_s": statistics.median(values)}
-        for name, values in seconds.items()
-    }
+    return {name: fastest_and_median(values) for name, values in seconds.items()}
+
+
+def fastest_and_median(seconds: Sequence[float]) -> dict[str, float]:
+    """How a record says what one variant took."""
+    return {"min_s": min(seconds), "median_s": statistics.median(seconds)}
 
 
 def environment() -> dict[str, Any]:

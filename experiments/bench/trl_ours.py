@@ -1,0 +1,167 @@
+"""Our side of `trl.py`: the trainer of `othink-jax grpo`, one step at a time."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jaxtyping import Int
+
+import othink_jax
+from experiments.bench import trl_work
+from experiments.bench.trl_work import Update, Work
+from othink_jax import rl
+from othink_jax.checkpoint.tensors import in_memory
+from othink_jax.config import (
+    DataConfig,
+    GRPOConfig,
+    KLConfig,
+    LossConfig,
+    OptimizerConfig,
+    SamplingConfig,
+)
+from othink_jax.data.loader import in_order
+from othink_jax.data.sources import open_source
+from othink_jax.model.config import Qwen2VLConfig
+from othink_jax.rewards import Grade
+from othink_jax.training.grpo import GRPOTrainer
+from othink_jax.training.run_directory import RunDirectory
+from othink_jax.types import GRPOBatch, Rollout
+
+_STEPS = 10**6  # of the run: no step that is measured is its last one
+
+
+def settings(work: Work) -> GRPOConfig:
+    """As `othink-jax grpo` would have them: what is not named here is its default."""
+    shapes = work.shapes
+    return GRPOConfig(
+        model=str(work.model),
+        out=work.model.parent / "run",
+        data=DataConfig(
+            dataset=str(work.table), template="{question}", min_pixels=None, max_pixels=None
+        ),
+        steps=_STEPS,
+        sample_every=_STEPS,
+        prompts_per_step=shapes.prompts,
+        group_size=shapes.group,
+        dtype=shapes.dtype,
+        micro_batches=shapes.micro_batches,
+        remat=shapes.remat,
+        # At least as many tokens as at most: no completion ends early.
+        sampling=SamplingConfig(
+            max_new_tokens=shapes.length, min_new_tokens=shapes.length, top_k=trl_work.TOP_K
+        ),
+        loss=LossConfig(logp_chunk=shapes.chunk),
+        kl=KLConfig(kl_schedule="constant", kl_value=trl_work.KL_WEIGHT),
+        optimizer=OptimizerConfig(
+            learning_rate=trl_work.LEARNING_RATE,
+            lr_schedule="constant",
+            max_grad_norm=trl_work.MAX_GRAD_NORM,
+        ),
+    )
+
+
+class _Rewards:
+    """Stands where a run has its graders: a completion's accuracy is the reward of both sides."""
+
+    def grade_all(self, completions: Sequence[str], golds: Sequence[str]) -> list[Grade]:
+        return [Grade(trl_work.reward(text), 0.0) for text in completions]
+
+
+class Ours:
+    """A run of which nothing is written."""
+
+    def __init__(self, work: Work) -> None:
+        self.config = settings(work)
+        checkpoint = othink_jax.load(
+            work.model, dtype=self.config.dtype, remat=self.config.remat, on_host=True
+        )
+        self.trainer = GRPOTrainer(self.config, checkpoint)
+        self.trainer.reference = jax.tree.map(
+            lambda leaf: leaf * trl_work.REFERENCE_SCALE, self.trainer.reference
+        )
+        self.trainer.started = time.perf_counter()
+        self.directory = RunDirectory(self.config.out, writes=False)
+        self.pool: Any = _Rewards()
+        self.state = self.begin()
+        self.metrics: list[dict[str, Any]] = []  # a row a step
+
+    def begin(self) -> Any:
+        """The state before the first update."""
+        return self.trainer.parallel.begin(self.trainer.checkpoint.params, self.trainer.tx)
+
+    def steps(self, count: int) -> None:
+        """Rollout, rewards, reference and update, so many times."""
+        for _ in range(count):
+            number = len(self.metrics) + 2  # a run stores samples of its first step
+            self.state, row = self.trainer.step(number, self.state, self.pool, self.directory)
+            self.metrics.append(row)
+
+    def update_with(self, completions: Int[np.ndarray, "BG T"]) -> Update:
+        """The first update of a run, from given completions of all prompts in their order."""
+        trainer, programs, state = self.trainer, self.trainer.compiled, self.begin()
+        groups = completions.reshape(-1, self.config.group_size, completions.shape[1])
+        prompts, batch = self._batch(groups)
+        logp = programs.logp(state.params, batch.prompts, batch.completions)
+        state, metrics = programs.update(state, (trainer.frozen, batch))
+        return Update(
+            prompts=prompts,
+            completions=completions,
+            advantages=np.asarray(batch.advantages).ravel(),
+            logp=np.asarray(logp).reshape(completions.shape),
+            ref_logp=np.asarray(batch.ref_logp).reshape(completions.shape),
+            loss=float(metrics["loss"]),
+            adam_mean=_by_hub_name(
+                trainer.checkpoint.config, optax.tree.get(state.opt_state, "mu")
+            ),
+        )
+
+    def _batch(
+        self, completions: Int[np.ndarray, "B G T"]
+    ) -> tuple[Int[np.ndarray, "B P"], GRPOBatch]:
+        """The prompts without padding, and what a step makes of these completions of them."""
+        trainer, config, shard = self.trainer, self.config, self.trainer.parallel.shard
+        processor = trainer.checkpoint.processor
+        examples, encoded = next(
+            in_order(
+                open_source(config.data),
+                processor,
+                batch_size=config.prompts_per_step,
+                template=config.data.template,
+            )
+        )
+        rollout = _whole(completions.astype(np.int32))
+        _, _, rewards = trainer.grade(examples, rollout, self.pool)
+        advantages = rl.group_advantages(
+            rewards, ddof=config.loss.advantage_ddof, eps=config.loss.advantage_eps
+        )
+        prompts, sharded = shard(processor.batch(encoded)), shard(rollout.tokens)
+        return np.stack([prompt.tokens for prompt in encoded]), GRPOBatch(
+            prompts=prompts,
+            completions=sharded,
+            mask=shard(rollout.mask),
+            advantages=shard(np.asarray(advantages)),
+            ref_logp=trainer.compiled.ref_logp(trainer.reference, prompts, sharded),
+        )
+
+
+def _whole(tokens: Int[np.ndarray, "B G T"]) -> Rollout:
+    """Completions that end at the limit of length; graders look at no more of a rollout."""
+    zeros = np.zeros(tokens.shape, np.float32)
+    return Rollout(
+        tokens=tokens,
+        mask=np.ones(tokens.shape, bool),
+        logp=zeros,
+        entropy=zeros,
+        finished=np.zeros(tokens.shape[:2], bool),
+    )
+
+
+def _by_hub_name(config: Qwen2VLConfig, params: Any) -> dict[str, np.ndarray]:
+    """Arrays in the tree of our parameters, as the hub names and lays out those."""
+    tensors = in_memory(config, params)
+    entries = list(tensors.dtypes)
+    arrays = tensors.read(entries)
+    return {entry.name: entry.to_hub(array) for entry, array in zip(entries, arrays, strict=True)}

@@ -1,0 +1,162 @@
+"""TRL's side of `trl.py`: its trainer runs its own loop, and calls back after each step."""
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import torch
+from transformers import TrainerCallback
+
+from experiments.bench import trl_work
+from experiments.bench.trl_work import Update, Work
+from othink_jax.checkpoint.keymap import hub_name
+
+
+@functools.cache
+def make_torchvision_importable() -> Any:
+    """Declare the operators that torchvision's import describes, if nobody has.
+
+    TRL's processor of images needs torchvision. A torchvision that does not fit the build of torch,
+    as PyPI's does not fit one for CPUs, has no operators, and its import fails where it describes
+    two of them. Resizing and normalising needs none. Returns what has to live for as long as the
+    declarations are to last.
+    """
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        importlib.import_module("torchvision")
+        return library
+
+
+def settings(work: Work) -> dict[str, Any]:
+    """Arguments of TRL's GRPOConfig: what is not named here is its default."""
+    shapes = work.shapes
+    return {
+        # One rollout of all completions in one batch, one update from each.
+        "per_device_train_batch_size": shapes.prompts * shapes.group,
+        "num_generations": shapes.group,
+        "gradient_accumulation_steps": 1,
+        "steps_per_generation": 1,
+        "num_iterations": 1,
+        # At least as many tokens as at most: no completion ends early.
+        "max_completion_length": shapes.length,
+        "generation_kwargs": {
+            "min_new_tokens": shapes.length,
+            "suppress_tokens": list(work.never_sampled),
+        },
+        "temperature": 1.0,
+        "top_k": trl_work.TOP_K,
+        "use_cpu": True,
+        "bf16": False,
+        "model_init_kwargs": {"dtype": shapes.dtype},
+        "gradient_checkpointing": False,
+        "beta": trl_work.KL_WEIGHT,
+        "loss_type": "grpo",  # a mean over completions, as ours
+        "use_bias_correction_kl": False,  # k3 of Eq. 5 as it stands
+        "scale_rewards": "group",
+        "learning_rate": trl_work.LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.0,
+        "max_grad_norm": trl_work.MAX_GRAD_NORM,
+        "shuffle_dataset": False,  # the prompts in their order
+        "dataloader_num_workers": 0,
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def _rewards(completions: list[Any], **_: Any) -> list[float]:
+    return [trl_work.reward(turns[0]["content"]) for turns in completions]
+
+
+class _AfterStep(TrainerCallback):
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call = call
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.call()
+
+
+class Theirs:
+    """A run of `trl.GRPOTrainer`, generation by transformers."""
+
+    def __init__(self, work: Work, steps: int) -> None:
+        make_torchvision_importable()
+        trl: Any = importlib.import_module("trl")  # its trainers import torchvision
+        self.config = settings(work)
+        files = str(work.model.parent / "trl")
+        turns = [[{"role": "user", "content": trl_work.QUESTION}]] * len(work.images)
+        rows = {"prompt": turns, "image": [str(image) for image in work.images]}
+        self.trainer = trl.GRPOTrainer(
+            str(work.model),
+            reward_funcs=_rewards,
+            args=trl.GRPOConfig(output_dir=files, max_steps=steps, **self.config),
+            train_dataset=datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()),
+        )
+        with torch.no_grad():
+            for parameter in self.trainer.ref_model.parameters():
+                parameter *= trl_work.REFERENCE_SCALE
+        self.attention = self.trainer.model.config._attn_implementation
+        self._kept: dict[str, Any] = {}
+
+    def run(self, after_step: Callable[[], None]) -> None:
+        """Make all steps, each with its reading of data, and call `after_step` after each."""
+        self.trainer.add_callback(_AfterStep(after_step))
+        self.trainer.train()
+
+    def keep_first_update(self) -> None:
+        """Watch the first step that is made from here on, for `first_update`."""
+        trainer, kept = self.trainer, self._kept
+        score, compute_loss = trainer._generate_and_score_completions, trainer.compute_loss
+
+        def scoring(inputs: Any) -> Any:
+            batch = score(inputs)
+            if "batch" not in kept:
+                # Here, for afterwards the rows are shuffled.
+                kept["batch"], kept["logp"] = batch, self._logp(batch)
+            return batch
+
+        def losing(*arguments: Any, **settings: Any) -> Any:
+            loss = compute_loss(*arguments, **settings)
+            kept.setdefault("loss", loss.item())
+            return loss
+
+        trainer._generate_and_score_completions, trainer.compute_loss = scoring, losing
+
+    def _logp(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The policy's, by the function that TRL takes the loss from."""
+        images = ("pixel_values", "image_grid_thw", "mm_token_type_ids", "num_images")
+        with torch.no_grad():
+            logp, _, _ = self.trainer._get_per_token_logps_and_entropies(
+                self.trainer.model,
+                torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
+                torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
+                batch["completion_ids"].shape[1],
+                **{name: batch[name] for name in images},
+            )
+        return logp
+
+    def first_update(self) -> Update:
+        """The one that was watched; before the second is made."""
+        kept, trainer = self._kept, self.trainer
+        batch = kept["batch"]
+        moments = {
+            hub_name(name): trainer.optimizer.state[parameter]["exp_avg"].numpy().copy()
+            for name, parameter in trainer.model.named_parameters()
+        }
+        return Update(
+            prompts=batch["prompt_ids"].numpy()[:: self.config["num_generations"]],
+            completions=batch["completion_ids"].numpy(),
+            advantages=batch["advantages"].numpy(),
+            logp=kept["logp"].numpy(),
+            ref_logp=batch["ref_per_token_logps"].numpy(),
+            loss=kept["loss"],
+            adam_mean=moments,
+        )
