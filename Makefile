@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VENV_BENCH := .venv-bench
 
 .PHONY: demo test test-slow lint bench bench-gpu clean
 
@@ -28,23 +29,29 @@ test: lint
 test-slow: $(VENV)/installed-test
 	$(BIN)/pytest -m slow
 
-$(VENV)/installed-bench: $(VENV)/installed
-	$(BIN)/pip install --quiet --constraint requirements.txt --editable '.[bench]'
+# An environment of its own: TRL needs torchvision, beside which transformers' models do not import
+# with a torch for CPUs, and the tests need them.
+$(VENV_BENCH)/installed: setup.cfg requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV_BENCH)
+	$(VENV_BENCH)/bin/pip install --quiet --constraint requirements.txt --editable '.[bench]'
 	touch $@
 
-bench: $(VENV)/installed-bench
-	$(BIN)/python -m experiments.bench.update --json runs/bench/update_cpu.json
-	$(BIN)/python -m experiments.bench.logits --json runs/bench/logits_cpu.json
-	$(BIN)/python -m experiments.bench.rollout --json runs/bench/rollout_cpu.json
-	$(BIN)/python -m experiments.bench.trl --json runs/bench/trl_cpu.json
-	$(BIN)/python -m experiments.bench.scaling --json runs/bench/scaling_cpu.json --plot runs/bench/scaling_cpu.png
+bench: $(VENV_BENCH)/installed
+	$(VENV_BENCH)/bin/python -m experiments.bench.update --json runs/bench/update_cpu.json
+	$(VENV_BENCH)/bin/python -m experiments.bench.logits --json runs/bench/logits_cpu.json
+	$(VENV_BENCH)/bin/python -m experiments.bench.rollout --json runs/bench/rollout_cpu.json
+	$(VENV_BENCH)/bin/python -m experiments.bench.trl --json runs/bench/trl_cpu.json
+	$(VENV_BENCH)/bin/python -m experiments.bench.scaling --json runs/bench/scaling_cpu.json \
+		--plot runs/bench/scaling_cpu.png
 
 # Takes the Python that is there, with JAX for its GPU: set PYTHON=.venv/bin/python for that of .venv.
 # GPU_PRESET=gpu_smoke runs the same in a minute with tiny shapes, on a CPU too.
 GPU_PRESET ?= gpu_2b
 bench-gpu:
-	$(PYTHON) -m experiments.bench.update --preset $(GPU_PRESET) --json runs/bench/update_$(GPU_PRESET).json
-	$(PYTHON) -m experiments.bench.rollout --preset $(GPU_PRESET) --json runs/bench/rollout_$(GPU_PRESET).json
+	$(PYTHON) -m experiments.bench.update --preset $(GPU_PRESET) \
+		--json runs/bench/update_$(GPU_PRESET).json
+	$(PYTHON) -m experiments.bench.rollout --preset $(GPU_PRESET) \
+		--json runs/bench/rollout_$(GPU_PRESET).json
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VENV_BENCH) build *.egg-info

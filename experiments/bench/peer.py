@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from experiments.bench.shapes import Shapes
+from experiments.bench.torchvision_shim import make_torchvision_importable
 from othink_jax.checkpoint import hf
 from othink_jax.checkpoint.tensors import in_memory
 from othink_jax.types import Prompts
@@ -19,6 +20,7 @@ class Peer:
 
     def __init__(self, shapes: Shapes, params: Any, prompts: Prompts) -> None:
         self.group = shapes.group
+        make_torchvision_importable()
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import functools
 import importlib.util
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -152,9 +151,6 @@ def measure(
             rollout = ways[name]()
             differences[name] = difference(rollout.tokens, rollout.logp)
     if "transformers" in names:
-        # Threads of torch that spin while they wait take the cores from those of XLA, and the other
-        # way round: `generate` would be twenty times slower than in a process of its own.
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         from experiments.bench.peer import Peer
 
         peer = Peer(shapes, params, prompts)

@@ -16,6 +16,10 @@ from typing import Any
 
 import jax
 
+# For torch, if it is imported later: threads that wait by spinning take the cores from those that
+# work. Beside another process, or beside XLA's threads, torch is ten times slower with them.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 _VERSIONS_OF = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers", "trl")
 
 

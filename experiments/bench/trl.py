@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from experiments.bench.shapes import presets
 from experiments.bench.timing import environment, fastest_and_median, write_json
@@ -106,7 +105,7 @@ def measure(work: Work, repeats: int) -> dict[str, Any]:
         "settings": {
             "ours": settings,
             "trl": theirs.config,
-            "torch": {"threads": torch.get_num_threads(), "attention": theirs.attention},
+            "torch": {"threads": theirs.threads, "attention": theirs.attention},
         },
         "differences": turns.differences,
         "sides": {side: fastest_and_median(turns.seconds[side][1:]) for side in SIDES},

@@ -1,6 +1,5 @@
 """TRL's side of `trl.py`: its trainer runs its own loop, and calls back after each step."""
 
-import functools
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -10,27 +9,9 @@ import torch
 from transformers import TrainerCallback
 
 from experiments.bench import trl_work
+from experiments.bench.torchvision_shim import make_torchvision_importable
 from experiments.bench.trl_work import Update, Work
 from othink_jax.checkpoint.keymap import hub_name
-
-
-@functools.cache
-def make_torchvision_importable() -> Any:
-    """Declare the operators that torchvision's import describes, if nobody has.
-
-    TRL's processor of images needs torchvision. A torchvision that does not fit the build of torch,
-    as PyPI's does not fit one for CPUs, has no operators, and its import fails where it describes
-    two of them. Resizing and normalising needs none. Returns what has to live for as long as the
-    declarations are to last.
-    """
-    try:
-        return importlib.import_module("torchvision")
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        importlib.import_module("torchvision")
-        return library
 
 
 def settings(work: Work) -> dict[str, Any]:
@@ -103,6 +84,7 @@ class Theirs:
         with torch.no_grad():
             for parameter in self.trainer.ref_model.parameters():
                 parameter *= trl_work.REFERENCE_SCALE
+        self.threads = torch.get_num_threads()
         self.attention = self.trainer.model.config._attn_implementation
         self._kept: dict[str, Any] = {}
 
