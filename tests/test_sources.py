@@ -200,9 +200,10 @@ def test_a_broken_image_of_a_table_leaves_its_neighbours_readable(tmp_path):
         source[1]
 
 
+@pytest.mark.parametrize("nothing", [None, "", " \n"])
 @pytest.mark.parametrize("name", ["question", "ground_truth"])
-def test_an_example_with_an_empty_entry_is_unreadable(tmp_path, name):
-    row = {"image": [], "question": "q", "ground_truth": 4} | {name: None}
+def test_an_example_with_an_empty_entry_is_unreadable(tmp_path, name, nothing):
+    row = {"image": [], "question": "q", "ground_truth": 4} | {name: nothing}
     source = opened(write_jsonl(tmp_path / "x.jsonl", [row]))
     with pytest.raises(UnreadableExample, match=f"its {name} is empty") as caught:
         source[0]

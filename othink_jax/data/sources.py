@@ -171,9 +171,10 @@ def _check_columns(columns: Iterable[str], where: str) -> None:
 
 def _entry(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     name = _column(row, names)
-    if name is None or row[name] is None:
+    held = None if name is None else row[name]
+    if held is None or (isinstance(held, str) and not held.strip()):
         raise UserError(f"its {name} is empty")
-    return row[name]
+    return held
 
 
 def _example(row: Mapping[str, Any], identifier: str, folder: Path) -> Example:
