@@ -14,8 +14,10 @@ from safetensors.numpy import load_file, save_file
 
 from othink_jax import cli
 from othink_jax.checkpoint import hf, orbax_model
+from othink_jax.config import DataConfig, GRPOConfig, SamplingConfig
 from othink_jax.data.synthetic import generate
 from othink_jax.presets import with_preset
+from othink_jax.training.run_directory import RunDirectory
 
 WEIGHTS = "model.safetensors"
 QUESTION = "How many objects are there? Think, then answer."
@@ -344,9 +346,10 @@ def test_evaluation_takes_the_test_split_and_says_so(run, tmp_path):
 
 
 def test_a_run_is_evaluated_as_it_was_trained(tmp_path):
-    data = {"template": "Q: {question}", "min_pixels": 3136, "max_pixels": None}
-    config = {"data": data, "sampling": {"max_new_tokens": 17, "top_k": 3}}
-    (tmp_path / "config.json").write_text(json.dumps({"kind": "grpo", "config": config}))
+    data = DataConfig(task="counting", template="Q: {question}", max_pixels=None)
+    sampling = SamplingConfig(max_new_tokens=17, top_k=3)
+    config = GRPOConfig(model="tiny", out=tmp_path, data=data, sampling=sampling)
+    RunDirectory(tmp_path).begin(config, total_steps=1)
     words = with_preset("evaluate", ["--model", str(tmp_path), "--top-k", "5"])
     given = dict(zip(words[::2], words[1::2], strict=True))  # a later one goes over an earlier one
     assert given["--template"] == "Q: {question}"
