@@ -139,6 +139,26 @@ def test_grpo_trains_reports_and_refuses_a_directory_in_use(run, tmp_path):
     assert run("grpo", "--resume", out)[0] == 0
 
 
+def test_sft_trains_reports_and_makes_a_model_that_is_evaluated_and_exported(run, tmp_path):
+    out = tmp_path / "run"
+    words = ("sft", "--model", "tiny", "--task", "counting", "--limit", "4", "--steps", "2")
+    code, printed, _ = run(*words, "--prompts-per-step", "4", "--out", out)
+    assert code == 0
+    assert str(out / "report.html") in printed
+    record = json.loads((out / "config.json").read_text())
+    assert record["kind"] == "sft"
+    assert record["config"]["max_completion_tokens"] == 40  # of the preset `tiny`
+    assert "othink-jax sft --resume" in error_line(run("grpo", "--resume", out))
+    assert run("sft", "--resume", out)[0] == 0
+    place = tmp_path / "evaluation"
+    words = ("--task", "counting", "--count", "2", "--batch-size", "2", "--out", place)
+    assert run("evaluate", out, *words)[0] == 0
+    asked = json.loads((place / "result.json").read_text())["config"]
+    assert asked["sampling"]["max_new_tokens"] == 40
+    assert run("export", out, tmp_path / "made")[0] == 0
+    assert "post-trained with SFT" in (tmp_path / "made" / "README.md").read_text()
+
+
 def test_convert_and_export_keep_every_weight(run, tmp_path, image):
     assert run("convert", "tiny", tmp_path / "orbax")[0] == 0
     assert run("export", tmp_path / "orbax", tmp_path / "hf")[0] == 0
@@ -282,6 +302,7 @@ def test_python_m_is_the_same_command(monkeypatch, capsys):
         ("grpo", "--model", "tiny"),
         ("grpo", "--model", "tiny", "--task", "chess", "--out", "x"),
         ("grpo", "--model", "tiny", "--task", "counting", "--out", "x", "--preset", "huge"),
+        ("sft", "--model", "tiny", "--task", "counting", "--out", "x", "--group-size", "4"),
         ("generate", "tiny"),
     ],
 )
