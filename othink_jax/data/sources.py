@@ -25,6 +25,8 @@ ENDLESS = 2**31
 _QUESTION = ("problem", "question")
 _SOLUTION = ("solution", "ground_truth", "answer")
 _IMAGES = ("images", "image", "image_path")
+# Reasoning that stands before the solution, where R1-V's sets for supervised fine-tuning have it.
+_THINKING = "thinking"
 
 
 class UnreadableExample(UserError):
@@ -195,6 +197,8 @@ def _text_of(row: Mapping[str, Any], identifier: str) -> Example:
     if answer is None:  # a bare ground truth
         answer = solution.strip()
         solution = f"<answer>{answer}</answer>"
+    if row.get(_THINKING):
+        solution = f"{row[_THINKING]}\n\n{solution}"
     return Example(
         id=identifier,
         images=(),
