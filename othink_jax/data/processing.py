@@ -172,11 +172,8 @@ class Processor:
 
     def _render(self, messages: Sequence[Mapping[str, Any]], *, asking: bool) -> str:
         """A chat as text; `asking` for an answer of the assistant, or as it stands."""
-        turns: Any = list(messages)
-        rendered: Any = self.tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=asking
-        )
-        return rendered
+        render: Any = self.tokenizer.apply_chat_template
+        return render(list(messages), tokenize=False, add_generation_prompt=asking)
 
     def _tokens(self, text: str) -> Int[np.ndarray, " t"]:
         # The Rust tokenizer itself: its encode changes nothing, so threads may share it.
