@@ -23,6 +23,7 @@ from othink_jax.config import (
     GRPOConfig,
     ProcessConfig,
     SamplingConfig,
+    SFTConfig,
     Task,
 )
 from othink_jax.errors import UserError
@@ -50,9 +51,27 @@ def grpo(config: GRPOConfig, processes: ProcessConfig = _ONE_PROCESS) -> None:
     _run_training(lambda: train(config), processes)
 
 
+def sft(config: SFTConfig, processes: ProcessConfig = _ONE_PROCESS) -> None:
+    """Fine-tune a model on the data's own solutions. `--resume RUN`, alone, continues a run.
+
+    What is learned is the answer, up to the end of the assistant's turn, and not the prompt.
+    Presets are those of `grpo`.
+    """
+    from othink_jax.training.sft import train
+
+    _run_training(lambda: train(config), processes)
+
+
 def resume_grpo(resume: Path, processes: ProcessConfig = _ONE_PROCESS) -> None:
     """Continue the GRPO run in this directory from its last checkpoint."""
     from othink_jax.training.grpo import resume as continue_run
+
+    _run_training(lambda: continue_run(resume), processes)
+
+
+def resume_sft(resume: Path, processes: ProcessConfig = _ONE_PROCESS) -> None:
+    """Continue the run of supervised fine-tuning in this directory from its last checkpoint."""
+    from othink_jax.training.sft import resume as continue_run
 
     _run_training(lambda: continue_run(resume), processes)
 
@@ -158,7 +177,7 @@ def export(
 ) -> None:
     """-> Hugging Face: write MODEL as a directory that transformers loads.
 
-    A run comes with a model card: its data, settings, KL schedule and scores. The adapters of a run
+    A run comes with a model card: its data, settings and scores. The adapters of a run
     with `--train lora` are added to the model that they were trained on.
 
     Args:
@@ -285,6 +304,7 @@ def plan(config: GRPOConfig, *, device_memory: float = 80.0) -> None:
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "grpo": grpo,
+    "sft": sft,
     "evaluate": evaluate,
     "generate": generate,
     "convert": convert,
@@ -294,6 +314,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "plan": plan,
     "data": data,
 }
+# What takes the place of a command with --resume.
+_RESUMING: dict[str, Callable[..., Any]] = {"grpo": resume_grpo, "sft": resume_sft}
 
 
 # What libraries log that says nothing to a user of the commands: retries, files that may be absent,
@@ -318,8 +340,8 @@ def run(arguments: Sequence[str]) -> None:
         if option_value(arguments, "--dataset") is None:
             nothing += ["--task", "counting"]
         arguments[1:1] = nothing
-    if command == "grpo" and option_value(arguments, "--resume") is not None:
-        commands["grpo"] = resume_grpo
+    if command in _RESUMING and option_value(arguments, "--resume") is not None:
+        commands[command] = _RESUMING[command]
     elif command == "generate" and len(arguments) > 1 and not arguments[1].startswith("-"):
         model, *rest = arguments[1:]
         arguments = [command, model, *words_of(generation_defaults(model)), *rest]

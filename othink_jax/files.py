@@ -1,12 +1,27 @@
-"""Writing files so that nothing is lost: whole or not at all, and where it is possible."""
+"""Reading JSON, and writing files so that nothing is lost: whole or not at all."""
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from othink_jax.errors import UserError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; raises UserError where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} has no {path.name}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return content
 
 
 def write_atomically(path: Path, text: str) -> None:

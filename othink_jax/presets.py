@@ -4,17 +4,25 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from othink_jax.config import TINY_TEMPLATE
-from othink_jax.errors import UserError
+from othink_jax.config import TINY_TEMPLATE, GRPOConfig, SFTConfig, is_run, read_run
+from othink_jax.files import read_json
 
 # Options of a preset, by name. Whatever the user gives goes over them.
 Preset = Mapping[str, str]
-_TINY: Preset = {
+_TINY_DATA: Preset = {
     "--template": TINY_TEMPLATE,
     "--min-pixels": "None",
     "--max-pixels": "None",
-    "--max-new-tokens": "40",
-    "--top-k": "0",
+}
+_TINY_SAMPLING: Preset = {"--max-new-tokens": "40", "--top-k": "0"}
+_TINY_TRAINING: Preset = {
+    **_TINY_DATA,
+    "--steps": "150",
+    "--prompts-per-step": "8",
+    "--learning-rate": "1e-4",
+    "--lr-schedule": "constant",
+    "--checkpoint-every": "50",
+    "--remat": "none",
 }
 # R1-V evaluates with the image bounds of the model's own processor, and answers every question.
 _TEST: Preset = {
@@ -30,14 +38,14 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
     # The defaults of the config classes are the paper's.
     "grpo": {
         "paper": {},
+        "tiny": {**_TINY_TRAINING, **_TINY_SAMPLING},
+    },
+    "sft": {
+        "paper": {},
         "tiny": {
-            **_TINY,
-            "--steps": "150",
-            "--prompts-per-step": "8",
-            "--learning-rate": "1e-4",
-            "--lr-schedule": "constant",
-            "--checkpoint-every": "50",
-            "--remat": "none",
+            **_TINY_TRAINING,
+            "--warmup-fraction": "0",
+            "--max-completion-tokens": "40",
         },
     },
     "evaluate": {
@@ -49,7 +57,7 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
             "--max-new-tokens": "256",
         },
         "geoqa": {**_TEST, "--template": "{question} Output " + _IN_TAGS},
-        "tiny": {**_TEST, **_TINY, "--batch-size": "64"},
+        "tiny": {**_TEST, **_TINY_DATA, **_TINY_SAMPLING, "--batch-size": "64"},
     },
 }
 
@@ -76,7 +84,7 @@ def with_preset(command: str, arguments: Sequence[str]) -> list[str]:
         del rest[at]
     elif model == "tiny":
         name = "tiny"
-    elif command == "evaluate" and model and (Path(model) / "config.json").is_file():
+    elif command == "evaluate" and model and is_run(Path(model)):
         return [*words_of({**_TEST, **_settings_of_run(Path(model))}), *rest]
     presets = PRESETS[command]
     if name not in presets:
@@ -94,23 +102,19 @@ def words_of(preset: Preset) -> list[str]:
 
 
 def _settings_of_run(directory: Path) -> Preset:
-    """How a run asked its questions; nothing if the directory is another kind of model."""
-    from othink_jax.data.processor_files import read_json
-
-    record = read_json(directory / "config.json")
-    if record.get("kind") != "grpo":
-        return {}
-    try:
-        data, sampling = record["config"]["data"], record["config"]["sampling"]
-        return {
-            "--template": data["template"],
-            "--min-pixels": str(data["min_pixels"]),
-            "--max-pixels": str(data["max_pixels"]),
-            "--max-new-tokens": str(sampling["max_new_tokens"]),
-            "--top-k": str(sampling["top_k"]),
-        }
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{directory / 'config.json'} does not hold a run's settings") from error
+    """How a run asked its questions, and how long answers may be."""
+    config = read_run(directory).config
+    settings = {
+        "--template": config.data.template,
+        "--min-pixels": str(config.data.min_pixels),
+        "--max-pixels": str(config.data.max_pixels),
+    }
+    if isinstance(config, SFTConfig):
+        return {**settings, "--max-new-tokens": str(config.max_completion_tokens)}
+    if isinstance(config, GRPOConfig):
+        settings["--max-new-tokens"] = str(config.sampling.max_new_tokens)
+        settings["--top-k"] = str(config.sampling.top_k)
+    return settings
 
 
 def option_value(arguments: Sequence[str], option: str) -> str | None:
@@ -132,7 +136,6 @@ def generation_defaults(model: str) -> Preset:
       UserError: there is no such model, or the file is no JSON object.
     """
     from othink_jax.checkpoint.load import locate
-    from othink_jax.data.processor_files import read_json
 
     directory, _ = locate(model)
     file = directory / "generation_config.json"

@@ -94,6 +94,15 @@ class GRPOBatch:
 
 
 @pytree
+class SFTBatch:
+    """All that one update of supervised fine-tuning needs: prompts, and one answer to each."""
+
+    prompts: Prompts
+    completions: Int[Array, "B 1 T"]  # int32
+    mask: Bool[Array, "B 1 T"]  # true up to and including the token that ends the turn
+
+
+@pytree
 class Prefix:
     """A prompt once computed: all that completions need of it. One entry a layer in each tuple."""
 

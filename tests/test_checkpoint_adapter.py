@@ -19,11 +19,12 @@ from othink_jax.checkpoint.load import abstract_model, load
 from othink_jax.checkpoint.orbax_model import RUN_CHECKPOINTS, RUN_REFERENCE, save_model
 from othink_jax.checkpoint.store import TrainingStore
 from othink_jax.checkpoint.tensors import in_memory
-from othink_jax.config import DataConfig, GRPOConfig, LoRAConfig, to_dict
+from othink_jax.config import DataConfig, GRPOConfig, LoRAConfig
 from othink_jax.errors import UserError
 from othink_jax.model.config import WindowsConfig
 from othink_jax.model.qwen2_vl import merge
 from othink_jax.training.partial import fresh_adapters, join
+from othink_jax.training.run_directory import RunDirectory
 from othink_jax.training.state import TrainState
 from tests.model_cases import IMAGE, make_config, random_case, random_params, save_hub, to_prompts
 from tests.peers import run_peer
@@ -66,7 +67,7 @@ def write_run(directory, config, *, train="lora"):
     store.close()
     data = DataConfig(task="counting")
     settings = GRPOConfig(model=str(base), out=run, data=data, train=train, lora=LORA)
-    (run / "config.json").write_text(json.dumps({"config": to_dict(settings)}))
+    RunDirectory(run).begin(settings, total_steps=1)
     return SimpleNamespace(
         base=base, run=run, config=config, params=params, adapters=adapters, out=directory / "out"
     )

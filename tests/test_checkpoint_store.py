@@ -1,7 +1,5 @@
 """Orbax checkpoints: a training state comes back bit for bit, and nothing half written is taken."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +9,10 @@ import pytest
 
 from othink_jax.checkpoint import hf, orbax_model, store
 from othink_jax.checkpoint.tensors import cast, in_memory, read_params
-from othink_jax.config import DataConfig, GRPOConfig, to_dict
+from othink_jax.config import DataConfig, GRPOConfig
 from othink_jax.errors import UserError
 from othink_jax.rl import carry_kl_coef, dynamic_kl, kl_coef
+from othink_jax.training.run_directory import RunDirectory
 from othink_jax.training.state import TrainState
 from tests.model_cases import make_config, random_params, save_hub
 
@@ -69,8 +68,7 @@ def begin_run(directory, companions, params=PARAMS, **changes):
     """A run directory with a reference and settings, without a checkpoint."""
     save_model(directory / orbax_model.RUN_REFERENCE, params, companions=companions)
     settings = {"model": "tiny", "out": directory, "data": DataConfig(task="counting")}
-    config = to_dict(GRPOConfig(**settings | changes))
-    (directory / "config.json").write_text(json.dumps({"config": config}))
+    RunDirectory(directory).begin(GRPOConfig(**settings | changes), total_steps=3)
 
 
 def save(directory, *states, keep=3):

@@ -14,8 +14,10 @@ from safetensors.numpy import load_file, save_file
 
 from othink_jax import cli
 from othink_jax.checkpoint import hf, orbax_model
+from othink_jax.config import DataConfig, GRPOConfig, SamplingConfig
 from othink_jax.data.synthetic import generate
 from othink_jax.presets import with_preset
+from othink_jax.training.run_directory import RunDirectory
 
 WEIGHTS = "model.safetensors"
 QUESTION = "How many objects are there? Think, then answer."
@@ -135,6 +137,26 @@ def test_grpo_trains_reports_and_refuses_a_directory_in_use(run, tmp_path):
     assert record["config"]["sampling"]["max_new_tokens"] == 16  # given over it
     assert "--resume" in error_line(run(*TINY_RUN, "--out", out))
     assert run("grpo", "--resume", out)[0] == 0
+
+
+def test_sft_trains_reports_and_makes_a_model_that_is_evaluated_and_exported(run, tmp_path):
+    out = tmp_path / "run"
+    words = ("sft", "--model", "tiny", "--task", "counting", "--limit", "4", "--steps", "2")
+    code, printed, _ = run(*words, "--prompts-per-step", "4", "--out", out)
+    assert code == 0
+    assert str(out / "report.html") in printed
+    record = json.loads((out / "config.json").read_text())
+    assert record["kind"] == "sft"
+    assert record["config"]["max_completion_tokens"] == 40  # of the preset `tiny`
+    assert "othink-jax sft --resume" in error_line(run("grpo", "--resume", out))
+    assert run("sft", "--resume", out)[0] == 0
+    place = tmp_path / "evaluation"
+    words = ("--task", "counting", "--count", "2", "--batch-size", "2", "--out", place)
+    assert run("evaluate", out, *words)[0] == 0
+    asked = json.loads((place / "result.json").read_text())["config"]
+    assert asked["sampling"]["max_new_tokens"] == 40
+    assert run("export", out, tmp_path / "made")[0] == 0
+    assert "post-trained with SFT" in (tmp_path / "made" / "README.md").read_text()
 
 
 def test_convert_and_export_keep_every_weight(run, tmp_path, image):
@@ -280,6 +302,7 @@ def test_python_m_is_the_same_command(monkeypatch, capsys):
         ("grpo", "--model", "tiny"),
         ("grpo", "--model", "tiny", "--task", "chess", "--out", "x"),
         ("grpo", "--model", "tiny", "--task", "counting", "--out", "x", "--preset", "huge"),
+        ("sft", "--model", "tiny", "--task", "counting", "--out", "x", "--group-size", "4"),
         ("generate", "tiny"),
     ],
 )
@@ -344,9 +367,10 @@ def test_evaluation_takes_the_test_split_and_says_so(run, tmp_path):
 
 
 def test_a_run_is_evaluated_as_it_was_trained(tmp_path):
-    data = {"template": "Q: {question}", "min_pixels": 3136, "max_pixels": None}
-    config = {"data": data, "sampling": {"max_new_tokens": 17, "top_k": 3}}
-    (tmp_path / "config.json").write_text(json.dumps({"kind": "grpo", "config": config}))
+    data = DataConfig(task="counting", template="Q: {question}", max_pixels=None)
+    sampling = SamplingConfig(max_new_tokens=17, top_k=3)
+    config = GRPOConfig(model="tiny", out=tmp_path, data=data, sampling=sampling)
+    RunDirectory(tmp_path).begin(config, total_steps=1)
     words = with_preset("evaluate", ["--model", str(tmp_path), "--top-k", "5"])
     given = dict(zip(words[::2], words[1::2], strict=True))  # a later one goes over an earlier one
     assert given["--template"] == "Q: {question}"

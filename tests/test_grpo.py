@@ -33,7 +33,7 @@ from othink_jax.model.log_probs import completion_logp
 from othink_jax.model.qwen2_vl import merge
 from othink_jax.rewards import Grade, grade
 from othink_jax.sampling import prompt_keys, sample
-from othink_jax.training import grpo
+from othink_jax.training import loop
 from othink_jax.training.grpo import GRPOTrainer, resume, train
 from othink_jax.training.optimizer import make_optimizer
 from othink_jax.training.records import rollout_metrics, rollout_record
@@ -444,9 +444,9 @@ def test_a_group_of_equal_rewards_has_no_signal_whatever_the_rounding():
 
 def test_processes_pad_their_prompts_to_common_shapes(monkeypatch):
     other = {"prompt_tokens": 32, "image_slots": 3, "patches": 128}
-    monkeypatch.setattr(grpo.processes, "exchange", lambda own: [other, own])
+    monkeypatch.setattr(loop.processes, "exchange", lambda own: [other, own])
     own = PadTo(prompt_tokens=64, image_slots=1, patches=64)
-    assert grpo._common(own) == PadTo(prompt_tokens=64, image_slots=3, patches=128)
+    assert loop.common_shapes(own) == PadTo(prompt_tokens=64, image_slots=3, patches=128)
 
 
 def test_endless_task_needs_a_number_of_steps(tmp_path):
@@ -464,4 +464,4 @@ def test_over_long_prompts_are_skipped_and_counted(tmp_path):
 
 def test_steps_of_a_finite_set_are_counted_in_epochs():
     config = config_for(Path("unused"), steps=None, epochs=2.0, prompts_per_step=16)
-    assert grpo.total_steps(config, 100) == 13
+    assert loop.total_steps(config, 100) == 13

@@ -32,10 +32,14 @@ def processor(directory):
 
 
 class Numbers:
-    """`size` examples; by number, some have broken or too narrow images or long questions."""
+    """`size` examples; by number, some have what makes them unusable.
 
-    def __init__(self, size, *, broken=(), long=(), narrow=()):
+    These are broken or too narrow images, long questions, long solutions, or special tokens in one.
+    """
+
+    def __init__(self, size, *, broken=(), long=(), narrow=(), wordy=(), special=()):
         self.size, self.broken, self.long, self.narrow = size, broken, long, narrow
+        self.wordy, self.special = wordy, special
         self.threads = set()
 
     def __len__(self):
@@ -50,7 +54,9 @@ class Numbers:
             images=(image,),
             question=f"{index} " + "red " * words,
             answer=str(index),
-            solution=f"<answer>{index}</answer>",
+            solution="red " * 50 * (index in self.wordy)
+            + "<|im_end|>" * (index in self.special)
+            + f"<answer>{index}</answer>",
         )
         if index in self.broken:
             raise UnreadableExample(f"n{index}: its image is broken", example)
@@ -59,7 +65,7 @@ class Numbers:
 
 @pytest.fixture
 def load(processor):
-    def make(source, *, batch_size=4, seed=0, max_prompt_tokens=100, epochs=None, share=(0, 1)):
+    def make(source, *, batch_size=4, seed=0, max_prompt_tokens=100, **settings):
         return PromptLoader(
             source,
             processor,
@@ -67,8 +73,7 @@ def load(processor):
             seed=seed,
             template=TEMPLATE,
             max_prompt_tokens=max_prompt_tokens,
-            epochs=epochs,
-            share=share,
+            **settings,
         )
 
     return make
@@ -161,6 +166,35 @@ def test_the_limit_of_a_prompt_counts_its_image_tokens(load, processor):
     assert ids(next(load(Numbers(1), batch_size=1, max_prompt_tokens=length))) == ["n0"]
     with pytest.raises(UserError, match=f"{length} tokens, over max_prompt_tokens = {length - 1}"):
         next(load(Numbers(1), batch_size=1, max_prompt_tokens=length - 1))
+
+
+def test_solutions_are_encoded_where_they_are_asked_for(load, processor):
+    examples, encoded = next(load(Numbers(4), max_completion_tokens=10))
+    for example, prompt in zip(examples, encoded, strict=True):
+        answer = processor.encode_answer(f"<answer>{example.answer}</answer>")
+        np.testing.assert_array_equal(prompt.completion, answer)
+    _, encoded = next(load(Numbers(4)))
+    assert [prompt.completion for prompt in encoded] == [None] * 4
+
+
+def test_a_solution_that_is_too_long_or_cannot_be_learned_is_skipped_whole(load, caplog):
+    source = Numbers(6, wordy={1, 4}, special={2})
+    loader = load(source, max_completion_tokens=50)
+    with caplog.at_level(logging.WARNING):
+        shown = flat_list(take(loader, 3))  # 12 of 3 usable ones: four epochs
+    assert set(shown) == {"n0", "n3", "n5"}
+    assert 3 * 2 <= loader.skipped["too_long"] <= 4 * 2
+    assert 3 * 1 <= loader.skipped["unreadable"] <= 4 * 1
+    assert any("n1: its completion has 56 tokens, over" in message for message in caplog.messages)
+    assert any("n2: the answer holds a special token" in message for message in caplog.messages)
+    take(load(source), 3)  # none of this is in the way where solutions are not asked for
+
+
+def test_the_limit_of_a_solution_counts_the_token_that_ends_it(load, processor):
+    length = len(processor.encode_answer("<answer>0</answer>"))
+    assert ids(next(load(Numbers(1), batch_size=1, max_completion_tokens=length))) == ["n0"]
+    with pytest.raises(UserError, match=f"{length} tokens, over max_completion_tokens = "):
+        next(load(Numbers(1), batch_size=1, max_completion_tokens=length - 1))
 
 
 def test_a_source_without_a_usable_example_is_an_error(load):

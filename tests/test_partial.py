@@ -24,8 +24,8 @@ from othink_jax.sampling import prompt_keys
 from othink_jax.training.grpo import GRPOTrainer, resume, train
 from othink_jax.training.optimizer import make_optimizer
 from othink_jax.training.parallel import make_parallel
-from othink_jax.training.partial import divide, join
-from othink_jax.training.programs import compile_programs
+from othink_jax.training.partial import divide, join, own_of_reference
+from othink_jax.training.programs import compile_grpo
 from othink_jax.training.state import TrainState
 from othink_jax.types import GRPOBatch
 from tests.test_grpo import config_for, final_params, rows_of, without_times
@@ -197,24 +197,24 @@ def compiled(part: str):
     """Programs, parts, and the state before an update that is one step of plain descent."""
     config = part_config(Path("unused"), part, group_size=G)
     tx = optax.chain(optax.sgd(1.0), rl.carry_kl_coef(rl.constant_kl(0.1)))
-    programs = compile_programs(base(), config, make_parallel(config.parallel), tx)
+    programs = compile_grpo(base(), config, make_parallel(config.parallel), tx)
     parts = divide(base(), config)
     # Copied: the update writes the new parameters where the old ones were.
     state = jax.tree.map(np.array, TrainState.create(parts.trained, tx))
     return programs, parts, state
 
 
-def with_features(programs, reference) -> GRPOBatch:
+def with_features(programs, parts) -> GRPOBatch:
     prompts = batch().prompts
-    features = programs.encode(reference, prompts)
+    features = programs.encode(join(parts.trained, parts.frozen), prompts)
     return dataclasses.replace(batch(), prompts=dataclasses.replace(prompts, features=features))
 
 
 def test_nothing_but_encode_runs_a_frozen_vision_tower(part, monkeypatch):
     programs, parts, state = compiled(part)
     policy = join(parts.trained, parts.frozen)
-    reference = join(parts.reference, parts.frozen)
-    given = with_features(programs, reference)
+    reference = join(own_of_reference(base(), part_config(Path("unused"), part)), parts.frozen)
+    given = with_features(programs, parts)
 
     def fail(*_):
         raise AssertionError("the vision tower is run")
@@ -232,7 +232,7 @@ def test_beside_a_frozen_vision_tower_the_text_tower_has_the_gradient_it_has_oth
     whole, whole_parts, state = compiled("all")
     expected, expected_metrics = whole.update(state, (whole_parts.frozen, batch()))
     programs, parts, state = compiled("text")
-    given = with_features(programs, join(parts.reference, parts.frozen))
+    given = with_features(programs, parts)
     made, metrics = programs.update(state, (parts.frozen, given))
     for name in ("loss", "kl"):
         np.testing.assert_allclose(metrics[name], expected_metrics[name], rtol=1e-5)

@@ -104,6 +104,20 @@ def test_two_processes_make_the_run_of_one_and_go_on_after_an_interruption(one, 
     assert_same_run(out, one)
 
 
+@pytest.mark.slow
+def test_two_processes_fine_tune_as_one_does(tmp_path):
+    """Each has other solutions, of other lengths: the loss is the mean over the tokens of both."""
+    words = ("sft", "--model", "tiny", "--task", "counting", "--steps", "3", "--strategy", "mesh")
+    codes, written = finish(start(4, *words, "--out", tmp_path / "one"))
+    assert codes == [0], written
+    codes, written = finish(*start_two(*words, "--out", tmp_path / "two"))
+    assert codes == [0, 0], written
+    for ours, expected in zip(rows(tmp_path / "two"), rows(tmp_path / "one"), strict=True):
+        assert ours["tokens"] == expected["tokens"]
+        for name in ("loss", "grad_norm"):
+            assert ours[name] == pytest.approx(expected[name], rel=1e-4), name
+
+
 def test_other_strategies_are_refused_by_every_process(tmp_path):
     words = [word if word != "mesh" else "pmap" for word in RUN]
     codes, written = finish(*start_two(*words, "--out", tmp_path / "run"))

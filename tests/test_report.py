@@ -9,13 +9,21 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from othink_jax.config import DataConfig, GRPOConfig, KLConfig, to_dict
+from othink_jax.config import (
+    DataConfig,
+    GRPOConfig,
+    KLConfig,
+    SFTConfig,
+    TrainingConfig,
+    to_dict,
+)
 from othink_jax.errors import UserError
 from othink_jax.report import model_card, write_report
 from othink_jax.report.comparison import compare, difference
 from othink_jax.report.curves import smooth, smoothing_window
 from othink_jax.statistics import wilson_interval
 
+SETTINGS = {"model": "tiny", "out": Path("run"), "data": DataConfig(task="counting")}
 VERSIONS = {"othink_jax": "0.1.0", "jax": "0.10.2", "flax": "0.12.8"}
 
 
@@ -116,15 +124,13 @@ def make_run(
     text: str = "<think>1 red circle 2 red square 3 red circle</think>",
     evaluations: bool = True,
     samples: bool = True,
-    kl: KLConfig | None = None,
+    config: TrainingConfig | None = None,
 ) -> Path:
     """A run directory such as the loop and four evaluations leave behind."""
-    config = GRPOConfig(
-        model="tiny", out=run, data=DataConfig(task="counting"), kl=kl or KLConfig()
-    )
+    config = config or GRPOConfig(**SETTINGS)
     run.mkdir(parents=True)
     record = {
-        "kind": "grpo",
+        "kind": config.kind,
         "config": to_dict(config),
         "total_steps": 150,
         "started": "2026-01-31T12:00:00+00:00",
@@ -190,11 +196,32 @@ def test_page_says_what_was_trained_how_and_what_came_of_it(page):
 
 
 def test_constant_weight_is_called_grpo(tmp_path):
-    kl = KLConfig(kl_schedule="constant", kl_value=0.04)
-    page = Page(write_report(make_run(tmp_path / "run", kl=kl)))
+    config = GRPOConfig(**SETTINGS, kl=KLConfig(kl_schedule="constant", kl_value=0.04))
+    page = Page(write_report(make_run(tmp_path / "run", config=config)))
     assert "GRPO on counting" in page.text
     assert "a constant KL weight β = 0.04" in page.text
     assert "GRPO-D" not in page.text
+
+
+def test_a_run_of_fine_tuning_shows_its_loss_and_nothing_of_rewards_or_samples(tmp_path):
+    run = make_run(tmp_path / "run", samples=False, config=SFTConfig(**SETTINGS))
+    page = Page(write_report(run))
+    assert "SFT on counting" in page.text
+    assert "with SFT: supervised fine-tuning on the solutions of the data" in page.text
+    assert "went from 36.2% to 75.4%, a change of +39.2 points" in page.text
+    assert "examples a step 16" in page.text
+    assert "not recorded" not in page.text
+    assert re.findall(r'<svg role="img" aria-label="([^"]*)"', page.source) == [
+        "Loss and gradient",
+        "Learning rate and speed",
+    ]
+    for word in ("β", "KL", "reward", "Sample completions", "ungradable", "What is missing"):
+        assert word not in page.text
+    card = model_card(run)
+    assert "tags: [sft, qwen2_vl, othink_jax]" in card
+    assert "# tiny, post-trained with SFT on counting, train" in card
+    assert "| longest solution | 3072 tokens |" in card
+    assert "reward" not in card
 
 
 def test_page_is_one_file_that_fetches_and_executes_nothing(page):
@@ -332,10 +359,12 @@ def test_out_may_be_elsewhere(tmp_path):
     ("content", "message"),
     [
         (None, "has no config.json"),
-        ("{", "does not hold the settings of a run"),
-        ("[]", "does not hold the settings of a run"),
-        ('{"kind": "sft", "config": {}}', "kind 'sft'"),
-        ('{"kind": "grpo", "config": {"model": "tiny"}}', "does not hold the settings of a run"),
+        ("{", "is not a JSON file"),
+        ("[]", "holds no JSON object"),
+        ('{"model_type": "qwen2_vl"}', "not a run directory: its config.json does not hold a run"),
+        ('{"kind": "dpo", "config": {}}', "kind 'dpo'"),
+        ('{"kind": "grpo", "config": {"model": "tiny"}}', "does not hold a run's settings"),
+        ('{"kind": "sft", "config": []}', "does not hold a run's settings"),
     ],
 )
 def test_directory_that_is_no_run_is_one_clear_line(tmp_path, content, message):
@@ -374,6 +403,17 @@ def test_evaluations_pair_only_where_they_asked_the_same_in_the_same_way():
     assert [one.relation for one in made] == ["same task"] * 2 + ["cross task"] * 2
     assert sum(one.change is not None for one in made) == 1
     assert made[0].change == difference(results[1], results[2])
+
+
+@pytest.mark.parametrize(("decoding", "pairs"), [("greedy", 1), ("temperature 1", 0)])
+def test_from_how_many_tokens_is_drawn_matters_where_any_is_drawn(decoding, pairs):
+    results = [
+        evaluation("counting", stage, 10, sampling={"max_new_tokens": 40, "top_k": top_k})
+        | {"decoding": decoding}
+        for stage, top_k in (("before", 0), ("after", 50))
+    ]
+    made = compare(results, DataConfig(task="counting"))
+    assert sum(one.change is not None for one in made) == pairs
 
 
 def test_smoothing_is_a_centred_mean_that_leaves_out_nan():

@@ -201,9 +201,20 @@ def test_a_broken_image_of_a_table_leaves_its_neighbours_readable(tmp_path):
         source[1]
 
 
+@pytest.mark.parametrize("thinking", ["<think>1 and 3 <answer>9</answer></think>", "", None])
+def test_reasoning_of_its_own_column_stands_before_the_solution(tmp_path, thinking):
+    """As R1-V puts them together; the answer is that of the solution."""
+    rows = [row | {"thinking": thinking} for row in r1v_rows(1)]
+    example = opened(write_parquet(tmp_path / "x.parquet", rows))[0]
+    before = f"{thinking}\n\n" if thinking else ""
+    assert example.solution == before + "<answer> 0 </answer>"
+    assert example.answer == "0"
+
+
+@pytest.mark.parametrize("nothing", [None, "", " \n"])
 @pytest.mark.parametrize("name", ["question", "ground_truth"])
-def test_an_example_with_an_empty_entry_is_unreadable(tmp_path, name):
-    row = {"image": [], "question": "q", "ground_truth": 4} | {name: None}
+def test_an_example_with_an_empty_entry_is_unreadable(tmp_path, name, nothing):
+    row = {"image": [], "question": "q", "ground_truth": 4} | {name: nothing}
     source = opened(write_jsonl(tmp_path / "x.jsonl", [row]))
     with pytest.raises(UnreadableExample, match=f"its {name} is empty") as caught:
         source[0]

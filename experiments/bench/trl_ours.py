@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -12,7 +12,6 @@ from jaxtyping import Int
 import othink_jax
 from experiments.bench import trl_work
 from experiments.bench.trl_work import Update, Work
-from othink_jax import rl
 from othink_jax.checkpoint.tensors import in_memory
 from othink_jax.config import (
     DataConfig,
@@ -84,7 +83,7 @@ class Ours:
         )
         self.trainer.started = time.perf_counter()
         self.directory = RunDirectory(self.config.out, writes=False)
-        self.pool: Any = _Rewards()
+        self.trainer.pool = cast(Any, _Rewards())
         self.state = self.begin()
         self.metrics: list[dict[str, Any]] = []  # a row a step
 
@@ -96,7 +95,7 @@ class Ours:
         """Rollout, rewards, reference and update, so many times."""
         for _ in range(count):
             number = len(self.metrics) + 2  # a run stores samples of its first step
-            self.state, row = self.trainer.step(number, self.state, self.pool, self.directory)
+            self.state, row = self.trainer.step(number, self.state, self.directory)
             self.metrics.append(row)
 
     def update_with(self, completions: Int[np.ndarray, "BG T"]) -> Update:
@@ -133,16 +132,13 @@ class Ours:
             )
         )
         rollout = _whole(completions.astype(np.int32))
-        _, _, rewards = trainer.grade(examples, rollout, self.pool)
-        advantages = rl.group_advantages(
-            rewards, ddof=config.loss.advantage_ddof, eps=config.loss.advantage_eps
-        )
+        _, _, rewards = trainer.grade(examples, rollout)
         prompts, sharded = shard(processor.batch(encoded)), shard(rollout.tokens)
         return np.stack([prompt.tokens for prompt in encoded]), GRPOBatch(
             prompts=prompts,
             completions=sharded,
             mask=shard(rollout.mask),
-            advantages=shard(np.asarray(advantages)),
+            advantages=shard(trainer.advantages(rewards)),
             ref_logp=trainer.compiled.ref_logp(trainer.reference, prompts, sharded),
         )
 

@@ -16,9 +16,8 @@ from othink_jax.checkpoint import safetensors_file
 from othink_jax.checkpoint.keymap import Entry, entries, hub_name
 from othink_jax.checkpoint.safetensors_file import DTYPES
 from othink_jax.checkpoint.tensors import Tensors
-from othink_jax.data.processor_files import read_json
 from othink_jax.errors import UserError
-from othink_jax.files import write_atomically
+from othink_jax.files import read_json, write_atomically
 from othink_jax.model.config import Qwen2VLConfig
 from othink_jax.model.hf_config import from_hf, to_hf
 

@@ -13,8 +13,7 @@ from othink_jax.checkpoint.hf import copy_companions
 from othink_jax.checkpoint.keymap import Entry, adapter_entries, entries
 from othink_jax.checkpoint.store import damaged
 from othink_jax.checkpoint.tensors import Tensors, adapted, nested, overlaid
-from othink_jax.config import GRPOConfig, from_dict
-from othink_jax.data.processor_files import read_json
+from othink_jax.config import read_run
 from othink_jax.errors import UserError
 from othink_jax.files import new_model_directory
 from othink_jax.model.config import Qwen2VLConfig
@@ -92,7 +91,7 @@ def run_tensors(run: Path, config: Qwen2VLConfig) -> Tensors:
     place = _last_params(run)
     if place is None:
         return stored_tensors(run / RUN_REFERENCE, config)
-    settings, everything = run_settings(run), entries(config)
+    settings, everything = read_run(run).config, entries(config)
     if settings.train == "all":
         return _stored(*place, everything)
     reference = stored_tensors(run / RUN_REFERENCE, config)
@@ -108,20 +107,12 @@ def run_adapters(run: Path, config: Qwen2VLConfig) -> Tensors:
     Raises:
       UserError: the run has none, or they are damaged.
     """
-    settings, place = run_settings(run), _last_params(run)
+    settings, place = read_run(run).config, _last_params(run)
     if settings.train != "lora":
         raise UserError(f"{run} has no adapters: it was trained with --train {settings.train}")
     if place is None:
         raise UserError(f"{run} has no adapters yet: it has no checkpoint")
     return _stored(*place, adapter_entries(config, settings.lora.lora_rank))
-
-
-def run_settings(run: Path) -> GRPOConfig:
-    """The settings of a run, from its config.json; raises UserError where they are not there."""
-    record = read_json(run / "config.json")
-    if "config" not in record:
-        raise UserError(f"{run / 'config.json'} does not hold a run's settings")
-    return from_dict(GRPOConfig, record["config"])
 
 
 def _last_params(run: Path) -> tuple[Path, tuple[str, ...]] | None:

@@ -13,8 +13,8 @@ from typing import Any
 
 from othink_jax.data.example import Example, UnreadableExample, solution_text
 from othink_jax.data.images import open_image
-from othink_jax.data.processor_files import read_json
 from othink_jax.errors import UserError
+from othink_jax.files import read_json
 
 # As in R1-V's questions about SuperCLEVR.
 QUESTION = "How many different items are there in the image?"

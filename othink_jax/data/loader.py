@@ -43,11 +43,13 @@ class _Encode:
         *,
         template: str,
         max_prompt_tokens: int | None = None,
+        max_completion_tokens: int | None = None,
     ) -> None:
         self._source = source
         self._processor = processor
         self._template = template
-        self._limit = max_prompt_tokens
+        self._max_prompt_tokens = max_prompt_tokens
+        self._max_completion_tokens = max_completion_tokens
 
     def __call__(self, index: int) -> tuple[Example, EncodedPrompt] | _Skipped:
         try:
@@ -57,12 +59,18 @@ class _Encode:
         text = self._template.replace("{question}", example.question)
         try:
             prompt = self._processor.encode(text, example.images)
+            if self._max_completion_tokens is not None:
+                completion = self._processor.encode_answer(example.solution)
+                prompt = dataclasses.replace(prompt, completion=completion)
         except UserError as error:
             return _Skipped(index, "unreadable", f"{example.id}: {error}", example)
-        length = len(prompt.tokens)
-        if self._limit is not None and length > self._limit:
-            reason = f"its prompt has {length} tokens, over max_prompt_tokens = {self._limit}"
-            return _Skipped(index, "too_long", f"{example.id}: {reason}", example)
+        for part, tokens, limit in (
+            ("prompt", prompt.tokens, self._max_prompt_tokens),
+            ("completion", prompt.completion, self._max_completion_tokens),
+        ):
+            if tokens is not None and limit is not None and len(tokens) > limit:
+                reason = f"its {part} has {len(tokens)} tokens, over max_{part}_tokens = {limit}"
+                return _Skipped(index, "too_long", f"{example.id}: {reason}", example)
         return example, prompt
 
 
@@ -76,9 +84,9 @@ class PromptLoader:
     """Shuffled batches of examples and their encoded prompts, endless or for some epochs.
 
     The order is a function of the seed, another one each epoch; a batch may span two epochs, and
-    what does not fill a batch at the very end is left out. Examples that cannot be read and prompts
+    what does not fill a batch at the very end is left out. Examples that cannot be read and those
     that are too long are skipped, counted in `skipped` by cause (each time they come up), and named
-    in the log once, the first ten of them; a prompt is never cut.
+    in the log once, the first ten of them; no text is ever cut.
     """
 
     skipped: Counter[str]  # `unreadable` and `too_long`
@@ -92,6 +100,7 @@ class PromptLoader:
         seed: int,
         template: str,
         max_prompt_tokens: int | None,
+        max_completion_tokens: int | None = None,
         epochs: int | None = None,
         share: tuple[int, int] = (0, 1),
     ) -> None:
@@ -102,6 +111,8 @@ class PromptLoader:
         seed: of the order, in [0, 2**32).
         template: the user's words; {question} is replaced.
         max_prompt_tokens: longer prompts, image tokens included, are skipped; None skips none.
+        max_completion_tokens: the examples' solutions are encoded as completions, and longer ones
+            skipped; None encodes none.
         epochs: passes over the source; None for no end.
         share: of the stream, the process `share[0]` of `share[1]` takes every so many-th example.
         """
@@ -111,7 +122,13 @@ class PromptLoader:
         self._unusable: set[int] = set()
         numbers = grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat(epochs)
         numbers = numbers[share[0] :: share[1]]
-        encode = _Encode(source, processor, template=template, max_prompt_tokens=max_prompt_tokens)
+        encode = _Encode(
+            source,
+            processor,
+            template=template,
+            max_prompt_tokens=max_prompt_tokens,
+            max_completion_tokens=max_completion_tokens,
+        )
         self._stream = _ahead(numbers, encode, batch_size)
 
     def __iter__(self) -> Self:

@@ -39,6 +39,8 @@ class EncodedPrompt:
     positions: Int[np.ndarray, "3 p"]  # int32 M-RoPE positions
     patches: tuple[Float[np.ndarray, "_ C"], ...]  # float32, one array an image slot
     patch_positions: tuple[Int[np.ndarray, "_ 2"], ...]  # int32
+    # What the assistant is to answer, up to the token that ends its turn; None where it is free to
+    completion: Int[np.ndarray, " t"] | None = None  # int32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,11 +126,7 @@ class Processor:
           UserError: the text holds placeholders of its own, an image is too narrow, or the frames
             of a video are none or differ in size.
         """
-        turns: list[Any] = list(messages)
-        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        # The Rust tokenizer itself: its encode changes nothing, so threads may share it.
-        encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-        short = np.asarray(encoding.ids, np.int32)
+        short = self._tokens(self._render(messages, asking=True))
         visuals = _visuals(messages)
         self._check_placeholders(short, [part["type"] for part in visuals])
         made = [patchify_video(_frames(part), self.image_settings) for part in visuals]
@@ -146,6 +144,41 @@ class Processor:
             patches=tuple(step for steps, _ in made for step in steps),
             patch_positions=tuple(where for steps, where in made for _ in steps),
         )
+
+    def encode_answer(self, answer: str) -> Int[np.ndarray, " t"]:
+        """An answer of the assistant as the tokens that follow a prompt, int32.
+
+        The last one ends the turn, as the chat template has it. What the template writes after it
+        is left out: a model that answers stops there.
+
+        Raises:
+          UserError: the answer holds a token that ends a turn or that no answer has, or the chat
+            template does not go on from its own generation prompt to such an end.
+        """
+        asked = [{"role": "user", "content": ""}]
+        answered = [*asked, {"role": "assistant", "content": answer}]
+        prompt, text = self._render(asked, asking=True), self._render(answered, asking=False)
+        if not text.startswith(prompt):
+            raise UserError("the chat template begins an answer otherwise than it prompts for one")
+        tokens = self._tokens(text[len(prompt) :])
+        if set(self._tokens(answer)) & {*self.eos_token_ids, *self.never_sampled}:
+            raise UserError(
+                "the answer holds a special token, and so would end early or show an image"
+            )
+        ends = np.flatnonzero(np.isin(tokens, self.eos_token_ids))
+        if not len(ends):
+            raise UserError("the chat template ends an answer without an end-of-sequence token")
+        return tokens[: ends[0] + 1]
+
+    def _render(self, messages: Sequence[Mapping[str, Any]], *, asking: bool) -> str:
+        """A chat as text; `asking` for an answer of the assistant, or as it stands."""
+        render: Any = self.tokenizer.apply_chat_template
+        return render(list(messages), tokenize=False, add_generation_prompt=asking)
+
+    def _tokens(self, text: str) -> Int[np.ndarray, " t"]:
+        # The Rust tokenizer itself: its encode changes nothing, so threads may share it.
+        encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+        return np.asarray(encoding.ids, np.int32)
 
     def _is_visual(self, tokens: Int[np.ndarray, " p"]) -> Bool[np.ndarray, " p"]:
         """Where the placeholders stand."""
@@ -195,6 +228,17 @@ class Processor:
             image_slots=max(len(prompt.patches) for prompt in encoded),
             patches=math.ceil(largest / unit) * unit,
         )
+
+    def batch_completions(
+        self, completions: Sequence[Int[np.ndarray, " t"]], length: int
+    ) -> tuple[Int[np.ndarray, "B 1 T"], Bool[np.ndarray, "B 1 T"]]:
+        """One completion of each prompt, padded on the right to `length`; and where it is real."""
+        tokens = np.full((len(completions), 1, length), self.pad_token_id, np.int32)
+        mask = np.zeros(tokens.shape, bool)
+        for row, completion in enumerate(completions):
+            tokens[row, 0, : len(completion)] = completion
+            mask[row, 0, : len(completion)] = True
+        return tokens, mask
 
     def _empty(self, size: int, pad: PadTo) -> Prompts:
         """`size` rows of padding."""

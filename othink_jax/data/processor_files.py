@@ -1,6 +1,5 @@
 """What a model directory says about tokens, chat turns and images, checked."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from othink_jax.data.images import ImageSettings
 from othink_jax.errors import UserError
+from othink_jax.files import read_json
 
 # Steps of the image processor that are always made, and made in this way only.
 _FIXED_STEPS = {
@@ -20,19 +20,6 @@ _FIXED_STEPS = {
     "rescale_factor": 1 / 255,
     "do_normalize": True,
 }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; raises UserError where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} has no {path.name}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object")
-    return content
 
 
 def read_tokenizer(directory: Path) -> PreTrainedTokenizerFast:

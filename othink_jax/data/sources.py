@@ -26,6 +26,8 @@ ENDLESS = 2**31
 _QUESTION = ("problem", "question")
 _SOLUTION = ("solution", "ground_truth", "answer")
 _IMAGES = ("images", "image", "image_path")
+# Reasoning that stands before the solution, where R1-V's sets for supervised fine-tuning have it.
+_THINKING = "thinking"
 
 
 class Source(Protocol):
@@ -170,9 +172,10 @@ def _check_columns(columns: Iterable[str], where: str) -> None:
 
 def _entry(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     name = _column(row, names)
-    if name is None or row[name] is None:
+    held = None if name is None else row[name]
+    if held is None or (isinstance(held, str) and not held.strip()):
         raise UserError(f"its {name} is empty")
-    return row[name]
+    return held
 
 
 def _example(row: Mapping[str, Any], identifier: str, folder: Path) -> Example:
@@ -193,6 +196,8 @@ def _text_of(row: Mapping[str, Any], identifier: str) -> Example:
     if answer is None:  # a bare ground truth
         answer = solution.strip()
         solution = f"<answer>{answer}</answer>"
+    if row.get(_THINKING):
+        solution = f"{row[_THINKING]}\n\n{solution}"
     return Example(
         id=identifier,
         images=(),

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from othink_jax.report.comparison import compare
-from othink_jax.report.page import method_name, percent, trained_part, weight_in_words
-from othink_jax.report.run_data import RunData, read_run
+from othink_jax.report.method import describe, trained_part
+from othink_jax.report.page import percent
+from othink_jax.report.run_data import RunData, read_run_data
 
 
 def model_card(path: Path, *, library: Literal["transformers", "peft"] = "transformers") -> str:
@@ -16,20 +17,20 @@ def model_card(path: Path, *, library: Literal["transformers", "peft"] = "transf
     Raises:
       UserError: `path` is no run directory, or its config.json cannot be used.
     """
-    run = read_run(path)
-    config, method = run.config, method_name(run.config.kl)
-    optimizer = config.optimizer
+    run = read_run_data(path)
+    config, optimizer = run.record.config, run.record.config.optimizer
+    method = describe(config)
     lines = [
         "---",
         f"library_name: {library}",
         "pipeline_tag: image-text-to-text",
-        "tags: [grpo, qwen2_vl, othink_jax]",
+        f"tags: [{config.kind}, qwen2_vl, othink_jax]",
         "---",
         "",
-        f"# {config.model}, post-trained with {method} on {config.data.name}",
+        f"# {config.model}, post-trained with {method.name} on {config.data.name}",
         "",
-        f"Trained with othink_jax by {method}, with {weight_in_words(config.kl)}"
-        " (OThink-MR1, arXiv 2503.16081).",
+        f"Trained with othink_jax by {method.name}: {method.explained}"
+        " (as in OThink-MR1, arXiv 2503.16081).",
         "",
         "| setting | value |",
         "|---|---|",
@@ -38,14 +39,10 @@ def model_card(path: Path, *, library: Literal["transformers", "peft"] = "transf
         + (f", {config.data.limit} examples |" if config.data.limit else " |"),
         f"| trained part | {trained_part(config)} |",
         f"| prompt | `{config.data.template}` |",
-        f"| steps | {run.metrics[-1]['step'] if run.metrics else 0} of"
-        f" {run.record['total_steps']} |",
-        f"| completions a step | {config.prompts_per_step} prompts x {config.group_size} |",
+        f"| steps | {run.metrics[-1]['step'] if run.metrics else 0} of {run.record.total_steps} |",
+        _row(*method.a_step),
         f"| learning rate | {optimizer.learning_rate:g}, {optimizer.lr_schedule} |",
-        f"| sampling | temperature {config.sampling.temperature:g}, top-k"
-        f" {config.sampling.top_k}, top-p {config.sampling.top_p:g}, at most"
-        f" {config.sampling.max_new_tokens} tokens |",
-        f"| reward | accuracy ({config.reward.grader}) + {config.reward.format_weight:g} format |",
+        *(_row(name, value) for name, value in method.settings),
         f"| seed | {config.seed} |",
         "",
         *_scores(run),
@@ -53,11 +50,15 @@ def model_card(path: Path, *, library: Literal["transformers", "peft"] = "transf
     return "\n".join(lines) + "\n"
 
 
+def _row(name: str, value: str) -> str:
+    return f"| {name} | {value} |"
+
+
 def _scores(run: RunData) -> list[str]:
     rows = [
         f"| {one.test} ({one.relation}) | {_score(one.before)} | {_score(one.after)} |"
         f" {one.shown['n']} | {one.shown['grader']}, {one.shown['decoding']} |"
-        for one in compare(run.evaluations, run.config.data)
+        for one in compare(run.evaluations, run.record.config.data)
     ]
     if not rows:
         return ["It has not been evaluated."]

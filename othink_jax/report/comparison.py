@@ -61,6 +61,12 @@ def _relation(result: dict[str, Any], trained: DataConfig) -> str:
 def _conditions(result: dict[str, Any]) -> str:
     """What two evaluations must share for their accuracies to be compared."""
     asked = {name: value for name, value in result["config"].items() if name not in _MAY_DIFFER}
+    if result["decoding"] == "greedy":  # which takes the likeliest token, however few may be drawn
+        asked["sampling"] = {
+            name: value
+            for name, value in asked.get("sampling", {}).items()
+            if name not in ("top_k", "top_p")
+        }
     return json.dumps([asked, result["n"]], sort_keys=True)
 
 

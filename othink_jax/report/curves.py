@@ -63,7 +63,29 @@ class Curve:
     panels: tuple[Panel, ...]
 
 
-CURVES = (
+_SPEED = Curve(
+    "speed",
+    "Learning rate and speed",
+    "Learning rate of the update, and completion tokens per second of a whole step.",
+    (
+        Panel("learning rate", (Series("learning_rate", exact=True),)),
+        Panel("tokens per second", (Series("tokens_per_second"),)),
+    ),
+)
+SFT_CURVES = (
+    Curve(
+        "loss",
+        "Loss and gradient",
+        "Negative log-likelihood of the solutions' tokens, and the global gradient norm before the"
+        " clip.",
+        (
+            Panel("loss, nats per token", (Series("loss"),)),
+            Panel("gradient norm", (Series("grad_norm"),)),
+        ),
+    ),
+    _SPEED,
+)
+GRPO_CURVES = (
     Curve(
         "reward",
         "Reward",
@@ -115,15 +137,7 @@ CURVES = (
             Panel("gradient norm", (Series("grad_norm"),)),
         ),
     ),
-    Curve(
-        "speed",
-        "Learning rate and speed",
-        "Learning rate of the update, and completion tokens made per second of a whole step.",
-        (
-            Panel("learning rate", (Series("learning_rate", exact=True),)),
-            Panel("tokens per second", (Series("tokens_per_second"),)),
-        ),
-    ),
+    _SPEED,
 )
 
 

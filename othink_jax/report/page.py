@@ -9,10 +9,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from othink_jax.config import GRPOConfig, KLConfig
+from othink_jax.config import to_dict
 from othink_jax.report.comparison import compare
-from othink_jax.report.curves import CURVES, draw, smoothing_window
-from othink_jax.report.run_data import RunData, read_run
+from othink_jax.report.curves import draw, smoothing_window
+from othink_jax.report.method import Method, describe, trained_part
+from othink_jax.report.run_data import RunData, read_run_data
 
 
 def _duration(seconds: float) -> str:
@@ -49,30 +50,6 @@ def _number(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) and math.isfinite(value) else str(value)
 
 
-def method_name(kl: KLConfig) -> str:
-    """What the paper calls training with this KL weight."""
-    return "GRPO-D" if kl.kl_schedule == "dynamic" else "GRPO"
-
-
-def weight_in_words(kl: KLConfig) -> str:
-    """The KL weight over the run, in words (Eq. 3)."""
-    if kl.kl_schedule == "constant":
-        return f"a constant KL weight β = {kl.kl_value:g}"
-    middle = (kl.kl_min + kl.kl_max) / 2
-    return (
-        f"a dynamic KL weight: β falls from {middle:g} to {kl.kl_min:g} over the first"
-        f" {kl.exploration_fraction:.0%} of the updates and then climbs to {kl.kl_max:g}"
-    )
-
-
-def trained_part(config: GRPOConfig) -> str:
-    """What of the model a run trains, for people."""
-    if config.train == "lora":
-        lora = config.lora
-        return f"adapters of the text tower (rank {lora.lora_rank}, alpha {lora.lora_alpha:g})"
-    return {"all": "the whole model", "text": "the text tower"}[config.train]
-
-
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Nested settings as dotted names."""
     for name, value in values.items():
@@ -82,49 +59,49 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield prefix + name, value
 
 
-def _facts(run: RunData) -> list[tuple[str, str]]:
+def _facts(run: RunData, method: Method) -> list[tuple[str, str]]:
     """The figures of a run that are asked for first."""
-    config, rows = run.config, run.metrics
+    config, rows = run.record.config, run.metrics
     facts = [
         ("model", config.model),
         ("trained on", config.data.task or str(config.data.dataset)),
-        ("method", method_name(config.kl)),
+        ("method", method.name),
         ("trained part", trained_part(config)),
-        ("steps", f"{rows[-1]['step'] if rows else 0} of {run.record['total_steps']}"),
-        ("completions a step", f"{config.prompts_per_step} prompts × {config.group_size}"),
+        ("steps", f"{rows[-1]['step'] if rows else 0} of {run.record.total_steps}"),
+        method.a_step,
         ("seed", str(config.seed)),
         ("wall time", _duration(run.seconds)),
-        ("device", str(run.record["device"])),
+        ("device", run.record.device),
     ]
     if rows:
         # `skipped` counts from the start of the run, `ungradable` a step.
-        facts += [
-            ("prompts skipped", str(rows[-1].get("skipped", "not recorded"))),
-            ("ungradable completions", str(sum(row.get("ungradable", 0) for row in rows))),
-        ]
+        facts.append(("examples skipped", str(rows[-1].get("skipped", "not recorded"))))
+    if rows and method.samples:
+        ungradable = sum(row.get("ungradable", 0) for row in rows)
+        facts.append(("ungradable completions", str(ungradable)))
     return facts
 
 
 def _context(run: RunData) -> dict[str, Any]:
-    config: GRPOConfig = run.config
+    config = run.record.config
+    method = describe(config)
     comparisons = compare(run.evaluations, config.data)
     return {
         "run": run,
         "config": config,
-        "method": method_name(config.kl),
-        "weight": weight_in_words(config.kl),
-        "facts": _facts(run),
+        "method": method,
+        "facts": _facts(run, method),
         "comparisons": comparisons,
         # What the run was made for: the first task is the one it was trained on.
         "headline": next(
             (one for one in comparisons if one.change and one.relation.startswith("same")), None
         ),
         # Ours from the first byte to the last, so it is not to be escaped.
-        "curves": [(curve, Markup(draw(curve, run.metrics))) for curve in CURVES]
+        "curves": [(curve, Markup(draw(curve, run.metrics))) for curve in method.curves]
         if run.metrics
         else [],
         "window": smoothing_window(len(run.metrics)),
-        "settings": list(_flatten(run.record["config"])),
+        "settings": list(_flatten(to_dict(config))),
     }
 
 
@@ -134,7 +111,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     What the run lacks (evaluations, samples, steps) is said on the page.
 
     Args:
-      run: a directory that `othink-jax grpo` made, finished or not.
+      run: a directory that `othink-jax grpo` or `othink-jax sft` made, finished or not.
       out: the file to write; report.html in the run directory if not given.
 
     Raises:
@@ -156,7 +133,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     }
     style = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
     template = environment.get_template("page.html.jinja")
-    page = template.render(_context(read_run(run)), style=Markup(style))
+    page = template.render(_context(read_run_data(run)), style=Markup(style))
     out = out or run / "report.html"
     out.write_text(page, encoding="utf-8")
     return out

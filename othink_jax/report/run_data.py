@@ -11,11 +11,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from othink_jax.config import GRPOConfig, from_dict
-from othink_jax.errors import UserError
+from othink_jax.config import RunRecord, read_run
+from othink_jax.report.method import describe
 
-# Of config.json and of result.json: without these there is nothing to show.
-_RECORD_KEYS = {"kind", "config", "total_steps", "started", "versions", "device"}
+# Of result.json: without these there is nothing to show.
 _RESULT_KEYS = {
     "stage",
     "task",
@@ -47,8 +46,7 @@ class RunData:
     """A run, as far as it went."""
 
     path: Path
-    record: dict[str, Any]  # config.json
-    config: GRPOConfig
+    record: RunRecord  # config.json
     metrics: list[dict[str, Any]]  # one row a step, in order
     evaluations: list[dict[str, Any]]  # contents of each result.json
     samples: list[SampleStep]  # the earliest and the latest stored step; one if there is one only
@@ -68,25 +66,6 @@ class RunData:
 def _require_keys(record: dict[str, Any], keys: set[str]) -> None:
     if not keys <= record.keys():
         raise KeyError(", ".join(sorted(keys - record.keys())))
-
-
-def _read_record(run: Path) -> tuple[dict[str, Any], GRPOConfig]:
-    """config.json and the settings in it; UserError if there is no GRPO run here."""
-    path = run / "config.json"
-    if not path.is_file():
-        raise UserError(f"{run} is not a run directory: it has no config.json")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["kind"] != "grpo":
-            raise UserError(
-                f"{run} is a run of kind {record['kind']!r}; a report is made of grpo runs"
-            )
-        _require_keys(record, _RECORD_KEYS)
-        return record, from_dict(GRPOConfig, record["config"])
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} does not hold the settings of a run") from error
 
 
 def _read_rows(path: Path, key: str) -> tuple[list[dict[str, Any]], int]:
@@ -173,22 +152,21 @@ def _read_samples(run: Path, notes: list[str]) -> list[SampleStep]:
     ]
 
 
-def read_run(run: Path) -> RunData:
+def read_run_data(run: Path) -> RunData:
     """Read a run directory; raises UserError if it is none."""
-    record, config = _read_record(run)
+    record = read_run(run)
     notes: list[str] = []
     metrics = _read_metrics(run, notes)
-    if metrics and metrics[-1]["step"] < record["total_steps"]:
+    if metrics and metrics[-1]["step"] < record.total_steps:
         notes.append(
-            f"The run stands at step {metrics[-1]['step']} of {record['total_steps']}: it was"
+            f"The run stands at step {metrics[-1]['step']} of {record.total_steps}: it was"
             " interrupted or is still going."
         )
     return RunData(
         path=run,
         record=record,
-        config=config,
         metrics=metrics,
         evaluations=_read_evaluations(run, notes),
-        samples=_read_samples(run, notes),
+        samples=_read_samples(run, notes) if describe(record.config).samples else [],
         notes=notes,
     )

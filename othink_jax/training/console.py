@@ -8,18 +8,28 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+# By kind of run.
 _COLUMNS = {
-    "reward": "reward {:.2f}",
-    "kl": "KL {:.3f}",
-    "beta": "beta {:.3f}",
-    "completion_length": "len {:.0f}",
-    "tokens_per_second": "{:.0f} tok/s",
+    "grpo": {
+        "reward": "reward {:.2f}",
+        "kl": "KL {:.3f}",
+        "beta": "beta {:.3f}",
+        "completion_length": "len {:.0f}",
+        "tokens_per_second": "{:.0f} tok/s",
+    },
+    "sft": {
+        "loss": "loss {:.3f}",
+        "grad_norm": "grad {:.2f}",
+        "learning_rate": "lr {:.1e}",
+        "tokens_per_second": "{:.0f} tok/s",
+    },
 }
 
 
-def summary(row: Mapping[str, Any]) -> str:
+def summary(row: Mapping[str, Any], kind: str) -> str:
     """The figures of a step that are worth a glance, in one line."""
-    return " ".join(form.format(row[name]) for name, form in _COLUMNS.items() if name in row)
+    columns = _COLUMNS[kind]
+    return " ".join(form.format(row[name]) for name, form in columns.items() if name in row)
 
 
 class Monitor:
@@ -30,7 +40,14 @@ class Monitor:
     """
 
     def __init__(
-        self, directory: Path, *, total: int, done: int, wandb: bool, shown: bool = True
+        self,
+        directory: Path,
+        *,
+        kind: str,
+        total: int,
+        done: int,
+        wandb: bool,
+        shown: bool = True,
     ) -> None:
         self._console = Console(stderr=True, quiet=not shown)
         self._progress = Progress(
@@ -41,8 +58,8 @@ class Monitor:
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._progress.add_task("grpo", total=total, completed=done, figures="")
-        self._total = total
+        self._task = self._progress.add_task(kind, total=total, completed=done, figures="")
+        self._kind, self._total = kind, total
         self._events = self._open_events(directory) if shown else None
         self._wandb = self._open_wandb(directory) if wandb and shown else None
 
@@ -85,10 +102,10 @@ class Monitor:
     def show(self, row: Mapping[str, Any]) -> None:
         """One step's row of metrics."""
         step = row["step"]
-        self._progress.update(self._task, completed=step, figures=summary(row))
+        self._progress.update(self._task, completed=step, figures=summary(row, self._kind))
         every = max(1, self._total // 20)
         if not self._console.is_terminal and (step % every == 0 or step == self._total):
-            self.say(f"step {step}/{self._total}  {summary(row)}")
+            self.say(f"step {step}/{self._total}  {summary(row, self._kind)}")
         numbers = {name: value for name, value in row.items() if name != "step"}
         if self._events is not None:
             for name, value in numbers.items():

@@ -12,7 +12,7 @@ from othink_jax.rl import carry_kl_coef, constant_kl, dynamic_kl
 
 
 def make_optimizer(
-    config: OptimizerConfig, kl: optax.Schedule, total_updates: int
+    config: OptimizerConfig, kl: optax.Schedule | None, total_updates: int
 ) -> optax.GradientTransformationExtraArgs:
     """Global-norm clip, then AdamW, then the carrier of the KL weight.
 
@@ -22,7 +22,8 @@ def make_optimizer(
 
     Args:
         config: the optimizer's settings.
-        kl: schedule of the KL weight over updates, see `rl.dynamic_kl`.
+        kl: schedule of the KL weight over updates, see `rl.dynamic_kl`; None for a loss without
+            one, and a state that holds none.
         total_updates: updates of the whole run, over which the learning rate decays.
 
     Raises:
@@ -37,7 +38,8 @@ def make_optimizer(
         mu_dtype=config.mu_dtype,
     )
     clip = optax.clip_by_global_norm(config.max_grad_norm)
-    return optax.with_extra_args_support(optax.chain(clip, adamw, carry_kl_coef(kl)))
+    carrier = () if kl is None else (carry_kl_coef(kl),)
+    return optax.with_extra_args_support(optax.chain(clip, adamw, *carrier))
 
 
 def learning_rate_schedule(config: OptimizerConfig, total_updates: int) -> optax.Schedule:

@@ -1,6 +1,6 @@
 """What of a policy is trained, and what stands still: kept once, for policy and reference alike.
 
-train   trained                        frozen             the reference's own
+train   trained                        frozen             a reference's own
 all     everything                     nothing            everything
 text    the text tower                 the vision tower   the text tower
 lora    adapters of the text tower     everything         nothing
@@ -13,7 +13,7 @@ import jax
 from flax import nnx
 
 from othink_jax.checkpoint.load import Checkpoint, abstract_model
-from othink_jax.config import GRPOConfig, LoRAConfig
+from othink_jax.config import LoRAConfig, TrainingConfig
 from othink_jax.model.config import Qwen2VLConfig
 from othink_jax.model.qwen2_vl import Qwen2VL
 
@@ -22,35 +22,42 @@ Params = dict[str, Any]  # nested; of arrays
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parts:
-    """The policy is `join(trained, frozen)`, the reference `join(reference, frozen)`."""
+    """The policy is `join(trained, frozen)`."""
 
     trained: Params  # float32
     frozen: Params  # in the dtype of the computation
-    reference: Params  # in the dtype of the computation
 
 
-def divide(checkpoint: Checkpoint, config: GRPOConfig) -> Parts:
-    """The parts of a policy and a reference that begin as `checkpoint`."""
-
-    def computed(params: Params) -> Params:
-        return jax.tree.map(lambda leaf: leaf.astype(config.dtype, copy=False), params)
-
+def divide(checkpoint: Checkpoint, config: TrainingConfig) -> Parts:
+    """The parts of a policy that begins as `checkpoint`."""
     params = checkpoint.params
     if config.train == "all":
-        return Parts(trained=params, frozen={}, reference=computed(params))
+        return Parts(trained=params, frozen={})
     if config.train == "lora":
         adapters = fresh_adapters(checkpoint.config, config.lora, seed=config.seed)
-        return Parts(trained=adapters, frozen=computed(params), reference={})
-    text, vision = {"text": params["text"]}, {"visual": params["visual"]}
-    return Parts(trained=text, frozen=computed(vision), reference=computed(text))
+        return Parts(trained=adapters, frozen=_computed(params, config))
+    vision = {"visual": params["visual"]}
+    return Parts(trained={"text": params["text"]}, frozen=_computed(vision, config))
 
 
-def loaded_dtype(config: GRPOConfig) -> str:
+def own_of_reference(checkpoint: Checkpoint, config: TrainingConfig) -> Params:
+    """What a reference that stays `checkpoint` has beside the frozen part of the policy."""
+    params = checkpoint.params
+    own = {"all": params, "text": {"text": params["text"]}, "lora": {}}
+    return _computed(own[config.train], config)
+
+
+def _computed(params: Params, config: TrainingConfig) -> Params:
+    """In the dtype of the computation."""
+    return jax.tree.map(lambda leaf: leaf.astype(config.dtype, copy=False), params)
+
+
+def loaded_dtype(config: TrainingConfig) -> str:
     """That the model is to be loaded in: float32 for what is trained, unless only adapters are."""
     return config.dtype if config.train == "lora" else "float32"
 
 
-def policy_graphdef(checkpoint: Checkpoint, config: GRPOConfig) -> Any:
+def policy_graphdef(checkpoint: Checkpoint, config: TrainingConfig) -> Any:
     """Static part of the policy: that of `checkpoint`, but for adapters."""
     if config.train != "lora":
         return checkpoint.graphdef

@@ -22,8 +22,8 @@ from othink_jax.errors import UserError
 from othink_jax.model.qwen2_vl import computing_weights
 from othink_jax.training.optimizer import kl_schedule, make_optimizer
 from othink_jax.training.parallel import OneDevice, Parallel, Sharded, make_parallel, placed
-from othink_jax.training.partial import Params, divide, join, loaded_dtype
-from othink_jax.training.programs import compile_programs
+from othink_jax.training.partial import Params, divide, join, loaded_dtype, own_of_reference
+from othink_jax.training.programs import compile_grpo
 from othink_jax.training.state import TrainState
 from othink_jax.types import GRPOBatch, Prompts
 
@@ -79,11 +79,13 @@ def _one_of_its_kind(config: GRPOConfig) -> tuple[Parallel, int]:
 
 def _plan(config: GRPOConfig, checkpoint: Checkpoint, parallel: Parallel) -> Plan:
     tx = make_optimizer(config.optimizer, kl_schedule(config.kl, _STEPS), _STEPS)
-    programs: Any = compile_programs(checkpoint, config, parallel, tx)
+    programs: Any = compile_grpo(checkpoint, config, parallel, tx)
 
     def begin(params: Params) -> tuple[TrainState, Params, Params]:
-        parts = divide(dataclasses.replace(checkpoint, params=params), config)
-        return TrainState.create(parts.trained, tx), parts.frozen, parts.reference
+        whole = dataclasses.replace(checkpoint, params=params)
+        parts = divide(whole, config)
+        state = TrainState.create(parts.trained, tx)
+        return state, parts.frozen, own_of_reference(whole, config)
 
     state, frozen, reference = map(parallel.stored, jax.eval_shape(begin, checkpoint.params))
     batch = _batch(config, checkpoint, parallel)

@@ -1,4 +1,4 @@
-"""The device programs of a GRPO step."""
+"""The device programs of a step, of each method."""
 
 import dataclasses
 import functools
@@ -10,15 +10,15 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from othink_jax.checkpoint.load import Checkpoint
-from othink_jax.config import GRPOConfig
+from othink_jax.config import GRPOConfig, SFTConfig, TrainingConfig
 from othink_jax.model.log_probs import completion_logp
 from othink_jax.model.qwen2_vl import merge
 from othink_jax.sampling import make_sampler
 from othink_jax.training.parallel import Parallel
 from othink_jax.training.partial import Params, join, policy_graphdef
 from othink_jax.training.state import TrainState
-from othink_jax.training.update import Metrics, cut_rows, grpo_update, join_rows
-from othink_jax.types import GRPOBatch, Prompts, Rollout
+from othink_jax.training.update import Metrics, cut_rows, grpo_update, join_rows, sft_update
+from othink_jax.types import Prompts, Rollout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,20 +28,26 @@ class Programs:
     Parameters are those of a whole model, but for the update: what it trains is in the state.
     """
 
-    encode: Callable[..., Float[Array, "B M D"] | None]  # the reference's params, prompts
-    sample: Callable[..., Rollout]  # params, prompts, key_data
-    logp: Callable[..., Float[Array, "B G T"]]  # params, prompts, completions
-    ref_logp: Callable[..., Float[Array, "B G T"]]  # the reference's params, prompts, completions
+    encode: Callable[..., Float[Array, "B M D"] | None]  # params, prompts
     update: Callable[..., tuple[TrainState, Metrics]]  # state, (frozen parameters, batch)
 
 
-def compile_programs(
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GRPOPrograms(Programs):
+    """And what comes before an update of GRPO."""
+
+    sample: Callable[..., Rollout]  # params, prompts, key_data
+    logp: Callable[..., Float[Array, "B G T"]]  # params, prompts, completions
+    ref_logp: Callable[..., Float[Array, "B G T"]]  # the reference's params, prompts, completions
+
+
+def compile_grpo(
     checkpoint: Checkpoint,
     config: GRPOConfig,
     parallel: Parallel,
-    tx: optax.GradientTransformationExtraArgs,
-) -> Programs:
-    """The programs of a run. Log-probabilities and updates take prompts in `micro_batches`.
+    tx: optax.GradientTransformation,
+) -> GRPOPrograms:
+    """The programs of a GRPO run. Log-probabilities and updates take prompts in `micro_batches`.
 
     Sampling takes all of them together: it keeps nothing for a backward pass, and its steps, bound
     by reading the weights, cost the same for few prompts as for many.
@@ -49,51 +55,76 @@ def compile_programs(
     # Not the checkpoint itself: what the programs close over would keep its parameters alive.
     reference, processor = checkpoint.graphdef, checkpoint.processor
     policy = policy_graphdef(checkpoint, config)
-    pieces = config.micro_batches
-
-    def encode(params: Params, prompts: Prompts) -> Float[Array, "B M D"] | None:
-        if prompts.patches.shape[1] == 0:
-            return None
-        return merge(reference, params).encode_images(prompts)
-
-    def logp_of_piece(
-        graphdef: Any, params: Params, prompts: Prompts, completions: Int[Array, "B G T"]
-    ) -> Float[Array, "B G T"]:
-        model = merge(graphdef, params)
-        return completion_logp(model, prompts, completions, chunk=config.loss.logp_chunk)
 
     def logp(
         graphdef: Any, params: Params, prompts: Prompts, completions: Int[Array, "B G T"]
     ) -> Float[Array, "B G T"]:
-        rows = cut_rows((prompts, completions), pieces)
-        return join_rows(jax.lax.map(lambda piece: logp_of_piece(graphdef, params, *piece), rows))
+        def of_piece(piece: tuple[Prompts, Int[Array, "b G T"]]) -> Float[Array, "b G T"]:
+            model = merge(graphdef, params)
+            return completion_logp(model, *piece, chunk=config.loss.logp_chunk)
 
-    def update(
-        state: TrainState, given: tuple[Params, GRPOBatch], *, axis_name: str | None = None
-    ) -> tuple[TrainState, Metrics]:
-        frozen, batch = given
+        rows = cut_rows((prompts, completions), config.micro_batches)
+        return join_rows(jax.lax.map(of_piece, rows))
 
-        def logp_fn(trained: Params, batch: GRPOBatch) -> Float[Array, "B G T"]:
-            params = join(trained, frozen)
-            return logp_of_piece(policy, params, batch.prompts, batch.completions)
-
-        return grpo_update(
-            state,
-            batch,
-            logp_fn=logp_fn,
-            tx=tx,
-            config=config.loss,
-            micro_batches=pieces,
-            axis_name=axis_name,
-        )
-
+    update = functools.partial(grpo_update, tx=tx, config=config.loss)
     sampler = make_sampler(policy, processor, config.sampling, group_size=config.group_size)
     policy_logp = parallel.apply(functools.partial(logp, policy))
     same = policy is reference  # then what was compiled for one may serve the other
-    return Programs(
-        encode=parallel.apply(encode),
+    return GRPOPrograms(
+        encode=parallel.apply(functools.partial(_encode, policy)),
         sample=parallel.apply(sampler),
         logp=policy_logp,
         ref_logp=policy_logp if same else parallel.apply(functools.partial(logp, reference)),
-        update=parallel.update(update),
+        update=_compile_update(update, policy, config, parallel, chunk=config.loss.logp_chunk),
     )
+
+
+def compile_sft(
+    checkpoint: Checkpoint,
+    config: SFTConfig,
+    parallel: Parallel,
+    tx: optax.GradientTransformation,
+) -> Programs:
+    """The programs of a run of supervised fine-tuning."""
+    policy = policy_graphdef(checkpoint, config)
+    update = functools.partial(sft_update, tx=tx)
+    return Programs(
+        encode=parallel.apply(functools.partial(_encode, policy)),
+        update=_compile_update(update, policy, config, parallel, chunk=config.logp_chunk),
+    )
+
+
+def _encode(graphdef: Any, params: Params, prompts: Prompts) -> Float[Array, "B M D"] | None:
+    if prompts.patches.shape[1] == 0:
+        return None
+    return merge(graphdef, params).encode_images(prompts)
+
+
+def _compile_update(
+    update: Callable[..., tuple[TrainState, Metrics]],
+    graphdef: Any,
+    config: TrainingConfig,
+    parallel: Parallel,
+    *,
+    chunk: int,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """One of the updates, of a policy a part of which may be frozen."""
+
+    def with_frozen(
+        state: TrainState, given: tuple[Params, Any], *, axis_name: str | None = None
+    ) -> tuple[TrainState, Metrics]:
+        frozen, batch = given
+
+        def logp_fn(trained: Params, batch: Any) -> Float[Array, "B G T"]:
+            model = merge(graphdef, join(trained, frozen))
+            return completion_logp(model, batch.prompts, batch.completions, chunk=chunk)
+
+        return update(
+            state,
+            batch,
+            logp_fn=logp_fn,
+            micro_batches=config.micro_batches,
+            axis_name=axis_name,
+        )
+
+    return parallel.update(with_frozen)

@@ -1,5 +1,6 @@
-"""What a step leaves behind: figures of its rollout, and completions to read."""
+"""What a step leaves behind: its times, figures of its rollout, and completions to read."""
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,24 @@ from othink_jax.rewards import Grade
 from othink_jax.types import Rollout
 
 _SAMPLED_PROMPTS = 2  # prompts whose completions are stored at a time
+
+
+class Clock:
+    """How long the parts of a step take, seconds."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+
+    def lap(self, part: str) -> None:
+        """The part of this name ends here, and another one begins."""
+        now = time.perf_counter()
+        self._seconds[f"seconds_{part}"] = now - self._last
+        self._last = now
+
+    def stop(self) -> dict[str, float]:
+        """Seconds of each part, and of the whole step."""
+        return self._seconds | {"seconds_step": time.perf_counter() - self._start}
 
 
 def rollout_record(

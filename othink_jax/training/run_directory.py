@@ -1,27 +1,30 @@
 """A run is a directory: what is in it, written so that an interruption loses nothing.
 
 config.json      settings, versions, device
-reference/       the model it started from, which is also the reference of the KL term
+reference/       the model it started from; of a GRPO run, also the reference of the KL term
 checkpoints/     training states
 metrics.jsonl    one object a step
-samples/         completions with their images, every so often
+samples/         of a GRPO run: completions with their images, every so often
 evaluations/     results of `othink-jax evaluate`
 """
 
+import datetime
 import importlib.metadata
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from PIL import Image
 
 from othink_jax.checkpoint.orbax_model import RUN_CHECKPOINTS, RUN_REFERENCE
-from othink_jax.data.processor_files import read_json
+from othink_jax.config import RunRecord, TrainingConfig, read_run, to_dict
 from othink_jax.errors import UserError
 from othink_jax.files import check_output_directory, write_atomically
 
+_C = TypeVar("_C", bound=TrainingConfig)
 _VERSIONS_OF = ("othink_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "transformers")
 
 
@@ -56,19 +59,29 @@ class RunDirectory:
         if any(file.name != "evaluations" for file in self.path.iterdir()):
             raise UserError(f"{self.path} is not empty: give another --out, or remove it first")
 
-    def begin(self, record: Mapping[str, Any]) -> None:
-        """Make it a run whose settings are `record`. Before this, there is nothing to resume."""
+    def begin(self, config: TrainingConfig, total_steps: int) -> None:
+        """Make it a run with these settings. Before this, there is nothing to resume."""
+        record = RunRecord(
+            kind=config.kind,
+            config=config,
+            total_steps=total_steps,
+            started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            **environment(),
+        )
         (self.path / "samples").mkdir(parents=True, exist_ok=True)
-        write_atomically(self._config, json.dumps(record, indent=2, ensure_ascii=False))
+        write_atomically(self._config, json.dumps(to_dict(record), indent=2, ensure_ascii=False))
 
-    def record(self) -> dict[str, Any]:
-        """The contents of config.json; raises UserError where there is no run."""
-        if not self._config.is_file():
-            raise UserError(f"{self.path} is not a run directory: it has no config.json")
-        record = read_json(self._config)
-        if record.get("kind") != "grpo" or not self.reference.is_dir():
+    def settings(self, cls: type[_C]) -> _C:
+        """Those of the run that is here; UserError if there is none, or one of another method."""
+        config = read_run(self.path).config
+        if not isinstance(config, cls):
+            raise UserError(
+                f"{self.path} is no run of {cls.kind}; it continues with: othink-jax {config.kind}"
+                f" --resume {shlex.quote(str(self.path))}"
+            )
+        if not self.reference.is_dir():
             raise UserError(f"{self.path} is not a run directory: there is no run to continue")
-        return record
+        return config
 
     def keep_metrics_until(self, step: int) -> None:
         """Drop the rows after `step`, and a last row that an interruption cut short."""

@@ -1,4 +1,4 @@
-"""One GRPO update, a pure function. How it is spread over devices is decided outside."""
+"""One update of each method, a pure function. How it is spread over devices is decided outside."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,19 +11,23 @@ from jaxtyping import Array, Float, PyTree
 from othink_jax.config import LossConfig
 from othink_jax.rl import grpo_loss, kl_coef
 from othink_jax.training.state import TrainState
-from othink_jax.types import GRPOBatch
+from othink_jax.types import GRPOBatch, SFTBatch
 
-LogpFn = Callable[[PyTree, GRPOBatch], Float[Array, "B G T"]]
 Metrics = dict[str, Float[Array, ""]]
 
 _T = TypeVar("_T")
+_Batch = TypeVar("_Batch", GRPOBatch, SFTBatch)
+
+# Float32 log-probabilities (nats) of `batch.completions` under given parameters, of the whole batch
+# or of a piece. What it returns outside `batch.mask` does not matter.
+LogpFn = Callable[[PyTree, _Batch], Float[Array, "B G T"]]
 
 
 def grpo_update(
     state: TrainState,
     batch: GRPOBatch,
     *,
-    logp_fn: LogpFn,
+    logp_fn: LogpFn[GRPOBatch],
     tx: optax.GradientTransformation,
     config: LossConfig,
     micro_batches: int = 1,
@@ -40,8 +44,7 @@ def grpo_update(
     Args:
         state: before the update; `opt_state` must hold the KL weight (`rl.carry_kl_coef`).
         batch: old_logp = None makes the update strictly on-policy, with a ratio of one.
-        logp_fn: float32 log-probabilities (nats) of `batch.completions` under given parameters, of
-            the whole batch or of a piece. What it returns outside `batch.mask` does not matter.
+        logp_fn: of the policy, see `LogpFn`.
         tx: an optimizer; it is handed the measured KL as the extra argument `kl`.
         config: the clip of the ratio.
         micro_batches: pieces; divides the number of prompts.
@@ -73,33 +76,95 @@ def grpo_update(
         length = batch.mask.sum(axis=-1).mean()
         return loss, metrics | {"loss": loss, "completion_length": length}
 
-    gradient, metrics = _mean_gradient(loss_fn, state.params, batch, micro_batches)
-    if axis_name is not None:
-        gradient, metrics = jax.lax.pmean((gradient, metrics), axis_name)
+    gradient, metrics = _mean_gradient(loss_fn, state.params, batch, micro_batches, axis_name)
+    return _make_step(state, gradient, metrics | {"beta": beta}, tx, kl=metrics["kl"])
 
+
+def sft_update(
+    state: TrainState,
+    batch: SFTBatch,
+    *,
+    logp_fn: LogpFn[SFTBatch],
+    tx: optax.GradientTransformation,
+    micro_batches: int = 1,
+    axis_name: str | None = None,
+) -> tuple[TrainState, Metrics]:
+    """One step of `tx` down the negative log-likelihood of the answers, nats per token.
+
+    It is the mean over all tokens of all answers, of all devices: a long answer weighs more than a
+    short one. Pieces and shares hold different numbers of tokens, so each sums up what its tokens
+    lose and divides by their average number: the mean of those is that of the whole batch, not an
+    approximation.
+
+    Args:
+        state: before the update.
+        batch: prompts, and what is to be answered.
+        logp_fn: of the model, see `LogpFn`.
+        tx: an optimizer.
+        micro_batches, axis_name: as of `grpo_update`.
+
+    Returns:
+        The state after the update, and metrics, float32 scalars: `loss`, `grad_norm` and `finite`,
+        as of `grpo_update`.
+    """
+    average = batch.mask.sum() / micro_batches  # tokens of a piece
+    if axis_name is not None:
+        average = jax.lax.pmean(average, axis_name)
+
+    def loss_fn(params: PyTree, batch: SFTBatch) -> tuple[Float[Array, ""], Metrics]:
+        logp = jnp.where(batch.mask, logp_fn(params, batch), 0.0)
+        loss = -logp.sum() / average
+        return loss, {"loss": loss}
+
+    gradient, metrics = _mean_gradient(loss_fn, state.params, batch, micro_batches, axis_name)
+    return _make_step(state, gradient, metrics, tx)
+
+
+def _make_step(
+    state: TrainState,
+    gradient: PyTree,
+    metrics: Metrics,
+    tx: optax.GradientTransformation,
+    **measured: Float[Array, ""],
+) -> tuple[TrainState, Metrics]:
+    """The state after a step of `tx`, which is handed what was `measured`, and all metrics."""
     updates, opt_state = optax.with_extra_args_support(tx).update(
-        gradient, state.opt_state, state.params, kl=metrics["kl"]
+        gradient, state.opt_state, state.params, **measured
     )
     params = optax.apply_updates(state.params, updates)
     grad_norm = _norm(gradient)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm) & jnp.isfinite(_norm(updates))
-    metrics |= {"beta": beta, "grad_norm": grad_norm, "finite": finite}
+    metrics |= {"grad_norm": grad_norm, "finite": finite}
     metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
 def _mean_gradient(
-    loss_fn: Callable[[PyTree, GRPOBatch], tuple[Float[Array, ""], Metrics]],
+    loss_fn: Callable[[PyTree, _Batch], tuple[Float[Array, ""], Metrics]],
     params: PyTree,
-    batch: GRPOBatch,
+    batch: _Batch,
+    pieces: int,
+    axis_name: str | None,
+) -> tuple[PyTree, Metrics]:
+    """Gradient and metrics of the mean of a loss over pieces of a batch, and over an axis."""
+    gradient, metrics = _mean_over_pieces(loss_fn, params, batch, pieces)
+    if axis_name is not None:
+        gradient, metrics = jax.lax.pmean((gradient, metrics), axis_name)
+    return gradient, metrics
+
+
+def _mean_over_pieces(
+    loss_fn: Callable[[PyTree, _Batch], tuple[Float[Array, ""], Metrics]],
+    params: PyTree,
+    batch: _Batch,
     pieces: int,
 ) -> tuple[PyTree, Metrics]:
-    """Gradient and metrics of a loss that is a mean over prompts, a piece of them at a time."""
+    """The same on one device, a piece at a time."""
     gradient_fn = jax.grad(loss_fn, has_aux=True)
     if pieces == 1:
         return gradient_fn(params, batch)
 
-    def add(total: PyTree, piece: GRPOBatch) -> tuple[PyTree, Metrics]:
+    def add(total: PyTree, piece: _Batch) -> tuple[PyTree, Metrics]:
         gradient, metrics = gradient_fn(params, piece)
         return jax.tree.map(jnp.add, total, gradient), metrics
 

@@ -1,0 +1,53 @@
+"""The settings of a run: frozen, keyword-only, validated dataclasses.
+
+The defaults are the paper's at its own scale: what OThink-MR1 states (arXiv 2503.16081), and R1-V's
+settings where it is silent. `presets` holds the settings that suit the embedded model instead.
+Every field carries its unit and meaning; the command line is made from these classes.
+"""
+
+from othink_jax.config.data import (
+    TINY_TEMPLATE,
+    TRAIN_TEMPLATE,
+    DataConfig,
+    Difficulty,
+    Task,
+)
+from othink_jax.config.parts import (
+    Grader,
+    KLConfig,
+    LoRAConfig,
+    LossConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    ProcessConfig,
+    RewardConfig,
+    SamplingConfig,
+)
+from othink_jax.config.record import RunRecord, from_dict, is_run, read_run, to_dict
+from othink_jax.config.runs import EvaluateConfig, GRPOConfig, SFTConfig, TrainingConfig
+
+__all__ = [
+    "TINY_TEMPLATE",
+    "TRAIN_TEMPLATE",
+    "DataConfig",
+    "Difficulty",
+    "EvaluateConfig",
+    "GRPOConfig",
+    "Grader",
+    "KLConfig",
+    "LoRAConfig",
+    "LossConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "ProcessConfig",
+    "RewardConfig",
+    "RunRecord",
+    "SFTConfig",
+    "SamplingConfig",
+    "Task",
+    "TrainingConfig",
+    "from_dict",
+    "is_run",
+    "read_run",
+    "to_dict",
+]

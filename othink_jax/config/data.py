@@ -1,0 +1,74 @@
+"""Where examples come from and how they become prompts."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from othink_jax.config.checks import require, require_seed
+
+Task = Literal["counting", "geometry"]
+Difficulty = Literal["easy", "default", "hard"]
+
+TRAIN_TEMPLATE = (
+    "{question}  Output the thinking process in <think> </think> and final answer (number) in"
+    " <answer> </answer> tags."
+)
+TINY_TEMPLATE = "{question} Think, then answer."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where examples come from and how they become prompts. Give `task` or `dataset`, not both."""
+
+    task: Task | None = None  # a synthetic task, generated on the fly
+    dataset: str | None = None  # a hub id, a parquet or JSONL file, or a folder (also of CLEVR)
+    # folder that the image paths of a JSONL file are relative to; the file's own if not given
+    images: Path | None = None
+    # train, validation, test, or test-ood (counting only) of a task; a data set's own; a single
+    # file has none
+    split: str = "train"
+    difficulty: Difficulty = "default"  # of a task
+    limit: int | None = None  # use this many examples only (few-shot), chosen by `limit_seed`
+    limit_seed: int = 0  # also the seed of a task's examples
+    template: str = TRAIN_TEMPLATE  # the user's turn; {question} is replaced
+    # A longer prompt is never cut: training skips and counts it, evaluation counts it as answered
+    # wrongly. None: no limit
+    max_prompt_tokens: int | None = 1024
+    # images are resized to at least and at most so many pixels; None: the model's own bounds
+    min_pixels: int | None = 3136
+    max_pixels: int | None = 401408
+
+    def __post_init__(self) -> None:
+        require(
+            (self.task is None) != (self.dataset is None),
+            "give either --task (counting, geometry) or --dataset, and not both",
+        )
+        require(
+            self.images is None or str(self.dataset).endswith(".jsonl"),
+            "--images goes with a --dataset that ends in .jsonl",
+        )
+        require("{question}" in self.template, "template must contain {question}")
+        if self.min_pixels is not None and self.max_pixels is not None:
+            require(
+                0 < self.min_pixels <= self.max_pixels,
+                f"min_pixels must be > 0 and at most max_pixels, got {self.min_pixels} and"
+                f" {self.max_pixels}",
+            )
+        require(self.limit is None or self.limit >= 1, f"limit must be >= 1, got {self.limit}")
+        require_seed("limit_seed", self.limit_seed)
+        require(
+            self.max_prompt_tokens is None or self.max_prompt_tokens >= 1,
+            f"max_prompt_tokens must be >= 1, got {self.max_prompt_tokens}",
+        )
+
+    @property
+    def has_splits(self) -> bool:
+        """A single file has none, whatever `split` says."""
+        return self.dataset is None or not self.dataset.endswith((".jsonl", ".parquet"))
+
+    @property
+    def name(self) -> str:
+        """What the examples are, for people: the task or data set, and its split."""
+        of = self.task or str(self.dataset)
+        level = "" if self.task is None or self.difficulty == "default" else f" ({self.difficulty})"
+        return f"{of}{level}, {self.split}" if self.has_splits else of

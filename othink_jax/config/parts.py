@@ -1,0 +1,193 @@
+"""The settings that runs are made of: sampling, optimizer, loss, reward, devices."""
+
+import dataclasses
+import math
+from typing import Literal
+
+from othink_jax.config.checks import require
+
+Grader = Literal["strict", "r1v"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How completions are drawn."""
+
+    max_new_tokens: int = 512  # length limit of a completion, tokens
+    temperature: float = 1.0  # divides the logits; 0 decodes greedily
+    top_k: int = 50  # keep the k likeliest tokens; 0 keeps all. 50 is R1-V's unstated default
+    top_p: float = 1.0  # keep the smallest set of tokens whose probability reaches top_p
+    # Tokens that stand in the prompt or the completion already have their logits divided by this
+    # (multiplied, if negative); 1 is none (CTRL, arXiv 1909.05858)
+    repetition_penalty: float = 1.0
+    min_new_tokens: int = 0  # a completion does not end before it has so many tokens
+
+    def __post_init__(self) -> None:
+        require(self.max_new_tokens >= 1, f"max_new_tokens must be >= 1, got {self.max_new_tokens}")
+        require(self.temperature >= 0, f"temperature must be >= 0, got {self.temperature}")
+        require(self.top_k >= 0, f"top_k must be >= 0 (0 keeps all), got {self.top_k}")
+        require(0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p}")
+        require(
+            0 < self.repetition_penalty < math.inf,
+            f"repetition_penalty must be > 0 and finite, got {self.repetition_penalty}",
+        )
+        require(
+            0 <= self.min_new_tokens <= self.max_new_tokens,
+            f"min_new_tokens must be >= 0 and at most max_new_tokens, got {self.min_new_tokens}",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW behind a global-norm clip."""
+
+    learning_rate: float = 1e-6  # peak
+    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"  # decay to 0 over the run
+    warmup_fraction: float = 0.0  # share of the updates spent rising linearly from 0
+    b1: float = 0.9  # decay of the mean of gradients
+    b2: float = 0.999  # decay of the mean of their squares
+    eps: float = 1e-8  # added to the root of the latter
+    weight_decay: float = 0.0  # decoupled, times the learning rate, on every parameter
+    max_grad_norm: float = 1.0  # clip of the global gradient norm
+    mu_dtype: Literal["float32", "bfloat16"] = "float32"  # that the mean of gradients is stored in
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.learning_rate < math.inf,
+            f"learning_rate must be > 0 and finite, got {self.learning_rate}",
+        )
+        for name in ("b1", "b2"):
+            require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1)")
+        require(self.eps > 0, f"eps must be > 0, got {self.eps}")
+        require(self.weight_decay >= 0, f"weight_decay must be >= 0, got {self.weight_decay}")
+        require(
+            0 <= self.warmup_fraction < 1,
+            f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}",
+        )
+        require(self.max_grad_norm > 0, f"max_grad_norm must be > 0, got {self.max_grad_norm}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Low-rank adapters (arXiv 2106.09685) of all linear layers of the text tower's blocks."""
+
+    lora_rank: int = 16  # of the matrix that is added to a layer's own
+    lora_alpha: float = 32.0  # that matrix is multiplied by lora_alpha / lora_rank
+
+    def __post_init__(self) -> None:
+        require(self.lora_rank >= 1, f"lora_rank must be >= 1, got {self.lora_rank}")
+        require(
+            0 < self.lora_alpha < math.inf,
+            f"lora_alpha must be > 0 and finite, got {self.lora_alpha}",
+        )
+
+    @property
+    def scale(self) -> float:
+        """What the product of an adapter's two factors is multiplied by."""
+        return self.lora_alpha / self.lora_rank
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KLConfig:
+    """The weight of the KL term. `dynamic` is GRPO-D (Eq. 3), `constant` is plain GRPO."""
+
+    kl_schedule: Literal["dynamic", "constant"] = "dynamic"
+    kl_min: float = 0.04  # lowest weight (dynamic); the paper: 0.04 for counting, 0.0 for geometry
+    # highest weight (dynamic); the paper: 0.10 for counting, 0.02 for geometry
+    kl_max: float = 0.10
+    exploration_fraction: float = 0.3  # w / t: share of the updates spent falling to `kl_min`
+    kl_value: float = 0.04  # the weight (constant); the paper's best: 0.04 counting, 0.01 geometry
+
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.kl_min <= self.kl_max,
+            f"kl_min must be >= 0 and at most kl_max, got min {self.kl_min} and max {self.kl_max}",
+        )
+        require(self.kl_max < math.inf, "kl_max must be finite")
+        require(
+            0 < self.exploration_fraction < 1,
+            f"exploration_fraction must be in (0, 1), got {self.exploration_fraction}",
+        )
+        require(
+            0 <= self.kl_value < math.inf, f"kl_value must be >= 0 and finite, got {self.kl_value}"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The surrogate of Eq. 4 and the advantages of Eq. 2."""
+
+    clip_low: float = 0.2  # the ratio is clipped to [1 - clip_low, 1 + clip_high]
+    clip_high: float = 0.2
+    advantage_ddof: int = 1  # of the group's standard deviation; R1-V: 1
+    advantage_eps: float = 1e-4  # added to the group's standard deviation; R1-V: 1e-4
+    logp_chunk: int = 1024  # tokens whose logits exist at one time
+
+    def __post_init__(self) -> None:
+        require(0 < self.clip_low < 1, f"clip_low must be in (0, 1), got {self.clip_low}")
+        require(self.clip_high > 0, f"clip_high must be > 0, got {self.clip_high}")
+        require(
+            self.advantage_ddof in (0, 1),
+            f"advantage_ddof must be 0 or 1, got {self.advantage_ddof}",
+        )
+        require(self.advantage_eps > 0, f"advantage_eps must be > 0, got {self.advantage_eps}")
+        require(self.logp_chunk >= 1, f"logp_chunk must be >= 1, got {self.logp_chunk}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """R = R_accuracy + format_weight * R_format (Eq. 1)."""
+
+    format_weight: float = 1.0  # alpha
+    grader: Grader = "strict"  # `r1v` reproduces R1-V's published verdicts, quirks included
+    grading_timeout_s: float = 5.0  # wall-clock limit for grading one completion, seconds
+    grading_workers: int = 2  # processes that grade what the fast path cannot
+
+    def __post_init__(self) -> None:
+        require(self.format_weight >= 0, f"format_weight must be >= 0, got {self.format_weight}")
+        require(
+            self.grading_timeout_s > 0,
+            f"grading_timeout_s must be > 0, got {self.grading_timeout_s}",
+        )
+        require(
+            self.grading_workers >= 1, f"grading_workers must be >= 1, got {self.grading_workers}"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How one update is spread over devices."""
+
+    # jit: one device; pmap: a replica on each device, prompts divided; mesh: parameters and moments
+    # divided as well
+    strategy: Literal["jit", "pmap", "mesh"] = "jit"
+    devices: int | None = None  # how many (pmap, mesh); all that are visible if not given
+    tensor: int = 1  # devices that every layer is cut over (mesh); prompts are cut over the others
+
+    def __post_init__(self) -> None:
+        require(self.devices is None or self.devices >= 1, "devices must be >= 1")
+        require(self.tensor >= 1, f"tensor must be >= 1, got {self.tensor}")
+        require(
+            self.tensor == 1 or self.strategy == "mesh",
+            f"--tensor {self.tensor} needs --strategy mesh",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProcessConfig:
+    """How the processes of a run find each other; of a run of one process, nothing is given.
+
+    It is no part of a run's settings: a run may go on with another number of processes.
+    """
+
+    distributed: bool = False  # several processes, as SLURM, a TPU pod or Open MPI tells JAX
+    coordinator: str | None = None  # HOST:PORT of process 0, where nobody tells
+    num_processes: int | None = None  # with a coordinator
+    process_id: int | None = None  # with a coordinator; from 0
+
+    def __post_init__(self) -> None:
+        given = [value is not None for value in dataclasses.astuple(self)[1:]]
+        require(
+            all(given) or not any(given),
+            "--coordinator, --num-processes and --process-id go together",
+        )

@@ -1,0 +1,80 @@
+"""Settings as JSON, and the record that a run keeps of its own."""
+
+import dataclasses
+import json
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from othink_jax.config.checks import require
+from othink_jax.config.runs import GRPOConfig, SFTConfig, TrainingConfig
+from othink_jax.errors import UserError
+from othink_jax.files import read_json
+
+_C = TypeVar("_C")
+_RUNS: dict[str, type[TrainingConfig]] = {cls.kind: cls for cls in (GRPOConfig, SFTConfig)}
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as a JSON object; paths become strings."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def from_dict(cls: type[_C], values: dict[str, Any]) -> _C:
+    """The inverse of `to_dict`; raises UserError on a setting that `cls` does not have."""
+    hints = {
+        name: hint
+        for name, hint in typing.get_type_hints(cls).items()
+        if typing.get_origin(hint) is not typing.ClassVar
+    }
+    unknown = sorted(values.keys() - hints.keys())
+    require(not unknown, f"unknown settings of {cls.__name__}: {', '.join(unknown)}")
+    made = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(hints[name]):
+            value = from_dict(hints[name], value)
+        elif hints[name] in (Path, Path | None) and value is not None:
+            value = Path(value)
+        made[name] = value
+    return cls(**made)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What config.json of a run directory says."""
+
+    kind: str  # the command that made it
+    config: TrainingConfig
+    total_steps: int
+    started: str  # an ISO time
+    versions: dict[str, str]  # of the packages that matter
+    device: str
+
+
+def is_run(directory: Path) -> bool:
+    """Whether there is a config.json that is a run's, and not a model's.
+
+    Raises:
+      UserError: it is no JSON object.
+    """
+    path = directory / "config.json"
+    return path.is_file() and "kind" in read_json(path)
+
+
+def read_run(directory: Path) -> RunRecord:
+    """The record of a run.
+
+    Raises:
+      UserError: there is no run of a known kind, or its settings cannot be used.
+    """
+    path = directory / "config.json"
+    require(path.is_file(), f"{directory} is not a run directory: it has no config.json")
+    values = read_json(path)
+    broken = f"{directory} is not a run directory: its config.json does not hold a run's settings"
+    require("kind" in values, broken)
+    kind = str(values["kind"])
+    require(kind in _RUNS, f"{directory} is a run of kind {kind!r}, of which nothing is known here")
+    try:
+        return RunRecord(**values | {"config": from_dict(_RUNS[kind], values["config"])})
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(broken) from error

@@ -1,0 +1,129 @@
+"""The settings of whole runs: training by each method, and evaluation."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from othink_jax.config.checks import require, require_seed
+from othink_jax.config.data import DataConfig
+from othink_jax.config.parts import (
+    KLConfig,
+    LoRAConfig,
+    LossConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RewardConfig,
+    SamplingConfig,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What all methods of training have in common."""
+
+    kind: ClassVar[str]  # of run: the command that makes it, and what its config.json says
+
+    model: str  # Hugging Face directory or hub id, Orbax checkpoint, run directory, or `tiny`
+    out: Path  # run directory
+    data: DataConfig
+    steps: int | None = None  # updates; if not given, `epochs` over the data
+    epochs: float  # passes over a data set
+    prompts_per_step: int = 16  # B, over all devices; R1-V: 8 devices x 1 x 2 accumulated
+    seed: int = 42  # of the order of the data and of sampling
+    # Of the computation and of what is not trained. What is trained is float32 all the same: in
+    # bfloat16, an update of 1e-6 would be lost in the rounding of nearly every weight.
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    # What of the model is trained: all of it, its text tower, or low-rank adapters of that. What is
+    # not is kept once, in `dtype`.
+    train: Literal["all", "text", "lora"] = "all"
+    micro_batches: int = 1  # pieces of a device's prompts, one at a time in memory, of one update
+    # What an update's backward pass computes again instead of keeping it in memory: nothing, all
+    # but products with weights, or whole layers
+    remat: Literal["none", "dots", "layer"] = "layer"
+    optimizer: OptimizerConfig = OptimizerConfig()  # AdamW behind a global-norm clip
+    lora: LoRAConfig = LoRAConfig()  # the adapters, with `train` = lora
+    parallel: ParallelConfig = ParallelConfig()  # how an update is spread over devices
+    checkpoint_every: int = 50  # steps between checkpoints; the last step is always saved
+    keep_checkpoints: int = 2  # how many of the last ones stay
+    wandb: bool = False  # also log to Weights & Biases (extra `wandb`)
+
+    def __post_init__(self) -> None:
+        self._require_positive("prompts_per_step", "micro_batches", "checkpoint_every")
+        require(self.steps is None or self.steps >= 1, f"steps must be >= 1, got {self.steps}")
+        require(0 < self.epochs < math.inf, f"epochs must be > 0, got {self.epochs}")
+        require_seed("seed", self.seed)
+        require(self.keep_checkpoints >= 1, "keep_checkpoints must be >= 1")
+
+    def _require_positive(self, *names: str) -> None:
+        for name in names:
+            require(getattr(self, name) >= 1, f"{name} must be >= 1, got {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GRPOConfig(TrainingConfig):
+    """One GRPO run. The defaults are R1-V's."""
+
+    kind: ClassVar[str] = "grpo"
+
+    epochs: float = 2.0  # passes over a data set
+    group_size: int = 8  # G completions a prompt
+    inner_updates: int = 1  # updates made from one rollout; 1 is strictly on-policy
+    sampling: SamplingConfig = SamplingConfig()  # how completions are drawn
+    loss: LossConfig = LossConfig()  # the surrogate of Eq. 4 and the advantages of Eq. 2
+    kl: KLConfig = KLConfig()  # the weight of the KL term (Eq. 3)
+    reward: RewardConfig = RewardConfig()  # what a completion is worth (Eq. 1)
+    sample_every: int = 10  # steps between stored sample completions
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_positive("inner_updates", "sample_every")
+        require(
+            self.group_size >= 2,
+            f"group_size must be >= 2 (advantages compare), got {self.group_size}",
+        )
+        require(
+            self.sampling.temperature > 0,
+            "sampling.temperature must be > 0: greedy completions of one prompt are all the same",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SFTConfig(TrainingConfig):
+    """One run of supervised fine-tuning on the data's own solutions. The defaults are R1-V's."""
+
+    kind: ClassVar[str] = "sft"
+
+    epochs: float = 1.0  # passes over a data set
+    optimizer: OptimizerConfig = OptimizerConfig(
+        learning_rate=2e-5, lr_schedule="cosine", warmup_fraction=0.1
+    )  # AdamW behind a global-norm clip
+    # A longer solution, its end token counted, is never cut: it is skipped and counted. R1-V allows
+    # 4096 tokens together with the prompt, of which `max_prompt_tokens` takes 1024
+    max_completion_tokens: int = 3072
+    logp_chunk: int = 1024  # tokens whose logits exist at one time
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_positive("max_completion_tokens", "logp_chunk")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """One evaluation: greedy decoding over a test set."""
+
+    model: str  # Hugging Face directory or hub id, Orbax checkpoint, run directory, or `tiny`
+    out: Path  # directory for predictions.jsonl and result.json
+    data: DataConfig
+    count: int = 500  # examples of a synthetic task; a data set is evaluated whole unless limited
+    batch_size: int = 16  # prompts decoded together
+    sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_new_tokens=1024)
+    reward: RewardConfig = RewardConfig()
+    seed: int = 0  # of sampling, where temperature > 0
+    stage: Literal["before", "after"] | None = None  # training it belongs to, for a run's report
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of parameters and computation
+
+    def __post_init__(self) -> None:
+        require(self.count >= 1, f"count must be >= 1, got {self.count}")
+        require(self.batch_size >= 1, f"batch_size must be >= 1, got {self.batch_size}")
+        require_seed("seed", self.seed)

@@ -1,0 +1,71 @@
+"""What a run does, in the words of its page and of its model card."""
+
+import dataclasses
+
+from othink_jax.config import GRPOConfig, KLConfig, SFTConfig, TrainingConfig
+from othink_jax.report.curves import GRPO_CURVES, SFT_CURVES, Curve
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+    """A method of training, as one run uses it."""
+
+    name: str
+    explained: str  # what follows "with <name>: "
+    a_step: tuple[str, str]  # what a step is made from: its name, how many
+    settings: tuple[tuple[str, str], ...]  # further ones of interest: name, value
+    curves: tuple[Curve, ...]
+    samples: bool  # whether it stores sample completions
+
+
+def describe(config: TrainingConfig) -> Method:
+    """The method of a run with these settings."""
+    if isinstance(config, GRPOConfig):
+        return _grpo(config)
+    assert isinstance(config, SFTConfig)  # there is no other kind
+    return Method(
+        name="SFT",
+        explained="supervised fine-tuning on the solutions of the data, token by token",
+        a_step=("examples a step", str(config.prompts_per_step)),
+        settings=(("longest solution", f"{config.max_completion_tokens} tokens"),),
+        curves=SFT_CURVES,
+        samples=False,
+    )
+
+
+def _grpo(config: GRPOConfig) -> Method:
+    sampling, reward = config.sampling, config.reward
+    drawn = (
+        f"temperature {sampling.temperature:g}, top-k {sampling.top_k}, top-p {sampling.top_p:g},"
+        f" at most {sampling.max_new_tokens} tokens"
+    )
+    return Method(
+        name="GRPO-D" if config.kl.kl_schedule == "dynamic" else "GRPO",
+        explained=f"group-relative policy optimisation with {weight_in_words(config.kl)}",
+        a_step=("completions a step", f"{config.prompts_per_step} prompts × {config.group_size}"),
+        settings=(
+            ("sampling", drawn),
+            ("reward", f"accuracy ({reward.grader}) + {reward.format_weight:g} format"),
+        ),
+        curves=GRPO_CURVES,
+        samples=True,
+    )
+
+
+def weight_in_words(kl: KLConfig) -> str:
+    """The KL weight over the run, in words (Eq. 3)."""
+    if kl.kl_schedule == "constant":
+        return f"a constant KL weight β = {kl.kl_value:g}"
+    middle = (kl.kl_min + kl.kl_max) / 2
+    return (
+        f"a dynamic KL weight: β falls from {middle:g} to {kl.kl_min:g} over the first"
+        f" {kl.exploration_fraction:.0%} of the updates and then climbs to {kl.kl_max:g}"
+    )
+
+
+def trained_part(config: TrainingConfig) -> str:
+    """What of the model a run trains, for people."""
+    if config.train == "lora":
+        lora = config.lora
+        return f"adapters of the text tower (rank {lora.lora_rank}, alpha {lora.lora_alpha:g})"
+    return {"all": "the whole model", "text": "the text tower"}[config.train]

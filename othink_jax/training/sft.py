@@ -1,0 +1,53 @@
+"""Supervised fine-tuning on the data's own solutions: the answer is learned, the prompt is not."""
+
+from pathlib import Path
+from typing import Any
+
+from othink_jax.checkpoint.load import Checkpoint
+from othink_jax.config import SFTConfig
+from othink_jax.training import processes
+from othink_jax.training.loop import Trainer, begin, common_length, go_on
+from othink_jax.training.programs import compile_sft
+from othink_jax.training.records import Clock
+from othink_jax.training.run_directory import RunDirectory
+from othink_jax.training.state import TrainState
+from othink_jax.types import SFTBatch
+
+
+class SFTTrainer(Trainer[SFTConfig]):
+    """One run, from its directory; `train` and `resume` are the ways in."""
+
+    def __init__(self, config: SFTConfig, checkpoint: Checkpoint) -> None:
+        super().__init__(config, checkpoint, max_completion_tokens=config.max_completion_tokens)
+        self.compiled = compile_sft(checkpoint, config, self.parallel, self.tx)
+
+    def step(
+        self, step: int, state: TrainState, directory: RunDirectory
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """One update from the solutions of a batch."""
+        clock = Clock()
+        _, encoded, prompts = self.next_prompts(state)
+        answers = [prompt.completion for prompt in encoded if prompt.completion is not None]
+        length = common_length(max(map(len, answers)), self.config.max_completion_tokens)
+        completions, mask = self.checkpoint.processor.batch_completions(answers, length)
+        batch = SFTBatch(
+            prompts=prompts,
+            completions=self.parallel.shard(completions),
+            mask=self.parallel.shard(mask),
+        )
+        clock.lap("data")
+        state, figures = self.update(state, batch)
+        clock.lap("update")
+        records = processes.exchange({"tokens": int(mask.sum()), "skipped": self.skipped()})
+        figures["tokens"] = sum(record["tokens"] for record in records)
+        return state, self.row(step, figures, records, clock)
+
+
+def train(config: SFTConfig) -> Path:
+    """Start a run in `config.out` and take it to its end; see `loop.begin`."""
+    return begin(SFTTrainer, config)
+
+
+def resume(path: Path) -> Path:
+    """Continue the run in `path` from its last checkpoint; see `loop.go_on`."""
+    return go_on(SFTTrainer, SFTConfig, path)
