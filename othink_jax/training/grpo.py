@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jaxtyping import Array, Float, Int
 
 from othink_jax import rl
@@ -19,6 +20,7 @@ from othink_jax.rewards import Grade, GradingPool
 from othink_jax.sampling import prompt_keys
 from othink_jax.training import processes
 from othink_jax.training.loop import Trainer, begin, common_length, go_on
+from othink_jax.training.optimizer import kl_schedule, make_optimizer
 from othink_jax.training.partial import join, own_of_reference
 from othink_jax.training.programs import GRPOPrograms, compile_grpo
 from othink_jax.training.records import Clock, rollout_metrics, rollout_record, sample_rows
@@ -41,15 +43,25 @@ def _cut_padding(rollout: Rollout) -> Rollout:
 
 
 class GRPOTrainer(Trainer[GRPOConfig]):
-    """One run, from its directory; `train` and `resume` are the ways in."""
+    """One run, from its directory; `train` and `resume` are the ways in.
+
+    A subclass may have another loss or another optimizer, whose state holds the KL weight: `begin`
+    and `go_on` of `training.loop` take it in the place of this class.
+    """
 
     compiled: GRPOPrograms
+    loss = staticmethod(rl.grpo_loss)
 
     def __init__(self, config: GRPOConfig, checkpoint: Checkpoint) -> None:
-        super().__init__(config, checkpoint, updates_per_step=config.inner_updates, kl=config.kl)
+        super().__init__(config, checkpoint, updates_per_step=config.inner_updates)
         own = self.parallel.replicate(own_of_reference(checkpoint, config))
         self.reference = join(own, self.frozen)
-        self.compiled = compile_grpo(checkpoint, config, self.parallel, self.tx)
+        self.compiled = compile_grpo(checkpoint, config, self.parallel, self.tx, self.loss)
+
+    def optimizer(self, updates: int) -> optax.GradientTransformationExtraArgs:
+        """With the KL weight that the settings ask for."""
+        schedule = kl_schedule(self.config.kl, updates)
+        return make_optimizer(self.config.optimizer, schedule, updates)
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import jax
+import optax
 
 from othink_jax.checkpoint.load import Checkpoint, load
 from othink_jax.checkpoint.orbax_model import save_model
 from othink_jax.checkpoint.store import TrainingStore
 from othink_jax.checkpoint.tensors import in_memory
-from othink_jax.config import KLConfig, TrainingConfig
+from othink_jax.config import TrainingConfig
 from othink_jax.data.example import Example
 from othink_jax.data.loader import PromptLoader
 from othink_jax.data.processing import EncodedPrompt, PadTo
@@ -26,7 +27,7 @@ from othink_jax.errors import UserError
 from othink_jax.training import processes
 from othink_jax.training.console import Monitor
 from othink_jax.training.interrupt import StopRequest
-from othink_jax.training.optimizer import kl_schedule, learning_rate_schedule, make_optimizer
+from othink_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from othink_jax.training.parallel import make_parallel
 from othink_jax.training.partial import Params, divide, join, loaded_dtype
 from othink_jax.training.programs import Programs
@@ -51,7 +52,6 @@ class Trainer(abc.ABC, Generic[_Config]):
         checkpoint: Checkpoint,
         *,
         updates_per_step: int = 1,
-        kl: KLConfig | None = None,
         max_completion_tokens: int | None = None,
     ) -> None:
         """Check and build everything that can be wrong before a byte is written.
@@ -60,7 +60,6 @@ class Trainer(abc.ABC, Generic[_Config]):
           config: of the run.
           checkpoint: the model that it starts from.
           updates_per_step: updates of the parameters in a step.
-          kl: the KL weight that the optimizer's state carries, if the method has one.
           max_completion_tokens: of the solutions, if the method learns from them; see
             `PromptLoader`.
         """
@@ -74,8 +73,7 @@ class Trainer(abc.ABC, Generic[_Config]):
         self.steps = total_steps(config, len(source))
         self.updates_per_step = updates_per_step
         updates = self.steps * updates_per_step
-        schedule = None if kl is None else kl_schedule(kl, updates)
-        self.tx = make_optimizer(config.optimizer, schedule, updates)
+        self.tx = self.optimizer(updates)
         self.learning_rate = learning_rate_schedule(config.optimizer, updates)
         parts = divide(checkpoint, config)
         self.frozen = self.parallel.replicate(parts.frozen)
@@ -94,6 +92,10 @@ class Trainer(abc.ABC, Generic[_Config]):
         begin = self.loader.get_state()
         next(self.loader)  # there is at least one batch that can be used
         self.loader.set_state(begin)
+
+    def optimizer(self, updates: int) -> optax.GradientTransformationExtraArgs:
+        """What makes the updates of the run, so many in all."""
+        return make_optimizer(self.config.optimizer, None, updates)
 
     @abc.abstractmethod
     def step(

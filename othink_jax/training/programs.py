@@ -13,11 +13,12 @@ from othink_jax.checkpoint.load import Checkpoint
 from othink_jax.config import GRPOConfig, SFTConfig, TrainingConfig
 from othink_jax.model.log_probs import completion_logp
 from othink_jax.model.qwen2_vl import merge
+from othink_jax.rl import grpo_loss
 from othink_jax.sampling import make_sampler
 from othink_jax.training.parallel import Parallel
 from othink_jax.training.partial import Params, join, policy_graphdef
 from othink_jax.training.state import TrainState
-from othink_jax.training.update import Metrics, cut_rows, grpo_update, join_rows, sft_update
+from othink_jax.training.update import LossFn, Metrics, cut_rows, grpo_update, join_rows, sft_update
 from othink_jax.types import Prompts, Rollout
 
 
@@ -46,6 +47,7 @@ def compile_grpo(
     config: GRPOConfig,
     parallel: Parallel,
     tx: optax.GradientTransformation,
+    loss: LossFn = grpo_loss,
 ) -> GRPOPrograms:
     """The programs of a GRPO run. Log-probabilities and updates take prompts in `micro_batches`.
 
@@ -66,7 +68,7 @@ def compile_grpo(
         rows = cut_rows((prompts, completions), config.micro_batches)
         return join_rows(jax.lax.map(of_piece, rows))
 
-    update = functools.partial(grpo_update, tx=tx, config=config.loss)
+    update = functools.partial(grpo_update, tx=tx, config=config.loss, loss=loss)
     sampler = make_sampler(policy, processor, config.sampling, group_size=config.group_size)
     policy_logp = parallel.apply(functools.partial(logp, policy))
     same = policy is reference  # then what was compiled for one may serve the other

@@ -22,6 +22,9 @@ _Batch = TypeVar("_Batch", GRPOBatch, SFTBatch)
 # or of a piece. What it returns outside `batch.mask` does not matter.
 LogpFn = Callable[[PyTree, _Batch], Float[Array, "B G T"]]
 
+# Of the arguments of `rl.grpo_loss`: the loss, and metrics of which `kl` is one.
+LossFn = Callable[..., tuple[Float[Array, ""], Metrics]]
+
 
 def grpo_update(
     state: TrainState,
@@ -30,6 +33,7 @@ def grpo_update(
     logp_fn: LogpFn[GRPOBatch],
     tx: optax.GradientTransformation,
     config: LossConfig,
+    loss: LossFn = grpo_loss,
     micro_batches: int = 1,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
@@ -47,6 +51,8 @@ def grpo_update(
         logp_fn: of the policy, see `LogpFn`.
         tx: an optimizer; it is handed the measured KL as the extra argument `kl`.
         config: the clip of the ratio.
+        loss: `rl.grpo_loss`, or a function like it. Where it is not a mean over sequences, the
+            average over pieces and shares is not that of the whole batch.
         micro_batches: pieces; divides the number of prompts.
         axis_name: of the mapped axis that this runs under; None outside of one.
 
@@ -63,7 +69,7 @@ def grpo_update(
 
     def loss_fn(params: PyTree, batch: GRPOBatch) -> tuple[Float[Array, ""], Metrics]:
         logp = logp_fn(params, batch)
-        loss, metrics = grpo_loss(
+        value, metrics = loss(
             logp,
             logp if batch.old_logp is None else batch.old_logp,
             batch.ref_logp,
@@ -74,7 +80,7 @@ def grpo_update(
             clip_high=config.clip_high,
         )
         length = batch.mask.sum(axis=-1).mean()
-        return loss, metrics | {"loss": loss, "completion_length": length}
+        return value, metrics | {"loss": value, "completion_length": length}
 
     gradient, metrics = _mean_gradient(loss_fn, state.params, batch, micro_batches, axis_name)
     return _make_step(state, gradient, metrics | {"beta": beta}, tx, kl=metrics["kl"])
