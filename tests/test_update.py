@@ -1,6 +1,7 @@
 """One GRPO update."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -333,3 +334,28 @@ def test_optimizer_without_a_kl_weight_is_refused():
     tx = optax.sgd(1.0)
     with pytest.raises(ValueError, match="put carry_kl_coef"):
         make_update(tx)(TrainState.create(toy_params(), tx), toy_batch())
+
+
+def test_another_loss_is_descended_and_a_reacting_weight_gets_the_measured_kl():
+    """Token mean and k2 in the place of Eq. 4; a KL far above the target raises the weight."""
+    loss = functools.partial(
+        rl.grpo_loss, kl_estimator=rl.kl_k2, reduce=rl.mean_over_tokens, clip_low=0.1, clip_high=0.3
+    )
+    tx = optax.chain(optax.sgd(1.0), rl.adapt_kl_coef(0.5, target=0.01))
+    params, batch = jax.tree.map(jnp.asarray, (toy_params(), toy_batch()))
+    state, metrics = grpo_update(
+        TrainState.create(params, tx), batch, logp_fn=toy_logp, tx=tx, config=CONFIG, loss=loss
+    )
+
+    def value(params):
+        logp = toy_logp(params, batch)
+        return loss(
+            *(logp, batch.old_logp, batch.ref_logp, batch.advantages, batch.mask), kl_coef=0.5
+        )[0]
+
+    expected, gradient = jax.value_and_grad(value)(params)
+    assert metrics["loss"] == pytest.approx(float(expected))
+    moved = jax.tree.map(jnp.subtract, params, state.params)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), moved, gradient)
+    assert metrics["kl"] > 0.012
+    assert rl.kl_coef(state.opt_state) == pytest.approx(0.5 * 1.02)

@@ -1,0 +1,96 @@
+"""How to try an idea: another KL schedule, another loss, with the loop of `othink-jax grpo`.
+
+Claim: none; it shows what a researcher writes.
+Command: python -m experiments.ablation_example [--steps 30]
+Cost: about a minute a variant on two CPU cores.
+Shows: the KL weight, the KL and the reward over training of six variants of GRPO on the embedded
+    model. Each is a few lines: a schedule (a function of the update's number), a KL weight that
+    reacts, a KL estimator, a reduction of the loss.
+"""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import optax
+import tyro
+
+from othink_jax import compilation_cache, rl
+from othink_jax.config import TINY_TEMPLATE, DataConfig, GRPOConfig, OptimizerConfig, SamplingConfig
+from othink_jax.training.grpo import GRPOTrainer
+from othink_jax.training.loop import begin
+from othink_jax.training.optimizer import make_optimizer
+
+
+class Cosine(GRPOTrainer):
+    """A KL weight along half a cosine: any schedule of optax will do."""
+
+    def optimizer(self, updates: int) -> optax.GradientTransformationExtraArgs:
+        schedule = optax.cosine_decay_schedule(0.1, updates)
+        return make_optimizer(self.config.optimizer, schedule, updates)
+
+
+class Linear(GRPOTrainer):
+    """A KL weight that climbs in a straight line."""
+
+    def optimizer(self, updates: int) -> optax.GradientTransformationExtraArgs:
+        schedule = optax.linear_schedule(0.0, 0.1, updates)
+        return make_optimizer(self.config.optimizer, schedule, updates)
+
+
+class Reacting(GRPOTrainer):
+    """A KL weight that reacts to the measured KL, in the same place of the optimizer's state."""
+
+    def optimizer(self, updates: int) -> optax.GradientTransformationExtraArgs:
+        reacting = rl.adapt_kl_coef(0.07, target=0.05)
+        return optax.chain(make_optimizer(self.config.optimizer, None, updates), reacting)
+
+
+class SquaredKL(GRPOTrainer):
+    """Another estimator of the KL."""
+
+    loss = staticmethod(functools.partial(rl.grpo_loss, kl_estimator=rl.kl_k2))
+
+
+class ConstantLength(GRPOTrainer):
+    """The loss of Dr. GRPO: no sequence's length scales its gradient."""
+
+    loss = staticmethod(functools.partial(rl.grpo_loss, reduce=rl.mean_over_length(40)))
+
+
+VARIANTS = (GRPOTrainer, Linear, Cosine, Reacting, SquaredKL, ConstantLength)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AblationConfig:
+    """What is common to all variants."""
+
+    steps: int = 30
+    out: Path = Path("runs/ablation")
+
+
+def main(config: AblationConfig) -> None:
+    compilation_cache.enable()
+    print(f"{'variant':<16}{'beta, first and last':>22}{'KL':>8}{'reward':>8}")
+    for variant in VARIANTS:
+        run = GRPOConfig(
+            model="tiny",
+            out=config.out / variant.__name__,
+            data=DataConfig(
+                task="counting", template=TINY_TEMPLATE, min_pixels=None, max_pixels=None
+            ),
+            steps=config.steps,
+            prompts_per_step=8,
+            sampling=SamplingConfig(max_new_tokens=40, top_k=0),
+            optimizer=OptimizerConfig(learning_rate=1e-4, lr_schedule="constant"),
+            remat="none",
+        )
+        rows = (begin(variant, run) / "metrics.jsonl").read_text().splitlines()
+        first, last = json.loads(rows[0]), json.loads(rows[-1])
+        betas = f"{first['beta']:.3f} {last['beta']:.3f}"
+        print(f"{variant.__name__:<16}{betas:>22}{last['kl']:>8.3f}{last['reward']:>8.2f}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(AblationConfig, description=__doc__))

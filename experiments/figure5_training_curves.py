@@ -1,0 +1,70 @@
+"""Figure 5: rewards over training with GRPO-D.
+
+Claim (paper): the format reward rises within about 50 steps, the accuracy reward slowly and
+    steadily.
+Command: python -m experiments.figure5_training_curves
+Cost: nothing beside table 1, whose runs it shows.
+Shows: both rewards at each step, smoothed, on both tasks; each seed, and the mean.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from experiments.lab.cells import Cell
+from experiments.lab.experiment import Experiment, Result, main
+from experiments.lab.scales import TASKS, Task
+from experiments.lab.scores import metrics_of
+from experiments.lab.tables import Table, percent
+from othink_jax.report.curves import smooth, smoothing_window
+
+REWARDS = ("reward_format", "reward_accuracy")
+_SHARE = 0.1  # of the steps: the beginning and the end that the table shows
+
+
+class TrainingCurves(Experiment):
+    name: ClassVar[str] = "figure5_training_curves"
+
+    def _cell(self, task: Task, seed: int) -> Cell:
+        return self.scale.cell("grpo_d", task, seed)
+
+    def cells(self) -> Sequence[Cell]:
+        return [self._cell(task, seed) for task in TASKS for seed in self.seeds]
+
+    def result(self) -> Result:
+        runs = {
+            task: [metrics_of(self.options.root, self._cell(task, seed)) for seed in self.seeds]
+            for task in TASKS
+        }
+        figure, panels = plt.subplots(1, len(TASKS), figsize=(9, 3.2), layout="constrained")
+        rows = []
+        for panel, (task, found) in zip(panels, runs.items(), strict=True):
+            for color, reward in zip(("C2", "C0"), REWARDS, strict=True):
+                curves = np.array([[row[reward] for row in run] for run in found])
+                window = smoothing_window(curves.shape[1])
+                steps = np.arange(1, curves.shape[1] + 1)
+                for curve in curves:
+                    panel.plot(steps, smooth(curve, window), color=color, alpha=0.2)
+                label = reward.removeprefix("reward_")
+                panel.plot(steps, smooth(curves.mean(axis=0), window), color=color, label=label)
+                few = max(1, round(_SHARE * curves.shape[1]))
+                ends = curves[:, :few].mean(), curves[:, -few:].mean()
+                rows.append([task, label, *map(percent, ends)])
+            panel.set(title=task, xlabel="step", ylabel="reward", ylim=(0, 1.03))
+            panel.legend(frameon=False)
+        table = Table(
+            title="Rewards of GRPO-D while it trains (%, mean over seeds)",
+            columns=["task", "reward", "first tenth of the steps", "last tenth"],
+            rows=rows,
+        )
+        numbers = {
+            task: {reward: [[row[reward] for row in run] for run in found] for reward in REWARDS}
+            for task, found in runs.items()
+        }
+        return Result(tables=[table], figure=figure, numbers=numbers)
+
+
+if __name__ == "__main__":
+    main(TrainingCurves, __doc__)

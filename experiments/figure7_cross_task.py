@@ -1,0 +1,123 @@
+"""Figure 7: what is left on a task after training on the other one.
+
+Claim (paper, 2B, relative change of accuracy): trained on geometry and tested on counting, SFT is
+    about the base, GRPO-D +63.53% over the base; trained on counting and tested on geometry, SFT
+    -77.77%, GRPO-D +4.25% over the base.
+Command: python -m experiments.figure7_cross_task
+Cost: nothing beside table 1, whose runs it tests on the other task.
+Shows: relative change over the base of each method, each seed, beside the published one; accuracy,
+    at temperature 1 too; McNemar's tests on the same questions.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from experiments.lab.cells import Cell
+from experiments.lab.experiment import Experiment, Result, main
+from experiments.lab.scales import METHODS, TITLES, Task
+from experiments.lab.scores import Score, score_of
+from experiments.lab.tables import Table, percent, with_interval
+from experiments.table1_same_task import comparison_table, summary
+from othink_jax.statistics import mean_interval
+
+WAYS: tuple[tuple[Task, Task], ...] = (("geometry", "counting"), ("counting", "geometry"))
+# Relative change over the base.
+PUBLISHED = {
+    ("geometry", "sft"): 0.0,
+    ("geometry", "grpo_d"): 0.6353,
+    ("counting", "sft"): -0.7777,
+    ("counting", "grpo_d"): 0.0425,
+}
+
+
+class CrossTask(Experiment):
+    name: ClassVar[str] = "figure7_cross_task"
+
+    def cells(self) -> Sequence[Cell]:
+        trained = [
+            self.scale.cell(method, task, seed)
+            for task, _ in WAYS
+            for seed in self.seeds
+            for method in METHODS
+        ]
+        return [self.scale.base(), *trained]
+
+    def scores(self, trained: Task, tested: Task) -> dict[str, list[Score]]:
+        """Of the base and of each method, one a seed."""
+        root, test = self.options.root, self.scale.test(tested)
+        found = {"base": [score_of(root, self.scale.base(), test)]}
+        for method in METHODS:
+            cells = [self.scale.cell(method, trained, seed) for seed in self.seeds]
+            found[method] = [score_of(root, cell, test) for cell in cells]
+        return found
+
+    def result(self) -> Result:
+        scores = {way: self.scores(*way) for way in WAYS}
+        tables = [change_table(scores)]
+        for (trained, tested), found in scores.items():
+            tables.append(comparison_table(found, f"{tested}, trained on {trained}"))
+        numbers = {
+            f"{trained} to {tested}": {m: [s.accuracy for s in found] for m, found in by.items()}
+            for (trained, tested), by in scores.items()
+        }
+        return Result(tables=tables, figure=bars(scores), numbers=numbers)
+
+
+def changes(by_method: dict[str, list[Score]], method: str) -> list[float]:
+    """Relative change of accuracy over the base, one a seed."""
+    base = by_method["base"][0].accuracy
+    return [score.accuracy / base - 1 for score in by_method[method]]
+
+
+def change_table(scores: dict[tuple[Task, Task], dict[str, list[Score]]]) -> Table:
+    """Ours beside the published changes."""
+    rows = []
+    for (trained, tested), by_method in scores.items():
+        for method in ("base", *METHODS):
+            published = PUBLISHED.get((trained, method))
+            change = (
+                ""
+                if method == "base"
+                else with_interval(*mean_interval(changes(by_method, method)))
+            )
+            rows.append(
+                [
+                    f"{trained} to {tested}",
+                    TITLES[method],
+                    summary(by_method[method]),
+                    change,
+                    "" if published is None else percent(published),
+                    " ".join(percent(score.accuracy) for score in by_method[method]),
+                ]
+            )
+    return Table(
+        title="Accuracy on the task that was not trained on (%, greedy)",
+        columns=["way", "method", "accuracy", "change over base", "paper's change", "every seed"],
+        rows=rows,
+        note="Mean and 95% interval over seeds (Student's t); of the base, of questions (Wilson).",
+    )
+
+
+def bars(scores: dict[tuple[Task, Task], dict[str, list[Score]]]) -> Figure:
+    """Mean relative change of each method, a dot a seed, the paper's as an outline."""
+    figure, panels = plt.subplots(1, len(WAYS), figsize=(9, 3.4), layout="constrained")
+    for panel, (way, by_method) in zip(panels, scores.items(), strict=True):
+        for place, method in enumerate(METHODS):
+            values = [100 * change for change in changes(by_method, method)]
+            panel.bar(place, sum(values) / len(values), width=0.6, alpha=0.5)
+            panel.plot([place] * len(values), values, "k.", alpha=0.6)
+            published = PUBLISHED.get((way[0], method))
+            if published is not None:
+                panel.hlines(100 * published, place - 0.35, place + 0.35, linestyles="dashed")
+        panel.axhline(0, color="black", linewidth=0.8)
+        panel.set_xticks(range(len(METHODS)), [TITLES[method] for method in METHODS])
+        panel.set(title=" to ".join(way), ylabel="change over base, %")
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+if __name__ == "__main__":
+    main(CrossTask, __doc__)

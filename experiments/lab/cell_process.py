@@ -1,0 +1,30 @@
+"""The process of one cell: python -m experiments.lab.cell_process ROOT CORE, the cell on stdin."""
+
+import os
+import sys
+from pathlib import Path
+
+from experiments.lab.cells import Cell, run
+from othink_jax.errors import UserError
+
+
+def main() -> None:
+    root, core = Path(sys.argv[1]), int(sys.argv[2])
+    cell = Cell.from_json(sys.stdin.read())
+    if hasattr(os, "sched_setaffinity"):
+        # Before JAX starts, which makes a thread for each core that it may use.
+        os.sched_setaffinity(0, {core})
+    from othink_jax import compilation_cache
+
+    compilation_cache.enable()
+    try:
+        run(root, cell)
+    except UserError as error:
+        print(f"{cell.name}: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""A cell of an experiment: one model, trained or as it is, and its tests; kept as a directory.
+
+A cell's directory is named after its settings, so experiments that need the same model share it, a
+finished cell costs nothing, and one with other settings is another cell. An interrupted one goes on
+where it stopped.
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from othink_jax.config import EvaluateConfig, GRPOConfig, SFTConfig, from_dict, read_run, to_dict
+
+# Of settings: where something is written, which does not change what it is.
+_PLACES = ("out", "model")
+_TRAINING: dict[str, Any] = {config.kind: config for config in (GRPOConfig, SFTConfig)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One model of an experiment. `out` of its settings, and `model` of its tests, are not used."""
+
+    method: str  # base, sft, grpo, grpo_d: what a table calls it
+    model: str  # that is trained, or tested as it is
+    train: GRPOConfig | SFTConfig | None = None  # None: the model as it is
+    tests: tuple[EvaluateConfig, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Of its directory: for people, and a digest of all settings of its training."""
+        if self.train is None:
+            return f"{self.method}-{_digest(self.model)}"
+        data, seed = self.train.data, self.train.seed
+        trained_on = data.task or Path(str(data.dataset)).stem
+        digest = _digest([self.model, self.train.kind, _settings(self.train)])
+        return f"{self.method}-{trained_on}-seed{seed}-{digest}"
+
+    def to_json(self) -> str:
+        kind = None if self.train is None else self.train.kind
+        train = None if self.train is None else to_dict(self.train)
+        tests = [to_dict(test) for test in self.tests]
+        return json.dumps([self.method, self.model, kind, train, tests])
+
+    @classmethod
+    def from_json(cls, text: str) -> "Cell":
+        method, model, kind, train, tests = json.loads(text)
+        return cls(
+            method=method,
+            model=model,
+            train=None if kind is None else from_dict(_TRAINING[kind], train),
+            tests=tuple(from_dict(EvaluateConfig, test) for test in tests),
+        )
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    return {name: value for name, value in to_dict(config).items() if name not in _PLACES}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def evaluation_name(test: EvaluateConfig) -> str:
+    """Of the directory of an evaluation."""
+    data = test.data
+    asked = data.task or Path(str(data.dataset)).stem
+    decoding = "greedy" if test.sampling.temperature == 0 else "sampled"
+    return f"{asked}-{data.split}-{decoding}-{_digest(_settings(test))}"
+
+
+def evaluation_directory(root: Path, cell: Cell, test: EvaluateConfig) -> Path:
+    """Where the result of a test lies."""
+    return root / cell.name / "evaluations" / evaluation_name(test)
+
+
+def is_trained(run: Path) -> bool:
+    """Whether a run directory holds the checkpoint of its last step, which appears whole."""
+    if not (run / "config.json").is_file():
+        return False
+    return (run / "checkpoints" / str(read_run(run).total_steps)).is_dir()
+
+
+def is_done(root: Path, cell: Cell) -> bool:
+    """Whether there is nothing left to do for a cell."""
+    results = [evaluation_directory(root, cell, test) / "result.json" for test in cell.tests]
+    trained = cell.train is None or is_trained(root / cell.name)
+    return trained and all(result.is_file() for result in results)
+
+
+def run(root: Path, cell: Cell) -> None:
+    """Do what is left to do for a cell: train or go on training, then test.
+
+    Raises:
+      UserError: as training and evaluation do.
+    """
+    from othink_jax.evaluation import evaluate
+
+    directory = root / cell.name
+    if cell.train is not None and not is_trained(directory):
+        _train(directory, cell)
+    model = cell.model if cell.train is None else str(directory)
+    for test in cell.tests:
+        out = evaluation_directory(root, cell, test)
+        if not (out / "result.json").is_file():
+            evaluate(dataclasses.replace(test, model=model, out=out))
+
+
+def _train(directory: Path, cell: Cell) -> None:
+    from othink_jax.training import grpo, sft
+
+    assert cell.train is not None
+    config = dataclasses.replace(cell.train, model=cell.model, out=directory)
+    if (directory / "config.json").is_file():
+        (sft if isinstance(config, SFTConfig) else grpo).resume(directory)
+    elif isinstance(config, SFTConfig):
+        sft.train(config)
+    else:
+        grpo.train(config)

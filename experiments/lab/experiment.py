@@ -1,0 +1,110 @@
+"""What the experiments share: their options, their cells, and what they write."""
+
+import abc
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import tyro
+from matplotlib.figure import Figure
+
+from experiments.lab.cells import Cell
+from experiments.lab.runner import run_all
+from experiments.lab.scales import PaperFiles, Scale, make_scale
+from experiments.lab.tables import Table
+from othink_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of an experiment on the command line."""
+
+    scale: Literal["laptop", "paper"] = "laptop"
+    seeds: int = 5  # of training, from 0; methods are compared seed by seed
+    steps: int | None = None  # updates, where they are not the scale's own
+    runs: Path = Path("runs/experiments")  # where models and predictions lie
+    out: Path | None = None  # tables and figures; experiments/results/SCALE if not given
+    files: PaperFiles = PaperFiles()  # with the scale `paper`
+
+    def __post_init__(self) -> None:
+        if self.seeds < 2:
+            raise UserError("--seeds must be >= 2: one seed has no interval")
+
+    @property
+    def root(self) -> Path:
+        """Where the cells of this scale lie."""
+        return self.runs / self.scale
+
+    @property
+    def results(self) -> Path:
+        """Where the tables and figures of this scale go."""
+        return self.out or Path(__file__).parents[1] / "results" / self.scale
+
+    def make_scale(self) -> Scale:
+        """The settings of this scale."""
+        return make_scale(self.scale, self.files, self.steps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """What an experiment shows."""
+
+    tables: Sequence[Table]
+    figure: Figure | None = None
+    numbers: Mapping[Any, Any]  # every seed's, as JSON
+
+
+class Experiment(abc.ABC):
+    """One table or figure of the paper. Its module's docstring has the claim and the cost."""
+
+    name: ClassVar[str]
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.scale = options.make_scale()
+        self.seeds = range(options.seeds)
+
+    @abc.abstractmethod
+    def cells(self) -> Sequence[Cell]:
+        """All models and tests that it needs."""
+
+    @abc.abstractmethod
+    def result(self) -> Result:
+        """Of cells that are all done."""
+
+    def run(self) -> Result:
+        """Do what is left to do, then write tables (text, CSV, HTML), figure and numbers."""
+        run_all(self.cells(), self.options.root)
+        result = self.result()
+        write(result, self.options.results / self.name)
+        return result
+
+
+def write(result: Result, directory: Path) -> None:
+    """The files of a result; those of an earlier one are replaced."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tables = result.tables
+    (directory / "table.txt").write_text("\n".join(t.text() for t in tables), encoding="utf-8")
+    (directory / "table.csv").write_text("\n".join(t.csv() for t in tables), encoding="utf-8")
+    (directory / "table.html").write_text("\n".join(t.html() for t in tables), encoding="utf-8")
+    numbers = json.dumps(result.numbers, indent=1, ensure_ascii=False)
+    (directory / "results.json").write_text(numbers + "\n", encoding="utf-8")
+    if result.figure is not None:
+        result.figure.savefig(directory / "figure.png", dpi=130)
+        result.figure.savefig(directory / "figure.svg")
+
+
+def main(experiment: type[Experiment], description: str | None) -> None:
+    """The command of an experiment's module: exit code 1 and one line for a user's mistake."""
+    try:
+        options = tyro.cli(Options, description=description)
+        result = experiment(options).run()
+    except UserError as error:
+        print(f"{experiment.name}: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    for table in result.tables:
+        print(table.text())
+    print(options.results / experiment.name)

@@ -1,0 +1,84 @@
+"""Cells side by side, one a core, each in a process of its own; what is done is not done again."""
+
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from experiments.lab.cells import Cell, evaluation_name, is_done
+from othink_jax.errors import UserError
+
+
+def run_all(cells: Sequence[Cell], root: Path) -> None:
+    """Finish all cells, under `root`. An interrupted call, repeated, goes on where it stopped.
+
+    Raises:
+      UserError: cells failed; the others are finished. It names their logs.
+    """
+    todo: queue.SimpleQueue[Cell] = queue.SimpleQueue()
+    pending = {cell.name: cell for cell in _merged(cells) if not is_done(root, cell)}
+    for cell in pending.values():
+        todo.put(cell)
+    failed: list[Path] = []
+    columns = (TextColumn("cells"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, transient=True) as progress:
+        bar = progress.add_task("cells", total=len(pending))
+
+        def work(core: int) -> None:
+            while True:
+                try:
+                    cell = todo.get_nowait()
+                except queue.Empty:
+                    return
+                log = root / "logs" / f"{cell.name}.log"
+                if not _run_in_process(cell, root, core, log):
+                    failed.append(log)
+                progress.advance(bar)
+
+        threads = [threading.Thread(target=work, args=(core,)) for core in _cores()]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                thread.join()
+        except KeyboardInterrupt:
+            while not todo.empty():
+                todo.get_nowait()
+            for thread in threads:  # the processes have been told too: they save and stop
+                thread.join()
+            raise
+    if failed:
+        raise UserError("cells failed, see " + ", ".join(map(str, failed)))
+
+
+def _merged(cells: Sequence[Cell]) -> list[Cell]:
+    """Each model once, with all tests that are asked of it."""
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        before = found.get(cell.name)
+        tests = cell.tests if before is None else before.tests + cell.tests
+        unique = tuple({evaluation_name(test): test for test in tests}.values())
+        found[cell.name] = Cell(
+            method=cell.method, model=cell.model, train=cell.train, tests=unique
+        )
+    return list(found.values())
+
+
+def _cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+
+
+def _run_in_process(cell: Cell, root: Path, core: int, log: Path) -> bool:
+    """Whether it went well. Independent runs are fastest with a core each."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "experiments.lab.cell_process", str(root), str(core)]
+    with log.open("a", encoding="utf-8") as file:
+        done = subprocess.run(
+            command, input=cell.to_json(), text=True, stdout=file, stderr=file, check=False
+        )
+    return done.returncode == 0

@@ -1,0 +1,286 @@
+"""The settings of the experiments at their two scales: on a laptop, and as in the paper."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from experiments.lab.cells import Cell
+from othink_jax.config import (
+    TINY_TEMPLATE,
+    DataConfig,
+    EvaluateConfig,
+    GRPOConfig,
+    KLConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RewardConfig,
+    SamplingConfig,
+    SFTConfig,
+    Task,
+    from_dict,
+)
+from othink_jax.errors import UserError
+
+Method = Literal["sft", "grpo", "grpo_d"]
+METHODS: tuple[Method, ...] = ("sft", "grpo", "grpo_d")
+TASKS: tuple[Task, ...] = ("counting", "geometry")
+TITLES = {
+    "base": "base",
+    "sft": "SFT",
+    "grpo": "GRPO",
+    "grpo_d": "GRPO-D",
+    "counting": "counting",
+    "geometry": "geometry",
+}
+TUNED = Path(__file__).parents[1] / "results" / "laptop" / "tuning" / "results.json"
+
+_UNUSED = Path("unused")  # a cell has a place of its own
+
+
+class Scale(Protocol):
+    """What an experiment asks of a scale."""
+
+    def base(self) -> Cell:
+        """The model before training, with all tests."""
+
+    def cell(self, method: Method, task: Task, seed: int, **changes: Any) -> Cell:
+        """A model trained by a method on a task, with all tests.
+
+        `changes` go over fields of the training settings, or over fields of its groups.
+        """
+
+    def test(self, task: Task) -> EvaluateConfig:
+        """The greedy test of a task that the paper's tables show."""
+
+
+def changed(config: Any, changes: Mapping[str, Any]) -> Any:
+    """A config with other values of fields, its own or those of one of its groups."""
+    own = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    made = dict(changes)
+    for name, value in own.items():
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = {field.name for field in dataclasses.fields(value)}
+            inner = {key: made.pop(key) for key in fields & made.keys()}
+            if inner:
+                own[name] = dataclasses.replace(value, **inner)
+    return dataclasses.replace(config, **own | made)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """What a trial sets; the validation split chooses one for each method and task."""
+
+    learning_rate: float
+    kl: KLConfig | None = None  # of GRPO and GRPO-D
+
+
+def read_tuned(path: Path = TUNED) -> dict[tuple[Method, Task], Tuned]:
+    """The choices of `experiments.tuning`.
+
+    Raises:
+      UserError: it has not been run.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is absent: run python -m experiments.tuning first")
+    chosen = json.loads(path.read_text(encoding="utf-8"))["chosen"]
+    return {
+        (row["method"], row["task"]): Tuned(
+            learning_rate=row["learning_rate"],
+            kl=None if row["kl"] is None else from_dict(KLConfig, row["kl"]),
+        )
+        for row in chosen
+    }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Laptop:
+    """The embedded model and the synthetic tasks: every method the same updates and samples.
+
+    Few-shot for counting, as in the paper; geometry takes its training split.
+    """
+
+    steps: int = 150
+    count: int = 2000  # test questions
+    model: str = "tiny"
+    tuned: Mapping[tuple[Method, Task], Tuned]
+
+    def base(self) -> Cell:
+        return Cell(method="base", model=self.model, tests=self.tests())
+
+    def cell(self, method: Method, task: Task, seed: int, **changes: Any) -> Cell:
+        train = self._training(method, task, seed)
+        return Cell(
+            method=method,
+            model=self.model,
+            train=changed(train, changes),
+            tests=self.tests(),
+        )
+
+    def _training(self, method: Method, task: Task, seed: int) -> GRPOConfig | SFTConfig:
+        """The seed is that of data, order and sampling."""
+        tuned = self.tuned[method, task]
+        common: dict[str, Any] = {
+            "model": self.model,
+            "out": _UNUSED,
+            "data": DataConfig(
+                task=task,
+                limit=100 if task == "counting" else None,
+                limit_seed=seed,
+                template=TINY_TEMPLATE,
+                min_pixels=None,
+                max_pixels=None,
+            ),
+            "steps": self.steps,
+            "prompts_per_step": 8,
+            "seed": seed,
+            "optimizer": OptimizerConfig(learning_rate=tuned.learning_rate, lr_schedule="constant"),
+            "remat": "none",
+            "checkpoint_every": max(50, self.steps // 10),
+        }
+        if method == "sft":
+            return SFTConfig(**common, max_completion_tokens=40)
+        assert tuned.kl is not None
+        return GRPOConfig(
+            **common,
+            kl=tuned.kl,
+            sampling=SamplingConfig(max_new_tokens=40, top_k=0),
+            reward=RewardConfig(grading_workers=1),
+        )
+
+    def tests(self) -> tuple[EvaluateConfig, ...]:
+        """Both tasks and counting out of distribution, greedily and at temperature 1."""
+        sets: tuple[tuple[Task, str], ...] = (
+            ("counting", "test"),
+            ("counting", "test-ood"),
+            ("geometry", "test"),
+        )
+        return tuple(
+            self.test(task, split, temperature)
+            for task, split in sets
+            for temperature in (0.0, 1.0)
+        )
+
+    def test(self, task: Task, split: str = "test", temperature: float = 0.0) -> EvaluateConfig:
+        return EvaluateConfig(
+            model=self.model,
+            out=_UNUSED,
+            data=DataConfig(
+                task=task,
+                split=split,
+                template=TINY_TEMPLATE,
+                min_pixels=None,
+                max_pixels=None,
+                max_prompt_tokens=None,
+            ),
+            count=self.count,
+            batch_size=64,
+            sampling=SamplingConfig(temperature=temperature, max_new_tokens=40, top_k=0),
+            reward=RewardConfig(grading_workers=1),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PaperFiles:
+    """What the paper's scale needs from outside; the defaults are hub ids and R1-V's file names."""
+
+    model: str = "Qwen/Qwen2-VL-2B-Instruct"
+    counting_train: str = "leonardPKU/clevr_cogen_a_train"
+    geometry_train: str = "leonardPKU/GEOQA_R1V_Train_8K"
+    counting_test: str = "superclevr_test200_counting_problems.jsonl"
+    geometry_test: str = "geoqa_test_prompts.jsonl"
+    images: Path = Path()  # folder that the image paths of both test files are relative to
+
+
+_IN_TAGS = (
+    "the thinking process in <think> </think> and final answer (number) in <answer> </answer> tags."
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Paper:
+    """Qwen2-VL on the paper's data, with the paper's settings and, where it is silent, R1-V's."""
+
+    files: PaperFiles = PaperFiles()
+    # The paper does not say how often it goes over its 100 samples; R1-V reports 100 steps.
+    counting_steps: int = 100
+    geometry_epochs: float = 2.0
+    strategy: Literal["jit", "pmap", "mesh"] = "mesh"
+
+    def base(self) -> Cell:
+        return Cell(method="base", model=self.files.model, tests=self.tests())
+
+    def cell(self, method: Method, task: Task, seed: int, **changes: Any) -> Cell:
+        counting = task == "counting"
+        common: dict[str, Any] = {
+            "model": self.files.model,
+            "out": _UNUSED,
+            "data": DataConfig(
+                dataset=self.files.counting_train if counting else self.files.geometry_train,
+                limit=100 if counting else None,
+                limit_seed=seed,
+            ),
+            "seed": seed,
+            "dtype": "bfloat16",
+            "parallel": ParallelConfig(strategy=self.strategy),
+            **({"steps": self.counting_steps} if counting else {"epochs": self.geometry_epochs}),
+        }
+        train: GRPOConfig | SFTConfig
+        if method == "sft":
+            train = SFTConfig(**common)
+        else:
+            train = GRPOConfig(**common, kl=PAPER_KL[method, task])
+        return Cell(
+            method=method,
+            model=self.files.model,
+            train=changed(train, changes),
+            tests=self.tests(),
+        )
+
+    def tests(self) -> tuple[EvaluateConfig, ...]:
+        """Both, greedily."""
+        return tuple(self.test(task) for task in TASKS)
+
+    def test(self, task: Task) -> EvaluateConfig:
+        counting = task == "counting"
+        return EvaluateConfig(
+            model=self.files.model,
+            out=_UNUSED,
+            data=DataConfig(
+                dataset=self.files.counting_test if counting else self.files.geometry_test,
+                images=self.files.images,
+                split="test",
+                # R1-V asks a little differently about each.
+                template="{question} First output " + _IN_TAGS
+                if counting
+                else "{question} Output " + _IN_TAGS,
+                min_pixels=None,
+                max_pixels=None,
+                max_prompt_tokens=None,
+            ),
+            sampling=SamplingConfig(temperature=0.0, max_new_tokens=256 if counting else 1024),
+            dtype="bfloat16",
+        )
+
+
+# The paper's best constant weights, and its bounds of GRPO-D.
+PAPER_KL: dict[tuple[Method, Task], KLConfig] = {
+    ("grpo", "counting"): KLConfig(kl_schedule="constant", kl_value=0.04),
+    ("grpo", "geometry"): KLConfig(kl_schedule="constant", kl_value=0.01),
+    ("grpo_d", "counting"): KLConfig(kl_min=0.04, kl_max=0.10),
+    ("grpo_d", "geometry"): KLConfig(kl_min=0.0, kl_max=0.02),
+}
+
+
+def make_scale(name: Literal["laptop", "paper"], files: PaperFiles, steps: int | None) -> Scale:
+    """The settings of a scale.
+
+    Raises:
+      UserError: at laptop scale, the methods have not been tuned.
+    """
+    if name == "paper":
+        paper = Paper(files=files)
+        return paper if steps is None else dataclasses.replace(paper, counting_steps=steps)
+    laptop = Laptop(tuned=read_tuned())
+    return laptop if steps is None else dataclasses.replace(laptop, steps=steps)

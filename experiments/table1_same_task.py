@@ -1,0 +1,161 @@
+"""Table 1: base, SFT, GRPO and GRPO-D on the task that they were trained on.
+
+Claim (paper): SFT beats GRPO with a constant KL weight; GRPO-D beats both, on both tasks.
+Command: python -m experiments.table1_same_task [--seeds 3] [--scale paper ...]
+Cost: laptop, 5 seeds: about an hour on two CPU cores; paper: 8 GPUs of 80 GB for a day a seed.
+Shows: accuracy of each method (mean over seeds, its interval, every seed) beside the published
+    one, greedily and at temperature 1; McNemar's tests on the same questions; what the choice of
+    grader does to a score.
+
+Published (2B; %): counting 42.50, 68.50, 64.50, 76.50; geometry 15.52, 32.49, 30.24, 34.35 for
+base, SFT, GRPO, GRPO-D.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from experiments.lab.cells import Cell
+from experiments.lab.experiment import Experiment, Result, main
+from experiments.lab.scales import METHODS, TASKS, TITLES
+from experiments.lab.scores import Score, compare, score_of
+from experiments.lab.tables import Table, percent, with_interval
+from othink_jax.config import EvaluateConfig, Task
+from othink_jax.statistics import mean_interval
+
+PUBLISHED = {
+    ("base", "counting"): 0.4250,
+    ("sft", "counting"): 0.6850,
+    ("grpo", "counting"): 0.6450,
+    ("grpo_d", "counting"): 0.7650,
+    ("base", "geometry"): 0.1552,
+    ("sft", "geometry"): 0.3249,
+    ("grpo", "geometry"): 0.3024,
+    ("grpo_d", "geometry"): 0.3435,
+}
+PAIRS = (("grpo", "sft"), ("grpo", "grpo_d"), ("sft", "grpo_d"))
+
+
+class SameTask(Experiment):
+    name: ClassVar[str] = "table1_same_task"
+
+    def cells(self) -> Sequence[Cell]:
+        trained = [
+            self.scale.cell(method, task, seed)
+            for task, seed, method in itertools.product(TASKS, self.seeds, METHODS)
+        ]
+        return [self.scale.base(), *trained]
+
+    def scores(self, task: Task, test: EvaluateConfig) -> dict[str, list[Score]]:
+        """Of each method trained on a task, one a seed; of the base, the one there is."""
+        root = self.options.root
+        found = {"base": [score_of(root, self.scale.base(), test)]}
+        for method in METHODS:
+            trained = [self.scale.cell(method, task, seed) for seed in self.seeds]
+            found[method] = [score_of(root, cell, test) for cell in trained]
+        return found
+
+    def result(self) -> Result:
+        greedy = {task: self.scores(task, self.scale.test(task)) for task in TASKS}
+        tables = [accuracy_table(greedy), *(comparison_table(greedy[t], t) for t in TASKS)]
+        tables.append(grader_table(greedy))
+        numbers: dict[str, Any] = {
+            task: {
+                method: [
+                    {"accuracy": s.accuracy, "accuracy_r1v": s.accuracy_r1v, "format": s.format}
+                    for s in scores
+                ]
+                for method, scores in greedy[task].items()
+            }
+            for task in TASKS
+        }
+        return Result(tables=tables, figure=every_seed(greedy), numbers=numbers)
+
+
+def summary(scores: Sequence[Score]) -> str:
+    """Mean and interval: over seeds, or of the test set where there is one model only."""
+    values = [score.accuracy for score in scores]
+    if len(values) == 1:
+        return with_interval(values[0], *scores[0].interval)
+    return with_interval(*mean_interval(values))
+
+
+def accuracy_table(scores: dict[Task, dict[str, list[Score]]]) -> Table:
+    """Ours beside the published numbers."""
+    rows = []
+    for method in ("base", *METHODS):
+        row = [TITLES[method]]
+        for task, by_method in scores.items():
+            row += [summary(by_method[method]), percent(PUBLISHED[method, task])]
+            row.append(" ".join(percent(score.accuracy) for score in by_method[method]))
+        rows.append(row)
+    columns = ["method"]
+    for task in scores:
+        columns += [task, f"{task}, paper (2B)", f"{task}, every seed"]
+    return Table(
+        title="Accuracy on the task that was trained on (%, greedy, strict grader)",
+        columns=columns,
+        rows=rows,
+        note="Mean and 95% interval over seeds (Student's t); of the base, of questions (Wilson).",
+    )
+
+
+def comparison_table(scores: dict[str, list[Score]], task: str) -> Table:
+    """Methods against each other on the same questions."""
+    rows = [
+        [
+            f"{TITLES[one.second]} - {TITLES[one.first]}",
+            with_interval(*one.difference),
+            f"{one.significant} of {len(one.p_values)}",
+            " ".join(f"{p:.2g}" for p in one.p_values),
+        ]
+        for one in compare(scores, PAIRS)
+    ]
+    return Table(
+        title=f"Differences on {task}",
+        columns=["methods", "points", "seeds with p < 0.05", "p of every seed"],
+        rows=rows,
+        note="Paired by seed (Student's t); p by McNemar on the same questions, corrected (Holm).",
+    )
+
+
+def grader_table(scores: dict[Task, dict[str, list[Score]]]) -> Table:
+    """The same answers, graded in two ways."""
+    rows = [
+        [
+            TITLES[method],
+            task,
+            percent(sum(s.accuracy for s in found) / len(found)),
+            percent(sum(s.accuracy_r1v for s in found) / len(found)),
+            percent(sum(s.format for s in found) / len(found)),
+        ]
+        for task, by_method in scores.items()
+        for method, found in by_method.items()
+    ]
+    return Table(
+        title="What the grader does to a score (%, mean over seeds)",
+        columns=["method", "task", "strict", "R1-V's", "right format"],
+        rows=rows,
+    )
+
+
+def every_seed(scores: dict[Task, dict[str, list[Score]]]) -> Figure:
+    """A dot a seed, a line at the mean."""
+    figure, panels = plt.subplots(1, len(scores), figsize=(8, 3.2), layout="constrained")
+    for panel, (task, by_method) in zip(panels, scores.items(), strict=True):
+        for place, found in enumerate(by_method.values()):
+            values = [100 * score.accuracy for score in found]
+            panel.plot([place] * len(values), values, "o", alpha=0.6)
+            mean = sum(values) / len(values)
+            panel.hlines(mean, place - 0.25, place + 0.25, color="black")
+        panel.set_xticks(range(len(by_method)), [TITLES[method] for method in by_method])
+        panel.set(title=task, ylabel="accuracy, %", ylim=(0, 100))
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+if __name__ == "__main__":
+    main(SameTask, __doc__)

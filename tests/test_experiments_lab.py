@@ -1,0 +1,192 @@
+"""Cells of experiments: what names them, what is done once, and what is made of their scores."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import table1_same_task, tuning
+from experiments.lab import runner
+from experiments.lab.cells import Cell, evaluation_directory, evaluation_name, is_done
+from experiments.lab.experiment import Options
+from experiments.lab.scales import (
+    METHODS,
+    TASKS,
+    Laptop,
+    Paper,
+    PaperFiles,
+    Tuned,
+    changed,
+    read_tuned,
+)
+from experiments.lab.scores import Score, compare
+from experiments.lab.tables import Table
+from othink_jax.config import GRPOConfig, KLConfig, SFTConfig
+from othink_jax.errors import UserError
+
+TUNED = {
+    (method, task): Tuned(learning_rate=1e-4, kl=None if method == "sft" else KLConfig())
+    for method in METHODS
+    for task in TASKS
+}
+LAPTOP = Laptop(tuned=TUNED, steps=2, count=8)
+PAPER = Paper(files=PaperFiles(counting_test="counting.jsonl", geometry_test="geometry.jsonl"))
+
+
+def score(*correct: bool) -> Score:
+    accuracy = sum(correct) / len(correct)
+    return Score(
+        accuracy=accuracy, accuracy_r1v=accuracy, format=1.0, tokens=9.0, correct=tuple(correct)
+    )
+
+
+def finish(root: Path, cell: Cell, accuracy: float) -> None:
+    """What a finished cell leaves behind, but for its weights."""
+    for test in cell.tests:
+        directory = evaluation_directory(root, cell, test)
+        directory.mkdir(parents=True)
+        rows = [{"correct": number < 10 * accuracy} for number in range(10)]
+        (directory / "predictions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        result = {"accuracy_strict": accuracy, "accuracy_r1v": 0.0, "format": 1.0, "tokens": 9.0}
+        (directory / "result.json").write_text(json.dumps(result))
+
+
+@pytest.mark.parametrize("scale", [LAPTOP, PAPER], ids=["laptop", "paper"])
+def test_a_cell_comes_back_from_json_and_has_the_same_name(scale):
+    for cell in (scale.base(), *(scale.cell(method, "counting", 3) for method in METHODS)):
+        assert Cell.from_json(cell.to_json()) == cell
+        assert Cell.from_json(cell.to_json()).name == cell.name
+
+
+def test_the_name_of_a_cell_tells_its_settings_apart_but_not_where_it_lies():
+    cell = LAPTOP.cell("grpo", "counting", 0)
+    assert cell.name.startswith("grpo-counting-seed0-")
+    assert cell.train is not None
+    moved = dataclasses.replace(cell, train=dataclasses.replace(cell.train, out=Path("else")))
+    assert moved.name == cell.name
+    others = [
+        LAPTOP.cell("grpo", "counting", 1),
+        LAPTOP.cell("grpo", "geometry", 0),
+        LAPTOP.cell("grpo", "counting", 0, kl_value=0.02),
+        LAPTOP.cell("grpo", "counting", 0, format_weight=0.5),
+        LAPTOP.cell("grpo", "counting", 0, steps=3),
+        dataclasses.replace(cell, model="else"),
+    ]
+    assert len({cell.name, *(other.name for other in others)}) == 7
+    assert len({evaluation_name(test) for test in cell.tests}) == len(cell.tests) == 6
+
+
+def test_changes_go_over_a_field_or_over_that_of_a_group():
+    config = LAPTOP.cell("grpo", "counting", 0).train
+    made = changed(config, {"steps": 7, "kl_value": 0.3, "learning_rate": 0.5})
+    assert (made.steps, made.kl.kl_value, made.optimizer.learning_rate) == (7, 0.3, 0.5)
+    assert dataclasses.replace(made, steps=2, kl=config.kl, optimizer=config.optimizer) == config
+    with pytest.raises(TypeError, match="no_such_setting"):
+        changed(config, {"no_such_setting": 1})
+
+
+def test_methods_at_laptop_scale_get_the_same_samples_and_updates():
+    for task in TASKS:
+        runs = [LAPTOP.cell(method, task, 4).train for method in METHODS]
+        common = {(run.data, run.steps, run.prompts_per_step, run.seed) for run in runs}
+        assert len(common) == 1
+
+
+def test_paper_scale_has_the_settings_of_the_paper_and_of_r1v():
+    grpo_d = PAPER.cell("grpo_d", "geometry", 0).train
+    assert isinstance(grpo_d, GRPOConfig)
+    assert (grpo_d.kl.kl_min, grpo_d.kl.kl_max, grpo_d.kl.exploration_fraction) == (0.0, 0.02, 0.3)
+    assert (grpo_d.prompts_per_step, grpo_d.group_size, grpo_d.optimizer.learning_rate) == (
+        16,
+        8,
+        1e-6,
+    )
+    assert grpo_d.data.limit is None
+    counting = PAPER.cell("grpo", "counting", 0).train
+    assert (counting.kl.kl_schedule, counting.kl.kl_value) == ("constant", 0.04)
+    assert counting.data.limit == 100
+    sft = PAPER.cell("sft", "counting", 0).train
+    assert isinstance(sft, SFTConfig)
+    assert (sft.optimizer.learning_rate, sft.optimizer.lr_schedule) == (2e-5, "cosine")
+
+
+def test_what_is_done_is_not_done_again_and_what_failed_is_named(tmp_path, monkeypatch):
+    base, other = LAPTOP.base(), dataclasses.replace(LAPTOP.base(), model="else")
+    ran = []
+
+    def run(cell, root, core, log):
+        ran.append(cell)
+        if cell.model == "else":
+            return False
+        finish(root, cell, 0.5)
+        return True
+
+    monkeypatch.setattr(runner, "_run_in_process", run)
+    # Asked for twice, with different tests: one cell with all of them.
+    halves = [dataclasses.replace(base, tests=base.tests[:2]), base]
+    with pytest.raises(UserError, match=rf"cells failed, see .*{other.name}\.log"):
+        runner.run_all([*halves, other], tmp_path)
+    assert sorted(cell.model for cell in ran) == ["else", "tiny"]
+    assert is_done(tmp_path, base)
+    assert not is_done(tmp_path, other)
+    runner.run_all([base], tmp_path)
+    assert len(ran) == 2
+
+
+def test_tuning_gives_each_method_as_many_trials_and_takes_the_best(tmp_path):
+    assert len({len(trials) for trials in tuning.TRIALS.values()}) == 1
+    assert len(set(cell.name for cell in tuning.cells())) == len(tuning.cells()) == 72
+    for method, task, seed in [(m, t, s) for m in METHODS for t in TASKS for s in tuning.SEEDS]:
+        for number, trial in enumerate(tuning.TRIALS[method]):
+            accuracy = 0.8 if number == (2 if task == "counting" else 5) else 0.3
+            finish(tmp_path, tuning.cell(method, task, trial, seed), accuracy)
+    result = tuning.result(tmp_path)
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(result.numbers))
+    chosen = read_tuned(file)
+    assert chosen["sft", "counting"] == tuning.TRIALS["sft"][2]
+    assert chosen["grpo_d", "geometry"] == tuning.TRIALS["grpo_d"][5]
+    assert len(result.tables[0].rows) == 36
+    with pytest.raises(UserError, match=r"run python -m experiments\.tuning first"):
+        read_tuned(tmp_path / "absent.json")
+
+
+def test_methods_are_compared_seed_by_seed_on_the_same_questions():
+    """Six to nothing in both seeds: p = 2 / 64, twice that after correction for two of two."""
+    low = [score(*[False] * 6, *[True] * 4)] * 2
+    high = [score(*[True] * 10), score(*[True] * 10)]
+    (one,) = compare({"sft": low, "grpo": high}, [("sft", "grpo")])
+    assert one.difference == pytest.approx((0.6, 0.6, 0.6))
+    assert one.p_values == pytest.approx((0.0625, 0.0625))
+    assert one.significant == 0
+    (same,) = compare({"sft": low, "grpo": low}, [("sft", "grpo")])
+    assert same.p_values == (1.0, 1.0)
+
+
+def test_a_table_is_text_csv_and_html():
+    table = Table(title="T", columns=["a", "b"], rows=[["x, y", "<1>"]], note="n")
+    assert table.text() == "T\na     b\n----  ---\nx, y  <1>\nn\n"
+    assert table.csv() == 'a,b\n"x, y",<1>\n'
+    assert '<th scope="row">x, y</th><td>&lt;1&gt;</td>' in table.html()
+
+
+def test_table_1_shows_every_seed_beside_the_published_number(tmp_path):
+    experiment = table1_same_task.SameTask.__new__(table1_same_task.SameTask)
+    experiment.options = Options(runs=tmp_path, seeds=2)
+    experiment.scale, experiment.seeds = LAPTOP, range(2)
+    values = {"base": 0.3, "sft": 0.5, "grpo": 0.6, "grpo_d": 0.9}
+    for cell in experiment.cells():
+        seed = 0 if cell.train is None else cell.train.seed
+        finish(experiment.options.root, cell, values[cell.method] + 0.1 * seed)
+    result = experiment.result()
+    accuracy = result.tables[0]
+    assert accuracy.rows[3][:4] == ["GRPO-D", "95.0 (31.5 to 158.5)", "76.5", "90.0 100.0"]
+    assert result.tables[1].rows[0][:2] == ["SFT - GRPO", "-10.0 (-10.0 to -10.0)"]
+    assert result.numbers["counting"]["sft"][1]["accuracy"] == 0.6
+    assert result.figure is not None
+
+
+def test_one_seed_is_refused():
+    with pytest.raises(UserError, match="--seeds must be >= 2"):
+        Options(seeds=1)
