@@ -2,7 +2,7 @@
 
 Claim (paper): SFT beats GRPO with a constant KL weight; GRPO-D beats both, on both tasks.
 Command: python -m experiments.table1_same_task [--seeds 3] [--scale paper ...]
-Cost: laptop, 5 seeds: about an hour on two CPU cores; paper: 8 GPUs of 80 GB for a day a seed.
+Cost: laptop, 5 seeds: about an hour on two CPU cores; paper: not measured.
 Shows: accuracy of each method (mean over seeds, its interval, every seed) beside the published
     one, greedily and at temperature 1; McNemar's tests on the same questions; what the choice of
     grader does to a score.

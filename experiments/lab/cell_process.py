@@ -1,4 +1,4 @@
-"""The process of one cell: python -m experiments.lab.cell_process ROOT CORE, the cell on stdin."""
+"""The process of a cell: python -m experiments.lab.cell_process ROOT [CORE], the cell on stdin."""
 
 import os
 import sys
@@ -9,16 +9,16 @@ from othink_jax.errors import UserError
 
 
 def main() -> None:
-    root, core = Path(sys.argv[1]), int(sys.argv[2])
+    root, *core = sys.argv[1:]
     cell = Cell.from_json(sys.stdin.read())
-    if hasattr(os, "sched_setaffinity"):
+    if core:
         # Before JAX starts, which makes a thread for each core that it may use.
-        os.sched_setaffinity(0, {core})
+        os.sched_setaffinity(0, {int(core[0])})
     from othink_jax import compilation_cache
 
     compilation_cache.enable()
     try:
-        run(root, cell)
+        run(Path(root), cell)
     except UserError as error:
         print(f"{cell.name}: {error}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -77,7 +77,7 @@ class Experiment(abc.ABC):
 
     def run(self) -> Result:
         """Do what is left to do, then write tables (text, CSV, HTML), figure and numbers."""
-        run_all(self.cells(), self.options.root)
+        run_all(self.cells(), self.options.root, one_a_core=self.options.scale == "laptop")
         result = self.result()
         write(result, self.options.results / self.name)
         return result
@@ -100,7 +100,7 @@ def write(result: Result, directory: Path) -> None:
 def main(experiment: type[Experiment], description: str | None) -> None:
     """The command of an experiment's module: exit code 1 and one line for a user's mistake."""
     try:
-        options = tyro.cli(Options, description=description)
+        options = tyro.cli(Options, description=description, config=(tyro.conf.OmitArgPrefixes,))
         result = experiment(options).run()
     except UserError as error:
         print(f"{experiment.name}: {error}", file=sys.stderr)

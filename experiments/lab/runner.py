@@ -1,4 +1,4 @@
-"""Cells side by side, one a core, each in a process of its own; what is done is not done again."""
+"""Cells, each in a process of its own, one a core if they are small; what is done stays done."""
 
 import os
 import queue
@@ -14,8 +14,14 @@ from experiments.lab.cells import Cell, evaluation_name, is_done
 from othink_jax.errors import UserError
 
 
-def run_all(cells: Sequence[Cell], root: Path) -> None:
+def run_all(cells: Sequence[Cell], root: Path, *, one_a_core: bool = True) -> None:
     """Finish all cells, under `root`. An interrupted call, repeated, goes on where it stopped.
+
+    Args:
+      cells: of an experiment; one that is asked for twice gets all tests that are asked of it.
+      root: where they lie.
+      one_a_core: side by side, a core each: the fastest way for small models on a CPU. Otherwise
+        one after the other, each with all devices.
 
     Raises:
       UserError: cells failed; the others are finished. It names their logs.
@@ -29,7 +35,7 @@ def run_all(cells: Sequence[Cell], root: Path) -> None:
     with Progress(*columns, transient=True) as progress:
         bar = progress.add_task("cells", total=len(pending))
 
-        def work(core: int) -> None:
+        def work(core: int | None) -> None:
             while True:
                 try:
                     cell = todo.get_nowait()
@@ -40,7 +46,8 @@ def run_all(cells: Sequence[Cell], root: Path) -> None:
                     failed.append(log)
                 progress.advance(bar)
 
-        threads = [threading.Thread(target=work, args=(core,)) for core in _cores()]
+        cores = _cores() if one_a_core else [None]
+        threads = [threading.Thread(target=work, args=(core,)) for core in cores]
         for thread in threads:
             thread.start()
         try:
@@ -69,14 +76,16 @@ def _merged(cells: Sequence[Cell]) -> list[Cell]:
     return list(found.values())
 
 
-def _cores() -> list[int]:
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+def _cores() -> list[int | None]:
+    return [*sorted(os.sched_getaffinity(0))] if hasattr(os, "sched_getaffinity") else [None]
 
 
-def _run_in_process(cell: Cell, root: Path, core: int, log: Path) -> bool:
-    """Whether it went well. Independent runs are fastest with a core each."""
+def _run_in_process(cell: Cell, root: Path, core: int | None, log: Path) -> bool:
+    """Whether it went well."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "experiments.lab.cell_process", str(root), str(core)]
+    command = [sys.executable, "-m", "experiments.lab.cell_process", str(root)]
+    if core is not None:
+        command.append(str(core))
     with log.open("a", encoding="utf-8") as file:
         done = subprocess.run(
             command, input=cell.to_json(), text=True, stdout=file, stderr=file, check=False
