@@ -236,6 +236,23 @@ def test_a_wrong_path_is_named(tmp_path, monkeypatch, name):
         opened(name)
 
 
+def test_a_hub_id_is_found_in_the_hubs_cache(tmp_path, monkeypatch):
+    """Laid out as `hf download --repo-type dataset` leaves it; the tests are offline."""
+    cached = tmp_path / "hub" / "datasets--someone--clevr"
+    snapshot = cached / "snapshots" / "0123abc"
+    for split, count in (("train", 3), ("test", 2)):
+        write_parquet(snapshot / "data" / f"{split}-00000-of-00001.parquet", r1v_rows(count))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0123abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    train, test = (opened("someone/clevr", split=split) for split in ("train", "test"))
+    assert (len(train), len(test)) == (3, 2)
+    assert train[2].question == "question 2"
+    assert_same_pixels(train[2].images[0], noise(8, 6, seed=2))
+    few = [example.id for example in opened("someone/clevr", limit=2, limit_seed=0)]
+    assert len(set(few)) == 2
+
+
 def test_a_hub_id_that_cannot_be_reached_is_named():
     with pytest.raises(UserError, match="the data set nobody/nothing-here cannot be read"):
         opened("nobody/nothing-here")

@@ -3,13 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
+
 from othink_jax.errors import UserError
 
 _FILES = (".parquet", ".csv", ".tsv", ".json", ".arrow", ".zip")
 
 
 def open_table(name: str, split: str) -> Any:
-    """A `datasets.Dataset`.
+    """A `datasets.Dataset`, which stays on disk: its size does not matter to memory.
+
+    A set of the hub is downloaded whole, or taken from the hub's cache. Streamed, it could not be
+    shuffled as a whole, and a run could not go on where it stopped.
 
     Args:
       name: a parquet file, a folder of parquet files (whose names tell their splits, as on the
@@ -39,7 +44,9 @@ def open_table(name: str, split: str) -> Any:
                 " folder of parquet files, of CLEVR, or one written by datasets.save_to_disk"
             )
         else:
-            table = datasets.load_dataset(name)
+            # Not by its id: `datasets` does not look into the hub's cache when it is offline.
+            folder = path if path.is_dir() else snapshot_download(name, repo_type="dataset")
+            table = datasets.load_dataset(str(folder))
     except UserError:
         raise
     except Exception as error:  # whatever the library, the network or the files come up with
