@@ -109,7 +109,9 @@ def evaluate(config: EvaluateConfig) -> None:
     )
     for name in ("unreadable", "ungradable"):
         if result[name]:
-            print(f"{result[name]} {name}, counted as wrong")
+            print(
+                f"{result[name]} {name}, counted as wrong: see {config.out / 'predictions.jsonl'}"
+            )
 
 
 def generate(

@@ -178,7 +178,12 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
     config.out.mkdir(parents=True, exist_ok=True)
     lines = [
         json.dumps(
-            {**dataclasses.asdict(prediction), "correct": bool(v.accuracy), "format": v.format},
+            {
+                **dataclasses.asdict(prediction),
+                "correct": bool(v.accuracy),
+                "format": v.format,
+                "ungradable": v.ungradable,
+            },
             ensure_ascii=False,
         )
         for prediction, v in zip(predictions, chosen, strict=True)

@@ -14,7 +14,7 @@ from othink_jax.config import (
 from othink_jax.data.synthetic import generate
 from othink_jax.errors import UserError
 from othink_jax.evaluation import evaluate
-from othink_jax.rewards import grade
+from othink_jax.rewards import Grade, GradingPool, grade
 from othink_jax.statistics import wilson_interval
 
 
@@ -66,6 +66,7 @@ def test_questions_that_cannot_be_read_or_are_too_long_count_as_wrong(questions,
     assert [row["readable"] for row in rows] == [True, True, False, False]
     verdicts = [grade(row["model_output"], row["ground_truth"]) for row in rows]
     assert [row["correct"] for row in rows] == [bool(verdict.accuracy) for verdict in verdicts]
+    assert not any(row["ungradable"] for row in rows)
     right = sum(row["correct"] for row in rows)
     assert (result["n"], result["unreadable"]) == (4, 2)
     assert result["accuracy"] == right / 4
@@ -90,3 +91,14 @@ def test_a_set_without_a_question_that_can_be_read_is_refused(questions, tmp_pat
 def test_nothing_is_evaluated_for_a_place_that_cannot_be_written(questions, tmp_path):
     with pytest.raises(UserError, match=r"questions\.jsonl is a file"):
         evaluate(config_for(questions, questions / "out"))
+
+
+def test_an_answer_that_cannot_be_graded_is_counted_and_listed(questions, tmp_path, monkeypatch):
+    def no_time(self, texts, golds):
+        return [Grade(0.0, 1.0, ungradable=number == 1) for number in range(len(texts))]
+
+    monkeypatch.setattr(GradingPool, "grade_all", no_time)
+    result = evaluate(config_for(questions, tmp_path / "out", max_prompt_tokens=None))
+    assert result["ungradable"] == 1
+    lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["ungradable"] for line in lines] == [False, True, False, False]
