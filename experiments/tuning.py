@@ -17,7 +17,7 @@ from typing import Any
 import tyro
 
 from experiments.lab.cells import Cell
-from experiments.lab.experiment import Result, write
+from experiments.lab.experiment import Result, as_command, show, write
 from experiments.lab.runner import run_all
 from experiments.lab.scales import METHODS, TASKS, TITLES, TUNED, Laptop, Method, Tuned
 from experiments.lab.scores import score_of
@@ -118,13 +118,13 @@ def _weight(kl: KLConfig | None) -> str:
     return f"{kl.kl_min:g} to {kl.kl_max:g}"
 
 
-def main(config: TuningConfig) -> None:
+def main() -> None:
+    config = tyro.cli(TuningConfig, description=__doc__)
     run_all(cells(), config.runs)
     made = result(config.runs)
     write(made, config.out)
-    for table in made.tables:
-        print(table.text())
+    show(made)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(TuningConfig, description=__doc__))
+    as_command("tuning", main)

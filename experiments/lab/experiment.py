@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -97,14 +97,30 @@ def write(result: Result, directory: Path) -> None:
         result.figure.savefig(directory / "figure.svg")
 
 
-def main(experiment: type[Experiment], description: str | None) -> None:
-    """The command of an experiment's module: exit code 1 and one line for a user's mistake."""
+def as_command(name: str, run: Callable[[], None]) -> None:
+    """Run it as a command: a user's mistake, or an interruption, is one line and no traceback."""
     try:
-        options = tyro.cli(Options, description=description, config=(tyro.conf.OmitArgPrefixes,))
-        result = experiment(options).run()
+        run()
     except UserError as error:
-        print(f"{experiment.name}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print(f"{name}: stopped; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def main(experiment: type[Experiment], description: str | None) -> None:
+    """The command of an experiment's module."""
+
+    def run() -> None:
+        options = tyro.cli(Options, description=description, config=(tyro.conf.OmitArgPrefixes,))
+        show(experiment(options).run())
+        print(options.results / experiment.name)
+
+    as_command(experiment.name, run)
+
+
+def show(result: Result) -> None:
+    """Its tables, in the terminal."""
     for table in result.tables:
         print(table.text())
-    print(options.results / experiment.name)
