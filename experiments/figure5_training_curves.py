@@ -1,10 +1,11 @@
-"""Figure 5: rewards over training with GRPO-D.
+"""Figure 5: rewards over training with GRPO-D, and the KL weight that was applied.
 
 Claim (paper): the format reward rises within about 50 steps, the accuracy reward slowly and
     steadily.
 Command: python -m experiments.figure5_training_curves
 Cost: nothing beside table 1, whose runs it shows.
-Shows: both rewards at each step, smoothed, on both tasks; each seed, and the mean.
+Shows: both rewards at each step, smoothed, on both tasks; each seed, and the mean. Below them beta
+    as the updates recorded it, which has to be that of Eq. 3.
 """
 
 from collections.abc import Sequence
@@ -12,13 +13,16 @@ from typing import ClassVar
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 
 from experiments.lab.cells import Cell
 from experiments.lab.experiment import Experiment, Result, main
 from experiments.lab.scales import TASKS, Task
 from experiments.lab.scores import metrics_of
 from experiments.lab.tables import Table, percent
+from othink_jax.config import GRPOConfig
 from othink_jax.report.curves import smooth, smoothing_window
+from othink_jax.training.optimizer import kl_schedule
 
 REWARDS = ("reward_format", "reward_accuracy")
 _SHARE = 0.1  # of the steps: the beginning and the end that the table shows
@@ -38,9 +42,11 @@ class TrainingCurves(Experiment):
             task: [metrics_of(self.options.root, self._cell(task, seed)) for seed in self.seeds]
             for task in TASKS
         }
-        figure, panels = plt.subplots(1, len(TASKS), figsize=(9, 3.2), layout="constrained")
+        figure, (panels, below) = plt.subplots(
+            2, len(TASKS), figsize=(9, 5), layout="constrained", height_ratios=(3, 1.4)
+        )
         rows = []
-        for panel, (task, found) in zip(panels, runs.items(), strict=True):
+        for panel, weights, (task, found) in zip(panels, below, runs.items(), strict=True):
             for color, reward in zip(("C2", "C0"), REWARDS, strict=True):
                 curves = np.array([[row[reward] for row in run] for run in found])
                 window = smoothing_window(curves.shape[1])
@@ -54,6 +60,8 @@ class TrainingCurves(Experiment):
                 rows.append([task, label, *map(percent, ends)])
             panel.set(title=task, xlabel="step", ylabel="reward", ylim=(0, 1.03))
             panel.legend(frameon=False)
+            apart = self._draw_weights(weights, task, [row["beta"] for row in found[0]])
+            rows.append([task, "beta, farthest from Eq. 3", f"{apart:.1e}", ""])
         table = Table(
             title="Rewards of GRPO-D while it trains (%, mean over seeds)",
             columns=["task", "reward", "first tenth of the steps", "last tenth"],
@@ -64,6 +72,16 @@ class TrainingCurves(Experiment):
             for task, found in runs.items()
         }
         return Result(tables=[table], figure=figure, numbers=numbers)
+
+    def _draw_weights(self, panel: Axes, task: Task, recorded: list[float]) -> float:
+        """The KL weights of a run; returns how far they are from Eq. 3 at most."""
+        train = self._cell(task, 0).train
+        assert isinstance(train, GRPOConfig)
+        schedule = kl_schedule(train.kl, len(recorded))
+        expected = np.asarray(schedule(np.arange(len(recorded))))
+        panel.plot(np.arange(1, len(recorded) + 1), recorded, color="C3")
+        panel.set(xlabel="step", ylabel="beta", ylim=(0, None))
+        return float(np.abs(expected - recorded).max())
 
 
 if __name__ == "__main__":

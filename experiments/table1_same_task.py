@@ -61,7 +61,7 @@ class SameTask(Experiment):
     def result(self) -> Result:
         greedy = {task: self.scores(task, self.scale.test(task)) for task in TASKS}
         tables = [accuracy_table(greedy), *(comparison_table(greedy[t], t) for t in TASKS)]
-        tables.append(grader_table(greedy))
+        tables += [self.all_tests(), grader_table(greedy)]
         numbers: dict[str, Any] = {
             task: {
                 method: [
@@ -73,6 +73,31 @@ class SameTask(Experiment):
             for task in TASKS
         }
         return Result(tables=tables, figure=every_seed(greedy), numbers=numbers)
+
+    def all_tests(self) -> Table:
+        """Every model on every test: the other task, other scenes, and sampled answers too."""
+        tests = self.scale.tests()
+        groups: list[tuple[str, str, list[Cell]]] = [("base", "", [self.scale.base()])]
+        for task, method in itertools.product(TASKS, METHODS):
+            trained = [self.scale.cell(method, task, seed) for seed in self.seeds]
+            groups.append((TITLES[method], task, trained))
+        rows = []
+        for title, trained_on, cells in groups:
+            row = [title, trained_on]
+            for test in tests:
+                scores = [score_of(self.options.root, cell, test).accuracy for cell in cells]
+                row.append(percent(sum(scores) / len(scores)))
+            rows.append(row)
+        titles = [
+            f"{test.data.name}, {'greedy' if test.sampling.temperature == 0 else 'sampled'}"
+            for test in tests
+        ]
+        return Table(
+            title="All tests (accuracy in %, mean over seeds)",
+            columns=["method", "trained on", *titles],
+            rows=rows,
+            note="Sampled: one answer a question, at temperature 1.",
+        )
 
 
 def summary(scores: Sequence[Score]) -> str:

@@ -122,7 +122,7 @@ def main() -> None:
     config = tyro.cli(TuningConfig, description=__doc__)
     run_all(cells(), config.runs)
     made = result(config.runs)
-    write(made, config.out)
+    write(made, config.out, __doc__)
     show(made)
 
 

@@ -241,14 +241,14 @@ def grade(
 
 
 def report(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
-    """Write the HTML page of each run directory."""
-    from othink_jax.report import write_report
+    """Write the HTML page of each run directory, or of each folder of experiments' results."""
+    from othink_jax.report import experiments_in, write_experiment_report, write_report
 
     if not runs:
         print("othink-jax: give at least one run directory", file=sys.stderr)
         raise SystemExit(2)
     for run in runs:
-        print(write_report(run))
+        print(write_experiment_report(run) if experiments_in(run) else write_report(run))
 
 
 def data(

@@ -184,6 +184,9 @@ def test_table_1_shows_every_seed_beside_the_published_number(tmp_path):
     assert accuracy.rows[3][:4] == ["GRPO-D", "95.0 (31.5 to 158.5)", "76.5", "90.0 100.0"]
     assert result.tables[1].rows[0][:2] == ["SFT - GRPO", "-10.0 (-10.0 to -10.0)"]
     assert result.numbers["counting"]["sft"][1]["accuracy"] == 0.6
+    everything = result.tables[3]
+    assert len(everything.columns) == 2 + 6
+    assert everything.rows[6][:3] == ["GRPO-D", "geometry", "95.0"]
     assert result.figure is not None
 
 

@@ -79,19 +79,32 @@ class Experiment(abc.ABC):
         """Do what is left to do, then write tables (text, CSV, HTML), figure and numbers."""
         run_all(self.cells(), self.options.root, one_a_core=self.options.scale == "laptop")
         result = self.result()
-        write(result, self.options.results / self.name)
+        write(result, self.options.results / self.name, sys.modules[type(self).__module__].__doc__)
         return result
 
 
-def write(result: Result, directory: Path) -> None:
-    """The files of a result; those of an earlier one are replaced."""
+def write(result: Result, directory: Path, about: str | None) -> None:
+    """The files of a result; those of an earlier one are replaced.
+
+    Args:
+      result: of an experiment.
+      directory: made if it is not there; its name is the experiment's.
+      about: the docstring of the experiment's module: title, claim, command, cost.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     tables = result.tables
     (directory / "table.txt").write_text("\n".join(t.text() for t in tables), encoding="utf-8")
     (directory / "table.csv").write_text("\n".join(t.csv() for t in tables), encoding="utf-8")
     (directory / "table.html").write_text("\n".join(t.html() for t in tables), encoding="utf-8")
-    numbers = json.dumps(result.numbers, indent=1, ensure_ascii=False)
-    (directory / "results.json").write_text(numbers + "\n", encoding="utf-8")
+    record = {
+        "kind": "experiment",
+        "name": directory.name,
+        "about": about,
+        "tables": [dataclasses.asdict(table) for table in tables],
+        **result.numbers,
+    }
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    (directory / "results.json").write_text(text + "\n", encoding="utf-8")
     if result.figure is not None:
         result.figure.savefig(directory / "figure.png", dpi=130)
         result.figure.savefig(directory / "figure.svg")

@@ -54,6 +54,9 @@ class Scale(Protocol):
     def test(self, task: Task) -> EvaluateConfig:
         """The greedy test of a task that the paper's tables show."""
 
+    def tests(self) -> tuple[EvaluateConfig, ...]:
+        """All tests of a cell."""
+
 
 def changed(config: Any, changes: Mapping[str, Any]) -> Any:
     """A config with other values of fields, its own or those of one of its groups."""

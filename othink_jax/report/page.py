@@ -105,18 +105,8 @@ def _context(run: RunData) -> dict[str, Any]:
     }
 
 
-def write_report(run: Path, out: Path | None = None) -> Path:
-    """Write the page of a run directory and return where it lies.
-
-    What the run lacks (evaluations, samples, steps) is said on the page.
-
-    Args:
-      run: a directory that `othink-jax grpo` or `othink-jax sft` made, finished or not.
-      out: the file to write; report.html in the run directory if not given.
-
-    Raises:
-      UserError: `run` is no run directory, or its config.json cannot be used.
-    """
+def make_environment() -> jinja2.Environment:
+    """Of the templates of this folder."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("othink_jax", "report"),
         # Questions, completions and file names come from outside; everything is escaped.
@@ -131,9 +121,28 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         "percent": percent,
         "points": _points,
     }
-    style = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
-    template = environment.get_template("page.html.jinja")
-    page = template.render(_context(read_run_data(run)), style=Markup(style))
+    return environment
+
+
+def style() -> Markup:
+    """The style sheet of every page."""
+    return Markup((Path(__file__).parent / "style.css").read_text(encoding="utf-8"))
+
+
+def write_report(run: Path, out: Path | None = None) -> Path:
+    """Write the page of a run directory and return where it lies.
+
+    What the run lacks (evaluations, samples, steps) is said on the page.
+
+    Args:
+      run: a directory that `othink-jax grpo` or `othink-jax sft` made, finished or not.
+      out: the file to write; report.html in the run directory if not given.
+
+    Raises:
+      UserError: `run` is no run directory, or its config.json cannot be used.
+    """
+    template = make_environment().get_template("page.html.jinja")
+    page = template.render(_context(read_run_data(run)), style=style())
     out = out or run / "report.html"
     out.write_text(page, encoding="utf-8")
     return out

@@ -1,0 +1,68 @@
+"""The page of experiments' results."""
+
+import json
+import re
+
+import matplotlib.pyplot as plt
+import pytest
+
+from experiments.lab.experiment import Result, write
+from experiments.lab.tables import Table
+from othink_jax import cli
+from othink_jax.errors import UserError
+from othink_jax.report import experiments_in, write_experiment_report
+
+ABOUT = "Table 9: a title.\n\nClaim: <none>.\nCommand: python -m nothing\n"
+
+
+@pytest.fixture
+def results(tmp_path):
+    figure, panel = plt.subplots()
+    panel.plot([0, 1])
+    table = Table(title="Scores", columns=["method", "counting"], rows=[["SFT & co", "<70.0>"]])
+    made = Result(tables=[table], figure=figure, numbers={"seeds": [1, 2]})
+    write(made, tmp_path / "table9", ABOUT)
+    write(Result(tables=[table], numbers={}), tmp_path / "tuning", "Tuning.\n\nClaim: no.\n")
+    plt.close(figure)
+    return tmp_path
+
+
+def test_a_result_is_written_as_text_csv_html_png_svg_and_json(results):
+    names = {path.name for path in (results / "table9").iterdir()}
+    kinds = {"table.txt", "table.csv", "table.html", "figure.png", "figure.svg", "results.json"}
+    assert names == kinds
+    record = json.loads((results / "table9" / "results.json").read_text())
+    assert (record["kind"], record["name"], record["seeds"]) == ("experiment", "table9", [1, 2])
+    assert not (results / "tuning" / "figure.png").exists()
+
+
+def test_one_page_holds_all_experiments_of_a_folder_and_fetches_nothing(results, capsys):
+    cli.run(["report", str(results)])
+    assert capsys.readouterr().out.strip() == str(results / "report.html")
+    page = (results / "report.html").read_text()
+    assert '<a href="#table9">Table 9: a title</a>' in page
+    assert '<section id="tuning">' in page
+    assert '<th scope="row">SFT &amp; co</th><td>&lt;70.0&gt;</td>' in page
+    assert "Claim: &lt;none&gt;." in page
+    assert page.count("data:image/svg+xml;base64,") == 1
+    assert "default-src 'none'" in page
+    assert not re.search(r"(?:src|href)=\"(?!data:|#)", page)
+
+
+def test_one_experiment_has_a_page_of_its_own(results):
+    page = write_experiment_report(results / "tuning").read_text()
+    assert "<h2>Tuning</h2>" in page
+    assert "Table 9" not in page
+
+
+def test_what_cannot_be_used_is_named(results, tmp_path):
+    record = results / "tuning" / "results.json"
+    record.write_text("{")
+    with pytest.raises(UserError, match=r"tuning/results\.json is not a JSON file"):
+        experiments_in(results)
+    record.write_text(json.dumps({"kind": "experiment", "name": "tuning"}))
+    with pytest.raises(UserError, match=r"results\.json lacks about, tables"):
+        write_experiment_report(results)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty holds no results of experiments"):
+        write_experiment_report(tmp_path / "empty")
