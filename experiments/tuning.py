@@ -118,12 +118,16 @@ def _weight(kl: KLConfig | None) -> str:
     return f"{kl.kl_min:g} to {kl.kl_max:g}"
 
 
-def main() -> None:
-    config = tyro.cli(TuningConfig, description=__doc__)
+def tune(config: TuningConfig) -> None:
+    """Do what is left to do of all trials, and write what they chose."""
     run_all(cells(), config.runs)
     made = result(config.runs)
     write(made, config.out, __doc__)
     show(made)
+
+
+def main() -> None:
+    tune(tyro.cli(TuningConfig, description=__doc__))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,43 @@
+"""Every table and figure, one after the other.
+
+Claim: those of the experiments.
+Command: python -m experiments.all [--scale laptop]
+Cost: laptop: hours on two CPU cores, not measured yet; interrupted, it goes on where it stopped.
+Shows: a page of all of them, report.html in the results.
+"""
+
+import tyro
+
+from experiments import tuning
+from experiments.figure1_sft_vs_grpo import OverUpdates
+from experiments.figure4_format_weight import FormatWeight
+from experiments.figure5_training_curves import TrainingCurves
+from experiments.figure6_kl_weight import KLWeight
+from experiments.figure7_cross_task import CrossTask
+from experiments.figure8_case_study import CaseStudy
+from experiments.lab.experiment import Experiment, Options, as_command
+from experiments.table1_same_task import SameTask
+from othink_jax.report import write_experiment_report
+
+EXPERIMENTS: tuple[type[Experiment], ...] = (
+    SameTask,
+    CrossTask,
+    CaseStudy,
+    TrainingCurves,
+    OverUpdates,
+    KLWeight,
+    FormatWeight,
+)
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    if options.scale == "laptop":
+        tuning.tune(tuning.TuningConfig(runs=options.root))
+    for experiment in EXPERIMENTS:
+        experiment(options).run()
+    print(write_experiment_report(options.results))
+
+
+if __name__ == "__main__":
+    as_command("all", main)
