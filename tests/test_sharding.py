@@ -96,8 +96,7 @@ def drawing(config, temperature):
             eos_token_ids=range(3, 30),  # so that rows end at different times
         )
 
-    weights = parallel.replicate(PARAMS)
-    weights = jax.device_put(weights, parallel.decoding(weights))
+    weights = parallel.whole(parallel.replicate(PARAMS))
     given = weights, *parallel.shard((batch().prompts, prompt_keys(0, 1, B)))
     return parallel.apply(sampler).lower(*given).compile(), given
 
@@ -113,6 +112,18 @@ def test_a_cut_model_draws_the_tokens_of_a_whole_one(config, temperature):
     one, other = draw(ONE, temperature), draw(config, temperature)
     np.testing.assert_array_equal(other.tokens, one.tokens)
     np.testing.assert_allclose(other.logp, one.logp, rtol=0, atol=1e-5)
+
+
+def test_to_decode_layers_are_put_together_but_for_the_tensor_axis():
+    parallel = make_parallel(MESHES[1])
+    whole = parallel.whole(parallel.replicate(PARAMS))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole), PARAMS)
+    layer = whole["text"]["layers"][0]
+    assert layer["q"]["kernel"].addressable_shards[0].data.size * 2 == layer["q"]["kernel"].size
+    for leaf, place in zip(
+        jax.tree.leaves(whole), jax.tree.leaves(parallel.decoding(whole)), strict=True
+    ):
+        assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
 
 
 def test_no_device_asks_others_for_numbers_while_it_decodes():

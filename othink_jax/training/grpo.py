@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
@@ -113,8 +112,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         first, count = self.share
         keys = prompt_keys(self.config.seed, step, self.config.prompts_per_step)[first::count]
         # Gone before the update, which has no need of them.
-        weights = computing_weights(self.policy(state), self.config.dtype)
-        weights = jax.device_put(weights, self.parallel.decoding(weights))
+        weights = self.parallel.whole(computing_weights(self.policy(state), self.config.dtype))
         sampled = self.compiled.sample(weights, prompts, self.parallel.shard(keys))
         return _cut_padding(self.parallel.gather(sampled))
 

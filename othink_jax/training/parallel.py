@@ -114,6 +114,10 @@ class Parallel(abc.ABC):
         """
         return jax.tree.map(lambda x: x.sharding, params)
 
+    def whole(self, params: _T) -> _T:
+        """Replicated parameters, laid as `decoding` says. What lies so is not copied."""
+        return params
+
     @abc.abstractmethod
     def apply(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Compile fn(params, *batches) -> batch, each row of the result from its rows alone.
@@ -327,6 +331,17 @@ class Sharded(Parallel):
 
     def decoding(self, params: PyTree) -> PyTree:
         return gathered(params, self._mesh)
+
+    def whole(self, params: _T) -> _T:
+        return self._whole(params)
+
+    @functools.cached_property
+    def _whole(self) -> Callable[[Any], Any]:
+        # One program for all arrays. `jax.device_put` has one for each, and processes that run them
+        # in different orders wait for each other for ever.
+        return jax.jit(
+            lambda params: jax.lax.with_sharding_constraint(params, self.decoding(params))
+        )
 
     def apply(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         return jax.jit(fn, out_shardings=self.batch_sharding)
