@@ -14,6 +14,7 @@ from typing import ClassVar
 import matplotlib.pyplot as plt
 
 from experiments.lab.cells import Cell
+from experiments.lab.curves import draw_seeds
 from experiments.lab.experiment import Experiment, Result, main
 from experiments.lab.scales import TITLES, Method
 from experiments.lab.scores import score_of
@@ -50,10 +51,7 @@ class OverUpdates(Experiment):
         }
         figure, panel = plt.subplots(figsize=(5, 3.4), layout="constrained")
         for color, (method, found) in zip(("C1", "C0"), curves.items(), strict=True):
-            for curve in found:
-                panel.plot((0, *UPDATES), [100 * x for x in curve], color=color, alpha=0.25)
-            mean = [100 * sum(column) / len(column) for column in zip(*found, strict=True)]
-            panel.plot((0, *UPDATES), mean, color=color, marker="o", label=TITLES[method])
+            draw_seeds(panel, (0, *UPDATES), found, color, TITLES[method])
         panel.set(xlabel="updates", ylabel="accuracy, %", ylim=(0, None))
         panel.legend(frameon=False)
         rows = [

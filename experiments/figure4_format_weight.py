@@ -14,6 +14,7 @@ from typing import ClassVar
 import matplotlib.pyplot as plt
 
 from experiments.lab.cells import Cell
+from experiments.lab.curves import draw_seeds
 from experiments.lab.experiment import Experiment, Result, main
 from experiments.lab.scores import Score, score_of
 from experiments.lab.tables import Table, with_interval
@@ -45,10 +46,7 @@ class FormatWeight(Experiment):
         }
         figure, panels = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
         for panel, (label, columns) in zip(panels, shown.items(), strict=True):
-            for curve in zip(*columns, strict=True):
-                panel.plot(WEIGHTS, [100 * x for x in curve], color="C0", alpha=0.25)
-            means = [100 * sum(column) / len(column) for column in columns]
-            panel.plot(WEIGHTS, means, color="C0", marker="o")
+            draw_seeds(panel, WEIGHTS, list(zip(*columns, strict=True)), "C0")
             panel.set(xlabel="weight of the format reward", ylabel=f"{label}, %", ylim=(0, 103))
         rows = [
             [f"{weight:g}", *(with_interval(*mean_interval(shown[label][i])) for label in shown)]

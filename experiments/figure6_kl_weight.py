@@ -13,6 +13,7 @@ from typing import ClassVar
 import matplotlib.pyplot as plt
 
 from experiments.lab.cells import Cell
+from experiments.lab.curves import draw_seeds
 from experiments.lab.experiment import Experiment, Result, main
 from experiments.lab.scores import score_of
 from experiments.lab.tables import Table, percent, with_interval
@@ -40,10 +41,7 @@ class KLWeight(Experiment):
             for weight in WEIGHTS
         ]
         figure, panel = plt.subplots(figsize=(5, 3.4), layout="constrained")
-        for curve in zip(*accuracies, strict=True):
-            panel.plot(WEIGHTS, [100 * x for x in curve], color="C0", alpha=0.25)
-        means = [100 * sum(values) / len(values) for values in accuracies]
-        panel.plot(WEIGHTS, means, color="C0", marker="o")
+        draw_seeds(panel, WEIGHTS, list(zip(*accuracies, strict=True)), "C0")
         panel.set(xlabel="constant KL weight", ylabel="accuracy, %", ylim=(0, None))
         rows = [
             [f"{weight:g}", with_interval(*mean_interval(values)), " ".join(map(percent, values))]

@@ -7,11 +7,9 @@ Shows: seconds and temporary memory of log-probs and their gradient by states an
     head alone: in a whole update, the difference weighs less.
 """
 
-import argparse
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench.shapes import make_model, presets
-from experiments.bench.timing import environment, interleave, write_json
+from experiments.bench.timing import environment, interleave, make_parser, write_json
 from othink_jax.model.log_probs import token_logp
 from othink_jax.model.qwen2_vl import Qwen2VL, merge
 
@@ -80,11 +78,7 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--repeats", type=int, default=10, help="timed runs of each chunk")
-    parser.add_argument("--json", type=Path, help="write the record to this file")
+    parser = make_parser(__doc__)
     arguments = parser.parse_args()
     cases = []
     for vocabulary, tokens, chunks in CASES:

@@ -9,19 +9,17 @@ Shows: seconds of a rollout, of its prefill and of a token; with the prompt's ke
     where torch is installed; the share of the memory's bandwidth that a token reaches.
 """
 
-import argparse
 import dataclasses
 import functools
 import importlib.util
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from experiments.bench.shapes import Shapes, make_batch, make_model, presets, special_tokens
-from experiments.bench.timing import environment, interleave, write_json
+from experiments.bench.timing import environment, interleave, make_parser, write_json
 from othink_jax.config import SamplingConfig
 from othink_jax.model.log_probs import completion_logp
 from othink_jax.model.qwen2_vl import Qwen2VL, merge
@@ -208,12 +206,8 @@ def cases(preset: str) -> list[tuple[Shapes, tuple[str, ...]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--preset", choices=sorted(presets()), default="cpu")
-    parser.add_argument("--repeats", type=int, default=10, help="timed runs of each way")
-    parser.add_argument("--json", type=Path, help="write the record to this file")
     arguments = parser.parse_args()
     results = []
     for shapes, ways in cases(arguments.preset):

@@ -9,7 +9,6 @@ Shows: seconds of the three modes of `model.log_probs` against completions a pro
     are simulated share the cores, so there the best that seconds can do is stay.
 """
 
-import argparse
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ import numpy as np
 
 from experiments.bench import update
 from experiments.bench.shapes import Shapes, make_batch, make_model, presets
-from experiments.bench.timing import environment, interleave, write_json
+from experiments.bench.timing import environment, interleave, make_parser, write_json
 from othink_jax import rl
 from othink_jax.config import LossConfig, OptimizerConfig, ParallelConfig
 from othink_jax.model.log_probs import completion_logp
@@ -159,11 +158,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--repeats", type=int, default=10, help="timed runs of each")
-    parser.add_argument("--json", type=Path, help="write the record to this file")
+    parser = make_parser(__doc__)
     parser.add_argument("--plot", type=Path, help="draw it to this PNG")
     arguments = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", max(_DEVICES))

@@ -4,6 +4,7 @@ It imports nothing but JAX, so that benchmarks run where the rest of the package
 not installed.
 """
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -46,6 +47,16 @@ def interleave(
 def fastest_and_median(seconds: Sequence[float]) -> dict[str, float]:
     """How a record says what one variant took."""
     return {"min_s": min(seconds), "median_s": statistics.median(seconds)}
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=10, help="timed runs of each way")
+    parser.add_argument("--json", type=Path, help="write the record to this file")
+    return parser
 
 
 def environment() -> dict[str, Any]:

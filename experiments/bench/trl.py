@@ -7,7 +7,6 @@ Shows: seconds of rollout, rewards, reference and update together, and what ours
     memory that steps take; the largest differences between an update of either side.
 """
 
-import argparse
 import functools
 import os
 import statistics
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from experiments.bench.shapes import presets
-from experiments.bench.timing import environment, fastest_and_median, write_json
+from experiments.bench.timing import environment, fastest_and_median, make_parser, write_json
 from experiments.bench.trl_ours import Ours
 from experiments.bench.trl_theirs import Theirs
 from experiments.bench.trl_work import Update, Work, make_work
@@ -183,12 +182,8 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
-    parser.add_argument("--repeats", type=int, default=10, help="timed steps of each side")
-    parser.add_argument("--json", type=Path, help="write the record to this file")
     parser.add_argument("--peak-of", choices=SIDES, help="print this side's memory and do no more")
     arguments = parser.parse_args()
     compilation_cache.enable()

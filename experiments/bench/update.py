@@ -8,11 +8,9 @@ Shows: seconds and temporary memory of the three modes of `model.log_probs`, the
     largest difference of a gradient; on a GPU, the share of the peak that a matrix product reaches.
 """
 
-import argparse
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, get_args
 
 import jax
@@ -21,7 +19,7 @@ import numpy as np
 import optax
 
 from experiments.bench.shapes import Shapes, make_batch, make_model, presets, unique_flops
-from experiments.bench.timing import environment, interleave, write_json
+from experiments.bench.timing import environment, interleave, make_parser, write_json
 from othink_jax import rl
 from othink_jax.config import LossConfig, OptimizerConfig
 from othink_jax.model.log_probs import Mode, completion_logp
@@ -193,12 +191,8 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--preset", choices=sorted(presets()), default="cpu")
-    parser.add_argument("--repeats", type=int, default=10, help="timed runs of each mode")
-    parser.add_argument("--json", type=Path, help="write the record to this file")
     parser.add_argument("--micro-batches", type=int, help="instead of the preset's")
     parser.add_argument("--remat", choices=get_args(Remat), help="instead of the preset's")
     parser.add_argument("--scan-layers", action="store_true", default=None)

@@ -22,6 +22,7 @@ from othink_jax.config import (
     from_dict,
 )
 from othink_jax.errors import UserError
+from othink_jax.presets import PRESETS
 
 Method = Literal["sft", "grpo", "grpo_d"]
 METHODS: tuple[Method, ...] = ("sft", "grpo", "grpo_d")
@@ -31,8 +32,6 @@ TITLES = {
     "sft": "SFT",
     "grpo": "GRPO",
     "grpo_d": "GRPO-D",
-    "counting": "counting",
-    "geometry": "geometry",
 }
 TUNED = Path(__file__).parents[1] / "results" / "laptop" / "tuning" / "results.json"
 
@@ -196,11 +195,6 @@ class PaperFiles:
     images: Path = Path()  # folder that the image paths of both test files are relative to
 
 
-_IN_TAGS = (
-    "the thinking process in <think> </think> and final answer (number) in <answer> </answer> tags."
-)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Paper:
     """Qwen2-VL on the paper's data, with the paper's settings and, where it is silent, R1-V's."""
@@ -255,9 +249,7 @@ class Paper:
                 images=self.files.images,
                 split="test",
                 # R1-V asks a little differently about each.
-                template="{question} First output " + _IN_TAGS
-                if counting
-                else "{question} Output " + _IN_TAGS,
+                template=PRESETS["evaluate"]["superclevr" if counting else "geoqa"]["--template"],
                 min_pixels=None,
                 max_pixels=None,
                 max_prompt_tokens=None,

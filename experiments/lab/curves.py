@@ -1,0 +1,23 @@
+"""How the figures show several seeds."""
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+
+
+def draw_seeds(
+    panel: Axes, x: Sequence[float], curves: Sequence[Sequence[float]], color: str, label: str = ""
+) -> None:
+    """A pale line a seed and a strong one for their mean; shares, shown in percent.
+
+    Args:
+      panel: to draw in.
+      x: where the values of a curve stand.
+      curves: one a seed.
+      color: of all of them.
+      label: of the mean, for a legend.
+    """
+    for curve in curves:
+        panel.plot(x, [100 * value for value in curve], color=color, alpha=0.25)
+    mean = [100 * sum(column) / len(column) for column in zip(*curves, strict=True)]
+    panel.plot(x, mean, color=color, marker="o", label=label)
