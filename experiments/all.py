@@ -16,6 +16,10 @@ from experiments.figure6_kl_weight import KLWeight
 from experiments.figure7_cross_task import CrossTask
 from experiments.figure8_case_study import CaseStudy
 from experiments.lab.experiment import Experiment, Options, as_command
+from experiments.lab.laptop import LaptopExperiment
+from experiments.long_run import LongRun
+from experiments.negative_control import NegativeControl
+from experiments.regime_search import RegimeSearch
 from experiments.table1_same_task import SameTask
 from othink_jax.report import write_experiment_report
 
@@ -27,6 +31,9 @@ EXPERIMENTS: tuple[type[Experiment], ...] = (
     OverUpdates,
     KLWeight,
     FormatWeight,
+    NegativeControl,
+    RegimeSearch,
+    LongRun,  # of the regime that was found
 )
 
 
@@ -35,7 +42,8 @@ def main() -> None:
     if options.scale == "laptop":
         tuning.tune(tuning.TuningConfig(runs=options.root))
     for experiment in EXPERIMENTS:
-        experiment(options).run()
+        if options.scale == "laptop" or not issubclass(experiment, LaptopExperiment):
+            experiment(options).run()
     print(write_experiment_report(options.results))
 
 

@@ -17,7 +17,8 @@ from experiments.lab.cells import Cell
 from experiments.lab.curves import draw_seeds
 from experiments.lab.experiment import Experiment, Result, main
 from experiments.lab.scores import Score, score_of
-from experiments.lab.tables import Table, with_interval
+from experiments.lab.tables import with_interval
+from othink_jax.report.table import Table
 from othink_jax.statistics import mean_interval
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -27,7 +28,8 @@ class FormatWeight(Experiment):
     name: ClassVar[str] = "figure4_format_weight"
 
     def _cell(self, weight: float, seed: int) -> Cell:
-        return self.scale.cell("grpo_d", "counting", seed, format_weight=weight)
+        trained = self.scale.cell("grpo_d", "counting", seed, format_weight=weight)
+        return trained.tested_on(self.scale.test("counting"))
 
     def cells(self) -> Sequence[Cell]:
         return [self._cell(*one) for one in itertools.product(WEIGHTS, self.seeds)]

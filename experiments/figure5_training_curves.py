@@ -19,9 +19,10 @@ from experiments.lab.cells import Cell
 from experiments.lab.experiment import Experiment, Result, main
 from experiments.lab.scales import TASKS, Task
 from experiments.lab.scores import metrics_of
-from experiments.lab.tables import Table, percent
+from experiments.lab.tables import percent
 from othink_jax.config import GRPOConfig
 from othink_jax.report.curves import smooth, smoothing_window
+from othink_jax.report.table import Table
 from othink_jax.training.optimizer import kl_schedule
 
 REWARDS = ("reward_format", "reward_accuracy")

@@ -16,7 +16,8 @@ from experiments.lab.cells import Cell
 from experiments.lab.curves import draw_seeds
 from experiments.lab.experiment import Experiment, Result, main
 from experiments.lab.scores import score_of
-from experiments.lab.tables import Table, percent, with_interval
+from experiments.lab.tables import percent, with_interval
+from othink_jax.report.table import Table
 from othink_jax.statistics import mean_interval
 
 WEIGHTS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05)
@@ -26,7 +27,8 @@ class KLWeight(Experiment):
     name: ClassVar[str] = "figure6_kl_weight"
 
     def _cell(self, weight: float, seed: int) -> Cell:
-        return self.scale.cell("grpo", "geometry", seed, kl_value=weight)
+        trained = self.scale.cell("grpo", "geometry", seed, kl_schedule="constant", kl_value=weight)
+        return trained.tested_on(self.scale.test("geometry"))
 
     def cells(self) -> Sequence[Cell]:
         return [self._cell(*one) for one in itertools.product(WEIGHTS, self.seeds)]

@@ -19,8 +19,9 @@ from experiments.lab.cells import Cell
 from experiments.lab.experiment import Experiment, Result, main
 from experiments.lab.scales import METHODS, TITLES, Task
 from experiments.lab.scores import Score, score_of
-from experiments.lab.tables import Table, percent, with_interval
+from experiments.lab.tables import percent, with_interval
 from experiments.table1_same_task import comparison_table, summary
+from othink_jax.report.table import Table
 from othink_jax.statistics import mean_interval
 
 WAYS: tuple[tuple[Task, Task], ...] = (("geometry", "counting"), ("counting", "geometry"))

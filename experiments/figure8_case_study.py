@@ -16,12 +16,12 @@ from matplotlib.axes import Axes
 
 from experiments.figure7_cross_task import WAYS
 from experiments.lab.cells import Cell
-from experiments.lab.experiment import Experiment, Result, main
+from experiments.lab.experiment import Case, Experiment, Result, main
 from experiments.lab.scales import TITLES, Method, Task
 from experiments.lab.scores import predictions_of
-from experiments.lab.tables import Table
 from othink_jax.data.example import Example
 from othink_jax.data.sources import open_source
+from othink_jax.report.table import Table
 
 SHOWN: tuple[Method, Method] = ("sft", "grpo_d")
 _KINDS = ((False, True), (True, False))  # whether each of the two is right
@@ -47,25 +47,43 @@ class CaseStudy(Experiment):
 
     def result(self) -> Result:
         figure, panels = plt.subplots(2, 2, figsize=(9, 7), layout="constrained")
-        rows, cases = [], []
+        rows: list[list[str]] = []
+        cases: list[Case] = []
         for line, way in zip(panels, WAYS, strict=True):
             asked = [self.answers(way, seed) for seed in self.seeds]
             for panel, kind in zip(line, _KINDS, strict=True):
                 counts = [sum(_kind(pair) == kind for pair in answers) for answers in asked]
                 label = f"{TITLES[SHOWN[kind.index(True)]]} alone is right"
                 rows.append([" to ".join(way), label, " ".join(map(str, counts))])
-                case = next((pair for pair in asked[0] if _kind(pair) == kind), None)
+                pair = next((pair for pair in asked[0] if _kind(pair) == kind), None)
                 panel.set_axis_off()
                 panel.set_title(f"{' to '.join(way)}: {label}", fontsize=9)
-                if case is not None:
-                    cases.append({"way": way, "kind": label, "answers": case})
-                    _draw(panel, self._example(way[1], case[0]["id"]), case)
+                if pair is not None:
+                    cases.append(self._case(f"{' to '.join(way)}: {label}", way[1], pair))
+                    _draw(panel, cases[-1])
         table = Table(
             title=f"Questions that one of {' and '.join(TITLES[m] for m in SHOWN)} has right",
             columns=["way", "kind", "questions, every seed"],
             rows=rows,
         )
-        return Result(tables=[table], figure=figure, numbers={"cases": cases})
+        return Result(tables=[table], figure=figure, cases=cases, numbers={})
+
+    def _case(self, title: str, task: Task, answers: Sequence[dict[str, Any]]) -> Case:
+        example = self._example(task, answers[0]["id"])
+        return Case(
+            title=title,
+            image=example.images[0],
+            question=example.question,
+            ground_truth=example.answer,
+            answers=[
+                {
+                    "method": TITLES[method],
+                    "correct": answer["correct"],
+                    "text": answer["model_output"],
+                }
+                for method, answer in zip(SHOWN, answers, strict=True)
+            ],
+        )
 
     def _example(self, task: Task, identifier: str) -> Example:
         """The test question of this name."""
@@ -80,12 +98,12 @@ def _kind(pair: tuple[dict[str, Any], ...]) -> tuple[bool, ...]:
     return tuple(one["correct"] for one in pair)
 
 
-def _draw(panel: Axes, example: Example, case: tuple[dict[str, Any], ...]) -> None:
-    panel.imshow(example.images[0])
-    lines = textwrap.wrap(f"{example.question} (answer: {example.answer})", 48)
-    for method, one in zip(SHOWN, case, strict=True):
-        verdict = "right" if one["correct"] else "wrong"
-        lines += ["", *textwrap.wrap(f"{TITLES[method]}, {verdict}: {one['model_output']}", 48)]
+def _draw(panel: Axes, case: Case) -> None:
+    panel.imshow(case.image)
+    lines = textwrap.wrap(f"{case.question} (answer: {case.ground_truth})", 48)
+    for answer in case.answers:
+        verdict = "right" if answer["correct"] else "wrong"
+        lines += ["", *textwrap.wrap(f"{answer['method']}, {verdict}: {answer['text']}", 48)]
     panel.text(
         0.5, -0.04, "\n".join(lines), transform=panel.transAxes, ha="center", va="top", fontsize=7
     )

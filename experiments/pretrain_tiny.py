@@ -106,6 +106,29 @@ def make_batch(
     return processor.batch(encoded, pad=PAD), completions, mask
 
 
+def pretrain_language(
+    graphdef: Any, params: dict[str, Any], processor: Processor, config: PretrainConfig
+) -> dict[str, Any]:
+    """`params` after the second phase, which trains the whole model on the corpus' responses."""
+
+    def loss_fn(
+        params: Any, prompts: Prompts, completions: Int[Array, "B T"], mask: Bool[Array, "B T"]
+    ) -> Float[Array, ""]:
+        logp = completion_logp(
+            merge(graphdef, params), prompts, completions[:, None], chunk=completions.size
+        )
+        return -jnp.sum(logp[:, 0] * mask) / jnp.sum(mask)
+
+    return fit(
+        "language",
+        params,
+        loss_fn,
+        lambda step: make_batch(config, processor, step),
+        steps=config.steps,
+        learning_rate=config.learning_rate,
+    )
+
+
 def pretrain(config: PretrainConfig) -> Path:
     """Train tokenizer, vision tower and model, write the model directory, return it."""
     compilation_cache.enable()
@@ -127,23 +150,7 @@ def pretrain(config: PretrainConfig) -> Path:
         batch_size=config.vision_batch_size,
         learning_rate=config.vision_learning_rate,
     )
-
-    def loss_fn(
-        params: Any, prompts: Prompts, completions: Int[Array, "B T"], mask: Bool[Array, "B T"]
-    ) -> Float[Array, ""]:
-        logp = completion_logp(
-            merge(graphdef, params), prompts, completions[:, None], chunk=completions.size
-        )
-        return -jnp.sum(logp[:, 0] * mask) / jnp.sum(mask)
-
-    params = fit(
-        "language",
-        params,
-        loss_fn,
-        lambda step: make_batch(config, processor, step),
-        steps=config.steps,
-        learning_rate=config.learning_rate,
-    )
+    params = pretrain_language(graphdef, params, processor, config)
     hf.save(config.out, model_config, in_memory(model_config, params))
     record = dataclasses.asdict(config) | {"seconds": round(time.perf_counter() - start)}
     del record["out"]

@@ -12,7 +12,7 @@ base, SFT, GRPO, GRPO-D.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import matplotlib.pyplot as plt
@@ -22,8 +22,9 @@ from experiments.lab.cells import Cell
 from experiments.lab.experiment import Experiment, Result, main
 from experiments.lab.scales import METHODS, TASKS, TITLES
 from experiments.lab.scores import Score, compare, score_of
-from experiments.lab.tables import Table, percent, with_interval
+from experiments.lab.tables import percent, with_interval
 from othink_jax.config import EvaluateConfig, Task
+from othink_jax.report.table import Table
 from othink_jax.statistics import mean_interval
 
 PUBLISHED = {
@@ -128,16 +129,20 @@ def accuracy_table(scores: dict[Task, dict[str, list[Score]]]) -> Table:
     )
 
 
-def comparison_table(scores: dict[str, list[Score]], task: str) -> Table:
+def comparison_table(
+    scores: Mapping[str, Sequence[Score]],
+    task: str,
+    pairs: Sequence[tuple[str, str]] = PAIRS,
+) -> Table:
     """Methods against each other on the same questions."""
     rows = [
         [
-            f"{TITLES[one.second]} - {TITLES[one.first]}",
+            f"{TITLES.get(one.second, one.second)} - {TITLES.get(one.first, one.first)}",
             with_interval(*one.difference),
             f"{one.significant} of {len(one.p_values)}",
             " ".join(f"{p:.2g}" for p in one.p_values),
         ]
-        for one in compare(scores, PAIRS)
+        for one in compare(scores, pairs)
     ]
     return Table(
         title=f"Differences on {task}",

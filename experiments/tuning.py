@@ -21,8 +21,9 @@ from experiments.lab.experiment import Result, as_command, show, write
 from experiments.lab.runner import run_all
 from experiments.lab.scales import METHODS, TASKS, TITLES, TUNED, Laptop, Method, Tuned
 from experiments.lab.scores import score_of
-from experiments.lab.tables import Table, percent
+from experiments.lab.tables import percent
 from othink_jax.config import KLConfig, Task, to_dict
+from othink_jax.report.table import Table
 
 SEEDS = (100, 101)
 QUESTIONS = 500
@@ -50,8 +51,7 @@ class TuningConfig:
 def cell(method: Method, task: Task, trial: Tuned, seed: int) -> Cell:
     """A trial from one seed, tested on the validation split alone."""
     scale = Laptop(tuned={(method, task): trial}, count=QUESTIONS)
-    trained = scale.cell(method, task, seed)
-    return dataclasses.replace(trained, tests=(scale.test(task, "validation"),))
+    return scale.cell(method, task, seed).tested_on(scale.test(task, "validation"))
 
 
 def cells() -> list[Cell]:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from othink_jax.config import TINY_TEMPLATE, GRPOConfig, SFTConfig, is_run, read_run
+from othink_jax.config import TINY_TEMPLATE, GRPOConfig, SFTConfig, is_run, read_run, run_and_step
 from othink_jax.files import read_json
 
 # Options of a preset, by name. Whatever the user gives goes over them.
@@ -75,6 +75,7 @@ def with_preset(command: str, arguments: Sequence[str]) -> list[str]:
     rest = list(arguments)
     options = [argument.partition("=")[0] for argument in rest]
     name, model = "paper", option_value(rest, "--model")
+    run, _ = run_and_step(Path(model or ""))
     if "--preset" in options:
         at = options.index("--preset")
         _, equals, name = rest[at].partition("=")
@@ -84,8 +85,8 @@ def with_preset(command: str, arguments: Sequence[str]) -> list[str]:
         del rest[at]
     elif model == "tiny":
         name = "tiny"
-    elif command == "evaluate" and model and is_run(Path(model)):
-        return [*words_of({**_TEST, **_settings_of_run(Path(model))}), *rest]
+    elif command == "evaluate" and model and is_run(run):
+        return [*words_of({**_TEST, **_settings_of_run(run)}), *rest]
     presets = PRESETS[command]
     if name not in presets:
         print(f"othink-jax: --preset must be one of {', '.join(presets)}", file=sys.stderr)

@@ -201,6 +201,8 @@ def test_a_runs_parameters_are_those_of_its_last_checkpoint(tmp_path, companions
     # What Orbax leaves where a save is interrupted:
     (run / orbax_model.RUN_CHECKPOINTS / "3.orbax-checkpoint-tmp-0").mkdir()
     equal(of_run(run), full)
+    equal(of_run(run / "checkpoints" / "1"), PARAMS)  # any other, where it is named
+    equal(of_run(run / "checkpoints" / "2"), full)
 
 
 def test_what_a_run_did_not_train_is_that_of_its_reference(tmp_path, companions, state):

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from experiments import table1_same_task, tuning
-from experiments.lab import runner
+from experiments.figure1_sft_vs_grpo import OverUpdates
+from experiments.lab import cells, runner, scales
 from experiments.lab.cells import Cell, evaluation_directory, evaluation_name, is_done
-from experiments.lab.experiment import Options
+from experiments.lab.experiment import Options, write
 from experiments.lab.scales import (
     METHODS,
     TASKS,
@@ -21,9 +22,13 @@ from experiments.lab.scales import (
     read_tuned,
 )
 from experiments.lab.scores import Score, compare
-from experiments.lab.tables import Table
+from experiments.long_run import LongRun
+from experiments.negative_control import NegativeControl
+from experiments.regime_search import REGIMES, SEEDS, RegimeSearch
 from othink_jax.config import GRPOConfig, KLConfig, SFTConfig
 from othink_jax.errors import UserError
+from othink_jax.report.table import Table
+from othink_jax.training.run_directory import RunDirectory
 
 TUNED = {
     (method, task): Tuned(learning_rate=1e-4, kl=None if method == "sft" else KLConfig())
@@ -41,15 +46,32 @@ def score(*correct: bool) -> Score:
     )
 
 
-def finish(root: Path, cell: Cell, accuracy: float) -> None:
-    """What a finished cell leaves behind, but for its weights."""
+def finish(root: Path, cell: Cell, accuracy: float, step: int | None = None) -> None:
+    """What the tests of a finished cell leave behind, or of its checkpoint of a step."""
     for test in cell.tests:
-        directory = evaluation_directory(root, cell, test)
-        directory.mkdir(parents=True)
+        directory = evaluation_directory(root, cell, test, step)
+        directory.mkdir(parents=True, exist_ok=True)
         rows = [{"correct": number < 10 * accuracy} for number in range(10)]
         (directory / "predictions.jsonl").write_text("\n".join(map(json.dumps, rows)))
         result = {"accuracy_strict": accuracy, "accuracy_r1v": 0.0, "format": 1.0, "tokens": 9.0}
         (directory / "result.json").write_text(json.dumps(result))
+
+
+def write_metrics(root: Path, cell: Cell) -> None:
+    """20 steps, in which the accuracy of samples falls from 1 to 0.05."""
+    rows = [{"reward_accuracy": 1 - n / 20, "kl": 0.1, "beta": 0.04} for n in range(20)]
+    (root / cell.name / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+@pytest.fixture(autouse=True)
+def tuned(monkeypatch):
+    monkeypatch.setattr(scales, "read_tuned", lambda: TUNED)
+
+
+def made(experiment, directory: Path, **options):
+    """An experiment of two seeds whose files lie in a directory."""
+    places = {"runs": directory / "runs", "out": directory / "results"}
+    return experiment(Options(**places, seeds=2, **options))
 
 
 @pytest.mark.parametrize("scale", [LAPTOP, PAPER], ids=["laptop", "paper"])
@@ -172,9 +194,7 @@ def test_a_table_is_text_csv_and_html():
 
 
 def test_table_1_shows_every_seed_beside_the_published_number(tmp_path):
-    experiment = table1_same_task.SameTask.__new__(table1_same_task.SameTask)
-    experiment.options = Options(runs=tmp_path, seeds=2)
-    experiment.scale, experiment.seeds = LAPTOP, range(2)
+    experiment = made(table1_same_task.SameTask, tmp_path)
     values = {"base": 0.3, "sft": 0.5, "grpo": 0.6, "grpo_d": 0.9}
     for cell in experiment.cells():
         seed = 0 if cell.train is None else cell.train.seed
@@ -188,6 +208,99 @@ def test_table_1_shows_every_seed_beside_the_published_number(tmp_path):
     assert len(everything.columns) == 2 + 6
     assert everything.rows[6][:3] == ["GRPO-D", "geometry", "95.0"]
     assert result.figure is not None
+
+
+def test_figure_1_shows_every_checkpoint_that_was_kept(tmp_path):
+    experiment = made(OverUpdates, tmp_path)
+    base, *trained = experiment.cells()
+    finish(experiment.options.root, base, 0.2)
+    for cell in trained:
+        assert cell.train is not None
+        assert cell.train.checkpoint_every == 25
+        for step in (9, 100):  # in the order of numbers, not of texts
+            run = experiment.options.root / cell.name
+            (run / "checkpoints" / str(step)).mkdir(parents=True)
+            finish(experiment.options.root, cell, step / 200 + 0.1 * cell.train.seed, step)
+    result = experiment.result()
+    assert [row[0] for row in result.tables[0].rows] == ["9", "100"]
+    assert result.tables[0].rows[1][1].startswith("55.0 (")
+    assert result.numbers["curves"]["grpo"][1] == pytest.approx({0: 0.2, 9: 0.145, 100: 0.6})
+
+
+def test_every_kept_checkpoint_has_to_be_tested_where_that_is_asked_for(tmp_path, monkeypatch):
+    cell = dataclasses.replace(
+        LAPTOP.cell("sft", "counting", 0).tested_on(LAPTOP.test("counting")), every_checkpoint=True
+    )
+    RunDirectory(tmp_path / cell.name).begin(cell.train, total_steps=2)
+    for step in (1, 2):
+        (tmp_path / cell.name / "checkpoints" / str(step)).mkdir(parents=True)
+    finish(tmp_path, cell, 0.5)
+    assert is_done(tmp_path, dataclasses.replace(cell, every_checkpoint=False))
+    assert not is_done(tmp_path, cell)
+    tested = []
+
+    def evaluate(config):
+        tested.append(Path(config.model).relative_to(tmp_path / cell.name).as_posix())
+        config.out.mkdir(parents=True)
+        (config.out / "result.json").write_text("{}")
+
+    monkeypatch.setattr("othink_jax.evaluation.evaluate", evaluate)
+    cells.run(tmp_path, cell)
+    assert tested == ["checkpoints/1", "checkpoints/2"]
+    assert is_done(tmp_path, cell)
+
+
+def test_the_regime_that_favours_grpo_d_most_is_the_one_of_the_long_run(tmp_path):
+    search = made(RegimeSearch, tmp_path, steps=20)
+    favoured = REGIMES[4]
+    for cell in search.cells():
+        finish(search.options.root, cell, 0.3)
+        write_metrics(search.options.root, cell)
+    for seed in SEEDS:
+        finish(search.options.root, search._cell(favoured, "grpo_d", seed), 0.6)
+    result = search.result()
+    assert [row[-1] for row in result.tables[0].rows].index("chosen") == 4
+    assert result.tables[0].rows[4][6:8] == ["60.0 60.0", "30.0"]
+    # Of 1, 0.95, ... 0.05: the mean of the first two, and of the last two.
+    assert result.tables[0].rows[0][8] == "97.5, 7.5"
+
+    with pytest.raises(UserError, match=r"run python -m experiments\.regime_search first"):
+        made(LongRun, tmp_path)
+    write(result, search.options.results / search.name, "The search.")
+    long_run = made(LongRun, tmp_path, steps=20)
+    assert long_run.regime == favoured
+    assert list(long_run.trials) == ["SFT", "GRPO 0.04", "GRPO 0.07", "GRPO 0.1", "GRPO-D"]
+    base, *trained = long_run.cells()
+    assert not {cell.name for cell in trained} & {cell.name for cell in search.cells()}
+    finish(long_run.options.root, base, 0.2)
+    for cell in trained:
+        finish(long_run.options.root, cell, 0.5 if cell.method == "grpo_d" else 0.4)
+        write_metrics(long_run.options.root, cell)
+    found = long_run.result()
+    assert [row[0] for row in found.tables[0].rows] == ["base", *long_run.trials]
+    assert found.tables[1].rows[1][:2] == ["GRPO-D - GRPO 0.04", "10.0 (10.0 to 10.0)"]
+    assert found.figure is not None
+
+
+def test_the_control_shows_what_either_base_gained(tmp_path):
+    control = made(NegativeControl, tmp_path)
+    for cell in control.cells():
+        before = 0.3 if cell.model == "tiny" else 0.7
+        gain = 0.0 if cell.train is None or cell.model != "tiny" else 0.4
+        finish(control.options.root, cell, before + gain)
+    result = control.result()
+    assert len(result.tables[0].rows) == 2 * 2 * 3
+    assert result.tables[0].rows[0] == [
+        *("greedy", "counting", "SFT"),
+        *("30.0", "40.0 (40.0 to 40.0)", "40.0 40.0"),
+        *("70.0", "0.0 (0.0 to 0.0)", "0.0 0.0"),
+    ]
+
+
+def test_what_is_about_the_embedded_model_alone_has_no_paper_scale(tmp_path):
+    for experiment in (NegativeControl, RegimeSearch, LongRun):
+        with pytest.raises(UserError, match=f"{experiment.name} is about the embedded model"):
+            experiment(Options(scale="paper"))
 
 
 def test_one_seed_is_refused():

@@ -5,12 +5,13 @@ import re
 
 import matplotlib.pyplot as plt
 import pytest
+from PIL import Image
 
-from experiments.lab.experiment import Result, write
-from experiments.lab.tables import Table
+from experiments.lab.experiment import Case, Result, write
 from othink_jax import cli
 from othink_jax.errors import UserError
 from othink_jax.report import experiments_in, write_experiment_report
+from othink_jax.report.table import Table
 
 ABOUT = "Table 9: a title.\n\nClaim: <none>.\nCommand: python -m nothing\n"
 
@@ -20,7 +21,17 @@ def results(tmp_path):
     figure, panel = plt.subplots()
     panel.plot([0, 1])
     table = Table(title="Scores", columns=["method", "counting"], rows=[["SFT & co", "<70.0>"]])
-    made = Result(tables=[table], figure=figure, numbers={"seeds": [1, 2]})
+    case = Case(
+        title="geometry to counting",
+        image=Image.new("RGB", (4, 4)),
+        question="How many <things>?",
+        ground_truth="2",
+        answers=[
+            {"method": "SFT", "correct": False, "text": "<answer>3</answer>"},
+            {"method": "GRPO-D", "correct": True, "text": "<answer>2</answer>"},
+        ],
+    )
+    made = Result(tables=[table], figure=figure, cases=[case], numbers={"seeds": [1, 2]})
     write(made, tmp_path / "table9", ABOUT)
     write(Result(tables=[table], numbers={}), tmp_path / "tuning", "Tuning.\n\nClaim: no.\n")
     plt.close(figure)
@@ -30,7 +41,7 @@ def results(tmp_path):
 def test_a_result_is_written_as_text_csv_html_png_svg_and_json(results):
     names = {path.name for path in (results / "table9").iterdir()}
     kinds = {"table.txt", "table.csv", "table.html", "figure.png", "figure.svg", "results.json"}
-    assert names == kinds
+    assert names == kinds | {"case1.png"}
     record = json.loads((results / "table9" / "results.json").read_text())
     assert (record["kind"], record["name"], record["seeds"]) == ("experiment", "table9", [1, 2])
     assert not (results / "tuning" / "figure.png").exists()
@@ -45,6 +56,10 @@ def test_one_page_holds_all_experiments_of_a_folder_and_fetches_nothing(results,
     assert '<th scope="row">SFT &amp; co</th><td>&lt;70.0&gt;</td>' in page
     assert "Claim: &lt;none&gt;." in page
     assert page.count("data:image/svg+xml;base64,") == 1
+    assert page.count("data:image/png;base64,") == 1
+    assert "How many &lt;things&gt;?" in page
+    verdicts = re.findall(r"<b>([^<]*)</b>\s*<span class=\"(right|wrong)\"", page)
+    assert verdicts == [("SFT", "wrong"), ("GRPO-D", "right")]
     assert "default-src 'none'" in page
     assert not re.search(r"(?:src|href)=\"(?!data:|#)", page)
 
@@ -63,6 +78,14 @@ def test_what_cannot_be_used_is_named(results, tmp_path):
     record.write_text(json.dumps({"kind": "experiment", "name": "tuning"}))
     with pytest.raises(UserError, match=r"results\.json lacks about, tables"):
         write_experiment_report(results)
+    record.write_text(
+        json.dumps({"kind": "experiment", "name": "t", "about": "T", "tables": [{"heading": 1}]})
+    )
+    with pytest.raises(UserError, match=r"results\.json has a table that cannot be read"):
+        write_experiment_report(results / "tuning")
+    (results / "table9" / "case1.png").unlink()
+    with pytest.raises(UserError, match=r"case1\.png is missing"):
+        write_experiment_report(results / "table9")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty holds no results of experiments"):
         write_experiment_report(tmp_path / "empty")

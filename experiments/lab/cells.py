@@ -7,11 +7,21 @@ where it stopped.
 
 import dataclasses
 import hashlib
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from othink_jax.config import EvaluateConfig, GRPOConfig, SFTConfig, from_dict, read_run, to_dict
+from othink_jax.config import (
+    RUN_CHECKPOINTS,
+    EvaluateConfig,
+    GRPOConfig,
+    SFTConfig,
+    from_dict,
+    read_run,
+    to_dict,
+)
 
 # Of settings: where something is written, which does not change what it is.
 _PLACES = ("out", "model")
@@ -26,6 +36,11 @@ class Cell:
     model: str  # that is trained, or tested as it is
     train: GRPOConfig | SFTConfig | None = None  # None: the model as it is
     tests: tuple[EvaluateConfig, ...] = ()
+    every_checkpoint: bool = False  # that is kept is tested, not only the last one
+
+    def tested_on(self, *tests: EvaluateConfig) -> "Cell":
+        """The same model with these tests alone."""
+        return dataclasses.replace(self, tests=tests)
 
     @property
     def name(self) -> str:
@@ -41,16 +56,17 @@ class Cell:
         kind = None if self.train is None else self.train.kind
         train = None if self.train is None else to_dict(self.train)
         tests = [to_dict(test) for test in self.tests]
-        return json.dumps([self.method, self.model, kind, train, tests])
+        return json.dumps([self.method, self.model, kind, train, tests, self.every_checkpoint])
 
     @classmethod
     def from_json(cls, text: str) -> "Cell":
-        method, model, kind, train, tests = json.loads(text)
+        method, model, kind, train, tests, every = json.loads(text)
         return cls(
             method=method,
             model=model,
             train=None if kind is None else from_dict(_TRAINING[kind], train),
             tests=tuple(from_dict(EvaluateConfig, test) for test in tests),
+            every_checkpoint=every,
         )
 
 
@@ -70,23 +86,37 @@ def evaluation_name(test: EvaluateConfig) -> str:
     return f"{asked}-{data.split}-{decoding}-{_digest(_settings(test))}"
 
 
-def evaluation_directory(root: Path, cell: Cell, test: EvaluateConfig) -> Path:
-    """Where the result of a test lies."""
-    return root / cell.name / "evaluations" / evaluation_name(test)
+def evaluation_directory(
+    root: Path, cell: Cell, test: EvaluateConfig, step: int | None = None
+) -> Path:
+    """Where the result of a test lies: of the last checkpoint, or of that of a step."""
+    place = root / cell.name / "evaluations"
+    return (place if step is None else place / f"step{step}") / evaluation_name(test)
+
+
+def _evaluations(root: Path, cell: Cell) -> Iterator[tuple[Path, int | None, EvaluateConfig]]:
+    """Where each result of a trained cell lies, of which checkpoint, of which test."""
+    steps = checkpoint_steps(root / cell.name) if cell.every_checkpoint else []
+    for step, test in itertools.product((*steps, None), cell.tests):
+        yield evaluation_directory(root, cell, test, step), step, test
+
+
+def checkpoint_steps(run: Path) -> list[int]:
+    """The steps whose checkpoints a run has kept, in order; they appear whole."""
+    names = [path.name for path in (run / RUN_CHECKPOINTS).glob("*")]
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def is_trained(run: Path) -> bool:
-    """Whether a run directory holds the checkpoint of its last step, which appears whole."""
-    if not (run / "config.json").is_file():
-        return False
-    return (run / "checkpoints" / str(read_run(run).total_steps)).is_dir()
+    """Whether a run directory holds the checkpoint of its last step."""
+    steps = checkpoint_steps(run)
+    return bool(steps) and steps[-1] == read_run(run).total_steps
 
 
 def is_done(root: Path, cell: Cell) -> bool:
     """Whether there is nothing left to do for a cell."""
-    results = [evaluation_directory(root, cell, test) / "result.json" for test in cell.tests]
     trained = cell.train is None or is_trained(root / cell.name)
-    return trained and all(result.is_file() for result in results)
+    return trained and all((out / "result.json").is_file() for out, *_ in _evaluations(root, cell))
 
 
 def run(root: Path, cell: Cell) -> None:
@@ -100,10 +130,10 @@ def run(root: Path, cell: Cell) -> None:
     directory = root / cell.name
     if cell.train is not None and not is_trained(directory):
         _train(directory, cell)
-    model = cell.model if cell.train is None else str(directory)
-    for test in cell.tests:
-        out = evaluation_directory(root, cell, test)
+    last = cell.model if cell.train is None else str(directory)
+    for out, step, test in _evaluations(root, cell):
         if not (out / "result.json").is_file():
+            model = last if step is None else str(directory / RUN_CHECKPOINTS / str(step))
             evaluate(dataclasses.replace(test, model=model, out=out))
 
 

@@ -10,12 +10,13 @@ from typing import Any, ClassVar, Literal
 
 import tyro
 from matplotlib.figure import Figure
+from PIL import Image
 
 from experiments.lab.cells import Cell
 from experiments.lab.runner import run_all
-from experiments.lab.scales import PaperFiles, Scale, make_scale
-from experiments.lab.tables import Table
+from experiments.lab.scales import RESULTS, PaperFiles, Scale, make_scale
 from othink_jax.errors import UserError
+from othink_jax.report.table import Table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,11 +42,22 @@ class Options:
     @property
     def results(self) -> Path:
         """Where the tables and figures of this scale go."""
-        return self.out or Path(__file__).parents[1] / "results" / self.scale
+        return self.out or RESULTS / self.scale
 
     def make_scale(self) -> Scale:
         """The settings of this scale."""
         return make_scale(self.scale, self.files, self.steps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One question, and what several methods answered."""
+
+    title: str
+    image: Image.Image
+    question: str
+    ground_truth: str
+    answers: Sequence[Mapping[str, Any]]  # `method`, `correct`, `text`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +66,7 @@ class Result:
 
     tables: Sequence[Table]
     figure: Figure | None = None
+    cases: Sequence[Case] = ()
     numbers: Mapping[Any, Any]  # every seed's, as JSON
 
 
@@ -96,11 +109,18 @@ def write(result: Result, directory: Path, about: str | None) -> None:
     (directory / "table.txt").write_text("\n".join(t.text() for t in tables), encoding="utf-8")
     (directory / "table.csv").write_text("\n".join(t.csv() for t in tables), encoding="utf-8")
     (directory / "table.html").write_text("\n".join(t.html() for t in tables), encoding="utf-8")
+    cases = []
+    for number, case in enumerate(result.cases, start=1):
+        image = f"case{number}.png"
+        case.image.save(directory / image)
+        fields = {field.name: getattr(case, field.name) for field in dataclasses.fields(case)}
+        cases.append(fields | {"image": image})
     record = {
         "kind": "experiment",
         "name": directory.name,
         "about": about,
         "tables": [dataclasses.asdict(table) for table in tables],
+        "cases": cases,
         **result.numbers,
     }
     text = json.dumps(record, indent=1, ensure_ascii=False)

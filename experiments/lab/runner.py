@@ -1,5 +1,6 @@
 """Cells, each in a process of its own, one a core if they are small; what is done stays done."""
 
+import dataclasses
 import os
 import queue
 import subprocess
@@ -67,11 +68,12 @@ def _merged(cells: Sequence[Cell]) -> list[Cell]:
     """Each model once, with all tests that are asked of it."""
     found: dict[str, Cell] = {}
     for cell in cells:
-        before = found.get(cell.name)
-        tests = cell.tests if before is None else before.tests + cell.tests
-        unique = tuple({evaluation_name(test): test for test in tests}.values())
-        found[cell.name] = Cell(
-            method=cell.method, model=cell.model, train=cell.train, tests=unique
+        before = found.get(cell.name, cell)
+        tests = {evaluation_name(test): test for test in before.tests + cell.tests}
+        found[cell.name] = dataclasses.replace(
+            cell,
+            tests=tuple(tests.values()),
+            every_checkpoint=before.every_checkpoint or cell.every_checkpoint,
         )
     return list(found.values())
 

@@ -33,7 +33,8 @@ TITLES = {
     "grpo": "GRPO",
     "grpo_d": "GRPO-D",
 }
-TUNED = Path(__file__).parents[1] / "results" / "laptop" / "tuning" / "results.json"
+RESULTS = Path(__file__).parents[1] / "results"
+TUNED = RESULTS / "laptop" / "tuning" / "results.json"
 
 _UNUSED = Path("unused")  # a cell has a place of its own
 

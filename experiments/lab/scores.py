@@ -27,27 +27,31 @@ class Score:
         return wilson_interval(sum(self.correct), len(self.correct))
 
 
-def score_of(root: Path, cell: Cell, test: EvaluateConfig) -> Score:
-    """The result of a test of a finished cell."""
-    directory = evaluation_directory(root, cell, test)
+def score_of(root: Path, cell: Cell, test: EvaluateConfig, step: int | None = None) -> Score:
+    """The result of a test of a finished cell: of its last checkpoint, or of that of a step."""
+    directory = evaluation_directory(root, cell, test, step)
     result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
     names = ("accuracy_r1v", "format", "tokens")
     return Score(
         accuracy=result["accuracy_strict"],
         **{name: result[name] for name in names},
-        correct=tuple(row["correct"] for row in predictions_of(root, cell, test)),
+        correct=tuple(row["correct"] for row in predictions_of(root, cell, test, step)),
     )
 
 
-def predictions_of(root: Path, cell: Cell, test: EvaluateConfig) -> list[dict[str, Any]]:
+def predictions_of(
+    root: Path, cell: Cell, test: EvaluateConfig, step: int | None = None
+) -> list[dict[str, Any]]:
     """Each question with the model's answer and the verdict."""
-    file = evaluation_directory(root, cell, test) / "predictions.jsonl"
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return _rows(evaluation_directory(root, cell, test, step) / "predictions.jsonl")
 
 
 def metrics_of(root: Path, cell: Cell) -> list[dict[str, Any]]:
     """The rows of a cell's training, a step each."""
-    file = root / cell.name / "metrics.jsonl"
+    return _rows(root / cell.name / "metrics.jsonl")
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 

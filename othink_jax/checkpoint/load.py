@@ -9,7 +9,7 @@ from flax import nnx
 
 from othink_jax.checkpoint import hf, orbax_model
 from othink_jax.checkpoint.tensors import Tensors, cast, in_memory, read_params
-from othink_jax.config import LoRAConfig
+from othink_jax.config import LoRAConfig, run_and_step
 from othink_jax.data.processing import Processor
 from othink_jax.errors import UserError
 from othink_jax.files import new_model_directory
@@ -55,13 +55,16 @@ def abstract_model(
 
 
 def locate(model: str | Path) -> tuple[Path, Path | None]:
-    """Where configuration and tokenizer of a model lie, and the run it is of, if it is of one.
+    """Where configuration and tokenizer of a model lie, and what it is of a run, if it is of one.
+
+    That is a run directory, for its last checkpoint, or the directory of one of its checkpoints.
 
     Raises:
       UserError: there is no such model.
     """
     directory = hf.resolve(model)
-    reference = directory / orbax_model.RUN_REFERENCE
+    run, _ = run_and_step(directory)
+    reference = run / orbax_model.RUN_REFERENCE
     return (reference, directory) if reference.is_dir() else (directory, None)
 
 
@@ -81,7 +84,7 @@ def load(
 
     Args:
       model: a Hugging Face directory or hub id, a directory written by `convert`, a run directory
-        (its last checkpoint), or `tiny`, the embedded model.
+        (its last checkpoint), `RUN/checkpoints/STEP`, or `tiny`, the embedded model.
       dtype: of the computation, `float32` or `bfloat16`; norms, rotary positions, softmax and
         logits are float32 always.
       param_dtype: of the parameters; that of the computation if not given. `stored` keeps the one

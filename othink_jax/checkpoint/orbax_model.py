@@ -13,14 +13,13 @@ from othink_jax.checkpoint.hf import copy_companions
 from othink_jax.checkpoint.keymap import Entry, adapter_entries, entries
 from othink_jax.checkpoint.store import damaged
 from othink_jax.checkpoint.tensors import Tensors, adapted, nested, overlaid
-from othink_jax.config import read_run
+from othink_jax.config import RUN_CHECKPOINTS, read_run, run_and_step
 from othink_jax.errors import UserError
 from othink_jax.files import new_model_directory
 from othink_jax.model.config import Qwen2VLConfig
 
 PARAMS = "params"  # the Orbax folder inside a model directory
 RUN_REFERENCE = "reference"  # the model directory inside a run directory
-RUN_CHECKPOINTS = "checkpoints"  # the training states inside a run directory
 # Tensors are read in groups of about so many bytes: opening a checkpoint takes 30 ms.
 _GROUP = 2**27
 
@@ -82,13 +81,18 @@ def stored_tensors(directory: Path, config: Qwen2VLConfig) -> Tensors:
     return _stored(directory.absolute() / PARAMS, (), entries(config))
 
 
-def run_tensors(run: Path, config: Qwen2VLConfig) -> Tensors:
-    """The parameters of a run's last checkpoint; before there is one, those of the reference.
+def run_tensors(directory: Path, config: Qwen2VLConfig) -> Tensors:
+    """The parameters of a run's checkpoint; before there is one, those of the reference.
 
     What was not trained is in the reference alone; adapters are added to it, in float32. Raises as
     `stored_tensors` does.
+
+    Args:
+      directory: of a run, whose last checkpoint it is, or of one of its checkpoints.
+      config: the shape.
     """
-    place = _last_params(run)
+    run, _ = run_and_step(directory)
+    place = _params_of(directory)
     if place is None:
         return stored_tensors(run / RUN_REFERENCE, config)
     settings, everything = read_run(run).config, entries(config)
@@ -96,18 +100,19 @@ def run_tensors(run: Path, config: Qwen2VLConfig) -> Tensors:
         return _stored(*place, everything)
     reference = stored_tensors(run / RUN_REFERENCE, config)
     if settings.train == "lora":
-        return adapted(reference, run_adapters(run, config), settings.lora.scale)
+        return adapted(reference, run_adapters(directory, config), settings.lora.scale)
     text = [entry for entry in everything if entry.path[0] == "text"]
     return overlaid(reference, _stored(*place, text))
 
 
-def run_adapters(run: Path, config: Qwen2VLConfig) -> Tensors:
-    """The adapters of a run's last checkpoint.
+def run_adapters(directory: Path, config: Qwen2VLConfig) -> Tensors:
+    """The adapters of a run's last checkpoint, or of one of its checkpoints.
 
     Raises:
       UserError: the run has none, or they are damaged.
     """
-    settings, place = read_run(run).config, _last_params(run)
+    run, _ = run_and_step(directory)
+    settings, place = read_run(run).config, _params_of(directory)
     if settings.train != "lora":
         raise UserError(f"{run} has no adapters: it was trained with --train {settings.train}")
     if place is None:
@@ -115,12 +120,15 @@ def run_adapters(run: Path, config: Qwen2VLConfig) -> Tensors:
     return _stored(*place, adapter_entries(config, settings.lora.lora_rank))
 
 
-def _last_params(run: Path) -> tuple[Path, tuple[str, ...]] | None:
-    """Where the last checkpoint of a run holds parameters; None before there is one."""
-    steps = ocp.utils.checkpoint_steps(run / RUN_CHECKPOINTS)
-    if not steps:
-        return None
-    return run.absolute() / RUN_CHECKPOINTS / str(max(steps)) / "state", ("params",)
+def _params_of(directory: Path) -> tuple[Path, tuple[str, ...]] | None:
+    """Where a checkpoint of a run holds parameters, the last if it is not one itself; or None."""
+    run, step = run_and_step(directory)
+    if step is None:
+        steps = ocp.utils.checkpoint_steps(run / RUN_CHECKPOINTS)
+        if not steps:
+            return None
+        step = max(steps)
+    return run.absolute() / RUN_CHECKPOINTS / str(step) / "state", ("params",)
 
 
 def _stored(place: Path, keys: tuple[str, ...], wanted: Sequence[Entry]) -> Tensors:

@@ -23,10 +23,19 @@ from othink_jax.config.parts import (
     RewardConfig,
     SamplingConfig,
 )
-from othink_jax.config.record import RunRecord, from_dict, is_run, read_run, to_dict
+from othink_jax.config.record import (
+    RUN_CHECKPOINTS,
+    RunRecord,
+    from_dict,
+    is_run,
+    read_run,
+    run_and_step,
+    to_dict,
+)
 from othink_jax.config.runs import EvaluateConfig, GRPOConfig, SFTConfig, TrainingConfig
 
 __all__ = [
+    "RUN_CHECKPOINTS",
     "TINY_TEMPLATE",
     "TRAIN_TEMPLATE",
     "DataConfig",
@@ -49,5 +58,6 @@ __all__ = [
     "from_dict",
     "is_run",
     "read_run",
+    "run_and_step",
     "to_dict",
 ]

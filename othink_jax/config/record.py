@@ -11,6 +11,7 @@ from othink_jax.config.runs import GRPOConfig, SFTConfig, TrainingConfig
 from othink_jax.errors import UserError
 from othink_jax.files import read_json
 
+RUN_CHECKPOINTS = "checkpoints"  # the training states inside a run directory, numbered by step
 _C = TypeVar("_C")
 _RUNS: dict[str, type[TrainingConfig]] = {cls.kind: cls for cls in (GRPOConfig, SFTConfig)}
 
@@ -59,6 +60,16 @@ def is_run(directory: Path) -> bool:
     """
     path = directory / "config.json"
     return path.is_file() and "kind" in read_json(path)
+
+
+def run_and_step(place: Path) -> tuple[Path, int | None]:
+    """The run directory and the step of `RUN/checkpoints/STEP`; any other place as it is, and None.
+
+    Whether there is such a run is not looked at.
+    """
+    if place.parent.name == RUN_CHECKPOINTS and place.name.isdigit():
+        return place.parents[1], int(place.name)
+    return place, None
 
 
 def read_run(directory: Path) -> RunRecord:

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from othink_jax.errors import UserError
 from othink_jax.report.page import make_environment, style
+from othink_jax.report.table import Table
 
 _RECORD = "results.json"
 
@@ -53,15 +54,32 @@ def write_experiment_report(directory: Path) -> Path:
 
 
 def _read(place: Path) -> dict[str, Any]:
-    """A record with its figure as a data URI."""
+    """A record with its tables, and with its figure and the images of its cases as data URIs."""
     record = json.loads((place / _RECORD).read_text(encoding="utf-8"))
     absent = [name for name in ("name", "about", "tables") if name not in record]
     if absent:
         raise UserError(f"{place / _RECORD} lacks {', '.join(absent)}")
     title, _, about = record["about"].partition("\n")
     figure = place / "figure.svg"
-    uri = None
-    if figure.is_file():
-        encoded = base64.b64encode(figure.read_bytes()).decode()
-        uri = Markup(f"data:image/svg+xml;base64,{encoded}")
-    return record | {"title": title.rstrip("."), "about": about.strip(), "figure": uri}
+    return record | {
+        "title": title.rstrip("."),
+        "about": about.strip(),
+        "tables": [_table(place / _RECORD, values) for values in record["tables"]],
+        "figure": _uri(figure, "svg+xml") if figure.is_file() else None,
+        "cases": [
+            case | {"image": _uri(place / case["image"], "png")} for case in record.get("cases", [])
+        ],
+    }
+
+
+def _table(source: Path, values: dict[str, Any]) -> Table:
+    try:
+        return Table(**values)
+    except TypeError as error:
+        raise UserError(f"{source} has a table that cannot be read: {error}") from error
+
+
+def _uri(image: Path, kind: str) -> Markup:
+    if not image.is_file():
+        raise UserError(f"{image} is missing")
+    return Markup(f"data:image/{kind};base64,{base64.b64encode(image.read_bytes()).decode()}")

@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 import jax
 from PIL import Image
 
-from othink_jax.checkpoint.orbax_model import RUN_CHECKPOINTS, RUN_REFERENCE
-from othink_jax.config import RunRecord, TrainingConfig, read_run, to_dict
+from othink_jax.checkpoint.orbax_model import RUN_REFERENCE
+from othink_jax.config import RUN_CHECKPOINTS, RunRecord, TrainingConfig, read_run, to_dict
 from othink_jax.errors import UserError
 from othink_jax.files import check_output_directory, write_atomically
 

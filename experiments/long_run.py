@@ -1,0 +1,145 @@
+"""The regime that favours GRPO-D most, tried again: other seeds, test questions, more methods.
+
+Claim (paper): a KL weight that moves beats a constant one, where training goes on for long.
+Command: python -m experiments.long_run
+Cost: not measured yet.
+Shows: in the regime that `regime_search` found, GRPO-D against GRPO with the lowest, the first and
+    the highest of its weights, and against SFT with as many updates; accuracy on the task trained
+    on, every seed, and paired tests; accuracy of the samples and KL to the base over the training.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.lab.cells import Cell
+from experiments.lab.experiment import Options, Result, main
+from experiments.lab.laptop import LaptopExperiment
+from experiments.lab.scales import Laptop, Method, Tuned
+from experiments.lab.scores import Score, metrics_of, score_of
+from experiments.lab.tables import percent
+from experiments.regime_search import UPDATES, Regime, RegimeSearch, constant
+from experiments.table1_same_task import comparison_table, summary
+from othink_jax.config import EvaluateConfig, KLConfig, from_dict, to_dict
+from othink_jax.errors import UserError
+from othink_jax.report.curves import smooth, smoothing_window
+from othink_jax.report.table import Table
+
+
+class LongRun(LaptopExperiment):
+    name: ClassVar[str] = "long_run"
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.updates = options.steps or UPDATES
+        found = options.results / RegimeSearch.name / "results.json"
+        if not found.is_file():
+            raise UserError(f"{found} is absent: run python -m experiments.regime_search first")
+        self.regime = from_dict(Regime, json.loads(found.read_text(encoding="utf-8"))["chosen"])
+        low, middle, high = self.regime.kl_min, self.regime.kl_mid, self.regime.kl_max
+        sft = self.laptop.tuned["sft", self.regime.task]
+        self.trials: dict[str, tuple[Method, Tuned]] = {"SFT": ("sft", sft)}
+        for value in (low, middle, high):
+            self.trials[f"GRPO {value:g}"] = ("grpo", self._trial(constant(value)))
+        self.trials["GRPO-D"] = ("grpo_d", self._trial(self.regime.kl))
+
+    def _trial(self, kl: KLConfig) -> Tuned:
+        return Tuned(learning_rate=self.regime.learning_rate, kl=kl)
+
+    def _scale(self, method: Method, trial: Tuned) -> Laptop:
+        return Laptop(
+            model=self.model(self.regime.base),
+            steps=self.updates,
+            tuned={(method, self.regime.task): trial},
+        )
+
+    def _tests(self) -> list[EvaluateConfig]:
+        """Greedy, and sampled."""
+        task = self.regime.task
+        return [self.laptop.test(task, temperature=value) for value in (0.0, 1.0)]
+
+    def _cell(self, label: str, seed: int) -> Cell:
+        method, trial = self.trials[label]
+        trained = self._scale(method, trial).cell(method, self.regime.task, seed)
+        return trained.tested_on(*self._tests())
+
+    def _base(self) -> Cell:
+        base = dataclasses.replace(self.laptop, model=self.model(self.regime.base)).base()
+        return base.tested_on(*self._tests())
+
+    def cells(self) -> Sequence[Cell]:
+        return [self._base(), *(self._cell(x, seed) for seed in self.seeds for x in self.trials)]
+
+    def _scores(self, test: EvaluateConfig) -> dict[str, list[Score]]:
+        root = self.options.root
+        return {"base": [score_of(root, self._base(), test)]} | {
+            label: [score_of(root, self._cell(label, seed), test) for seed in self.seeds]
+            for label in self.trials
+        }
+
+    def result(self) -> Result:
+        greedy, sampled = map(self._scores, self._tests())
+        rows = [
+            [
+                label,
+                summary(greedy[label]),
+                summary(sampled[label]),
+                " ".join(percent(score.accuracy) for score in greedy[label]),
+            ]
+            for label in greedy
+        ]
+        about = self.regime
+        table = Table(
+            title=f"{self.updates} updates on {about.task} from the {about.base} base (%)",
+            columns=["method", "greedy", "sampled", "every seed, greedy"],
+            rows=rows,
+            note=f"GRPO and GRPO-D: learning rate {about.learning_rate:g}. GRPO-D: KL weight from"
+            f" {about.kl_min:g} to {about.kl_max:g}. Mean and 95% interval over seeds (Student's"
+            " t); of the base, of questions (Wilson).",
+        )
+        pairs = [(label, "GRPO-D") for label in self.trials if label != "GRPO-D"]
+        runs = {
+            label: [metrics_of(self.options.root, self._cell(label, seed)) for seed in self.seeds]
+            for label in self.trials
+            if label != "SFT"
+        }
+        numbers = {
+            "regime": to_dict(self.regime),
+            "greedy": {label: [s.accuracy for s in found] for label, found in greedy.items()},
+            "sampled": {label: [s.accuracy for s in found] for label, found in sampled.items()},
+        }
+        tables = [table, comparison_table(greedy, f"{about.task}, greedy", pairs)]
+        tables.append(comparison_table(sampled, f"{about.task}, sampled", pairs))
+        return Result(tables=tables, figure=curves(runs), numbers=numbers)
+
+
+def curves(runs: dict[str, list[list[dict[str, Any]]]]) -> Figure:
+    """Over the training: accuracy of the samples, KL to the base, and its weight; means."""
+    shown = {
+        "reward_accuracy": "accuracy of samples",
+        "kl": "KL, nats a token",
+        "beta": "KL weight",
+    }
+    figure, panels = plt.subplots(1, len(shown), figsize=(11, 3.2), layout="constrained")
+    for panel, (name, label) in zip(panels, shown.items(), strict=True):
+        for number, (method, found) in enumerate(runs.items()):
+            values = np.array([[row[name] for row in run] for run in found])
+            window = smoothing_window(values.shape[1])
+            steps = np.arange(1, values.shape[1] + 1)
+            for value in values:
+                panel.plot(steps, smooth(value, window), color=f"C{number}", alpha=0.15)
+            mean = smooth(values.mean(axis=0), window)
+            panel.plot(steps, mean, color=f"C{number}", label=method)
+        panel.set(xlabel="step", ylabel=label)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(frameon=False)
+    return figure
+
+
+if __name__ == "__main__":
+    main(LongRun, __doc__)

@@ -1,0 +1,164 @@
+"""The search for a regime in which a KL weight that moves could matter.
+
+Claim: none. GRPO and GRPO-D are compared on the validation split where GRPO has a chance to plateau
+    or to drift. The regime that favours GRPO-D most goes on to `long_run`, which tries it again
+    with other seeds and other questions.
+Command: python -m experiments.regime_search
+Cost: not measured yet.
+Shows: both methods from two bases (with engineered headroom, and calibrated), on both tasks, with
+    more updates, larger steps and larger KL weights than elsewhere. GRPO has the constant weight
+    that GRPO-D begins with. Of GRPO, the accuracy of its samples in the best tenth of the training
+    and in the last one tell whether it drifts.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from statistics import fmean
+from typing import ClassVar
+
+import numpy as np
+
+from experiments.lab.cells import Cell
+from experiments.lab.experiment import Options, Result, main
+from experiments.lab.laptop import BASES, Base, LaptopExperiment
+from experiments.lab.scales import TASKS, Laptop, Method, Tuned
+from experiments.lab.scores import metrics_of, score_of
+from experiments.lab.tables import percent
+from othink_jax.config import KLConfig, Task, to_dict
+from othink_jax.report.table import Table
+
+UPDATES = 500
+SEEDS = (100, 101)  # those of the tuning: no result is made from them
+QUESTIONS = 500
+COMPARED: tuple[Method, Method] = ("grpo", "grpo_d")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Regime:
+    """From where, on what, and how far GRPO and GRPO-D train."""
+
+    base: Base
+    task: Task
+    learning_rate: float
+    kl_min: float
+    kl_max: float
+
+    @property
+    def kl(self) -> KLConfig:
+        """The weight of GRPO-D."""
+        return KLConfig(kl_min=self.kl_min, kl_max=self.kl_max)
+
+    @property
+    def kl_mid(self) -> float:
+        """Where Eq. 3 begins."""
+        return (self.kl_min + self.kl_max) / 2
+
+
+# Of the learning rate and the highest KL weight; the lowest is the paper's for counting.
+_STEPS = ((3e-4, 0.40), (1e-3, 0.10), (1e-3, 0.40))
+REGIMES = [
+    Regime(base=base, task=task, learning_rate=rate, kl_min=0.04, kl_max=highest)
+    for base, task, (rate, highest) in itertools.product(BASES, TASKS, _STEPS)
+]
+
+
+def constant(value: float) -> KLConfig:
+    """A weight of GRPO."""
+    return KLConfig(kl_schedule="constant", kl_value=value)
+
+
+class RegimeSearch(LaptopExperiment):
+    name: ClassVar[str] = "regime_search"
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.updates = options.steps or UPDATES
+
+    def _cell(self, regime: Regime, method: Method, seed: int) -> Cell:
+        kl = regime.kl if method == "grpo_d" else constant(regime.kl_mid)
+        scale = Laptop(
+            model=self.model(regime.base),
+            steps=self.updates,
+            count=QUESTIONS,
+            tuned={(method, regime.task): Tuned(learning_rate=regime.learning_rate, kl=kl)},
+        )
+        trained = scale.cell(method, regime.task, seed)
+        return trained.tested_on(scale.test(regime.task, "validation"))
+
+    def _base(self, regime: Regime) -> Cell:
+        scale = Laptop(model=self.model(regime.base), count=QUESTIONS, tuned={})
+        return scale.base().tested_on(scale.test(regime.task, "validation"))
+
+    def cells(self) -> Sequence[Cell]:
+        trained = itertools.product(REGIMES, SEEDS, COMPARED)
+        return [
+            *map(self._base, REGIMES),
+            *(self._cell(regime, method, seed) for regime, seed, method in trained),
+        ]
+
+    def _accuracy(self, cell: Cell) -> float:
+        return score_of(self.options.root, cell, cell.tests[0]).accuracy
+
+    def result(self) -> Result:
+        rows: list[list[str]] = []
+        differences: list[float] = []
+        records = []
+        for regime in REGIMES:
+            cells = {
+                method: [self._cell(regime, method, seed) for seed in SEEDS] for method in COMPARED
+            }
+            accuracies = {method: list(map(self._accuracy, cells[method])) for method in COMPARED}
+            runs = {
+                method: [metrics_of(self.options.root, cell) for cell in cells[method]]
+                for method in COMPARED
+            }
+            tenths = tenth_means([[row["reward_accuracy"] for row in run] for run in runs["grpo"]])
+            differences.append(fmean(accuracies["grpo_d"]) - fmean(accuracies["grpo"]))
+            records.append({"regime": to_dict(regime), "accuracies": accuracies})
+            rows.append(
+                [
+                    regime.base,
+                    regime.task,
+                    f"{regime.learning_rate:g}",
+                    f"{regime.kl_min:g} to {regime.kl_max:g}",
+                    percent(self._accuracy(self._base(regime))),
+                    *(" ".join(map(percent, accuracies[method])) for method in COMPARED),
+                    percent(differences[-1]),
+                    f"{percent(max(tenths))}, {percent(tenths[-1])}",
+                    *(f"{last_kl(runs[method]):.2g}" for method in COMPARED),
+                ]
+            )
+        best = int(np.argmax(differences))
+        for number, row in enumerate(rows):
+            row.append("chosen" if number == best else "")
+        columns = ["base", "task", "learning rate", "KL weight", "before", "GRPO", "GRPO-D"]
+        columns += ["difference", "GRPO's samples: best tenth, last", "KL of GRPO", "KL of GRPO-D"]
+        table = Table(
+            title="GRPO and GRPO-D in search of a difference (validation, %, greedy, every seed)",
+            columns=[*columns, ""],
+            rows=rows,
+            note=f"{self.updates} updates of 8 prompts; {QUESTIONS} questions; seeds"
+            f" {' and '.join(map(str, SEEDS))}. KL: nats a token, last tenth of the training.",
+        )
+        return Result(
+            tables=[table], numbers={"chosen": records[best]["regime"], "regimes": records}
+        )
+
+
+def tenth_means(curves: Sequence[Sequence[float]]) -> list[float]:
+    """Means over seeds of each tenth of the steps.
+
+    Args:
+      curves: one a seed.
+    """
+    return [float(part.mean()) for part in np.array_split(np.asarray(curves), 10, axis=1)]
+
+
+def last_kl(runs: Sequence[Sequence[dict[str, float]]]) -> float:
+    """Mean KL to the base in the last tenth, over all seeds."""
+    return tenth_means([[row["kl"] for row in run] for run in runs])[-1]
+
+
+if __name__ == "__main__":
+    main(RegimeSearch, __doc__)

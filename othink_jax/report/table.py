@@ -1,0 +1,57 @@
+"""A table of results, for the terminal, for other programs, and for a page."""
+
+import csv
+import dataclasses
+import html
+import io
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """Cells are texts already; the first column names the row."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""  # what a reader has to know to read it
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            assert len(row) == len(self.columns), f"{self.title}: {row}"
+
+    def text(self) -> str:
+        """In columns."""
+        lines = [self.columns, *self.rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
+        made = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        ]
+        rule = "  ".join("-" * width for width in widths)
+        note = [self.note] if self.note else []
+        return "\n".join([self.title, made[0], rule, *made[1:], *note]) + "\n"
+
+    def csv(self) -> str:
+        """Comma-separated, with a line of column names."""
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerows([self.columns, *self.rows])
+        return buffer.getvalue()
+
+    def html(self) -> Markup:
+        """A table element, and a paragraph for the note."""
+        head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in self.columns)
+        body = "".join(
+            "<tr>"
+            + f'<th scope="row">{html.escape(row[0])}</th>'
+            + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
+            + "</tr>\n"
+            for row in self.rows
+        )
+        note = f'<p class="fine">{html.escape(self.note)}</p>\n' if self.note else ""
+        return Markup(
+            f"<table>\n<caption>{html.escape(self.title)}</caption>\n"
+            f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n{note}"
+        )
