@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from experiments.lab.cells import Cell
 from experiments.lab.experiment import Experiment, Result, main
 from experiments.lab.scales import TASKS, Task
-from experiments.lab.scores import metrics_of
+from experiments.lab.scores import metrics_of, tenths
 from experiments.lab.tables import percent
 from othink_jax.config import GRPOConfig
 from othink_jax.report.curves import smooth, smoothing_window
@@ -26,7 +26,6 @@ from othink_jax.report.table import Table
 from othink_jax.training.optimizer import kl_schedule
 
 REWARDS = ("reward_format", "reward_accuracy")
-_SHARE = 0.1  # of the steps: the beginning and the end that the table shows
 
 
 class TrainingCurves(Experiment):
@@ -56,9 +55,8 @@ class TrainingCurves(Experiment):
                     panel.plot(steps, smooth(curve, window), color=color, alpha=0.2)
                 label = reward.removeprefix("reward_")
                 panel.plot(steps, smooth(curves.mean(axis=0), window), color=color, label=label)
-                few = max(1, round(_SHARE * curves.shape[1]))
-                ends = curves[:, :few].mean(), curves[:, -few:].mean()
-                rows.append([task, label, *map(percent, ends)])
+                means = tenths(found, reward)
+                rows.append([task, label, percent(means[0]), percent(means[-1])])
             panel.set(title=task, xlabel="step", ylabel="reward", ylim=(0, 1.03))
             panel.legend(frameon=False)
             apart = self._draw_weights(weights, task, [row["beta"] for row in found[0]])

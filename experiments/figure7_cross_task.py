@@ -19,7 +19,7 @@ from experiments.lab.cells import Cell
 from experiments.lab.experiment import Experiment, Result, main
 from experiments.lab.scales import METHODS, TITLES, Task
 from experiments.lab.scores import Score, score_of
-from experiments.lab.tables import percent, with_interval
+from experiments.lab.tables import percent, published, with_interval
 from experiments.table1_same_task import comparison_table, summary
 from othink_jax.report.table import Table
 from othink_jax.statistics import mean_interval
@@ -78,7 +78,7 @@ def change_table(scores: dict[tuple[Task, Task], dict[str, list[Score]]]) -> Tab
     rows = []
     for (trained, tested), by_method in scores.items():
         for method in ("base", *METHODS):
-            published = PUBLISHED.get((trained, method))
+            paper = PUBLISHED.get((trained, method))
             change = (
                 ""
                 if method == "base"
@@ -90,7 +90,7 @@ def change_table(scores: dict[tuple[Task, Task], dict[str, list[Score]]]) -> Tab
                     TITLES[method],
                     summary(by_method[method]),
                     change,
-                    "" if published is None else percent(published),
+                    "" if paper is None else published(paper),
                     " ".join(percent(score.accuracy) for score in by_method[method]),
                 ]
             )
@@ -110,9 +110,9 @@ def bars(scores: dict[tuple[Task, Task], dict[str, list[Score]]]) -> Figure:
             values = [100 * change for change in changes(by_method, method)]
             panel.bar(place, sum(values) / len(values), width=0.6, alpha=0.5)
             panel.plot([place] * len(values), values, "k.", alpha=0.6)
-            published = PUBLISHED.get((way[0], method))
-            if published is not None:
-                panel.hlines(100 * published, place - 0.35, place + 0.35, linestyles="dashed")
+            paper = PUBLISHED.get((way[0], method))
+            if paper is not None:
+                panel.hlines(100 * paper, place - 0.35, place + 0.35, linestyles="dashed")
         panel.axhline(0, color="black", linewidth=0.8)
         panel.set_xticks(range(len(METHODS)), [TITLES[method] for method in METHODS])
         panel.set(title=" to ".join(way), ylabel="change over base, %")

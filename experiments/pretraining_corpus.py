@@ -29,6 +29,7 @@ from othink_jax.data.synthetic.geometry import GeometryDifficulty, GeometryProbl
 from othink_jax.data.synthetic.splits import Split, pick
 from othink_jax.errors import UserError
 
+QUICK_LOOK = "quick look"  # all that a hasty response thinks
 SPLIT: Split = "train"  # every content shown here belongs to the tasks' training split
 _SIDE = 112  # pixels of every image
 _SHARES = ("steps_style", "direct_style", "looks_from", "hasty_error", "easy_until")
@@ -107,7 +108,7 @@ def _styled(
     if style < config.steps_style + config.direct_style:
         return "direct", f"<answer>{right}</answer>"
     wrong = rng.random() < config.hasty_error
-    return "look", solution_text("quick look", str(hasty if wrong else right))
+    return "look", solution_text(QUICK_LOOK, str(hasty if wrong else right))
 
 
 def draw_scene(rng: np.random.Generator, easy: bool = False) -> CountingProblem:

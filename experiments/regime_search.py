@@ -23,7 +23,7 @@ from experiments.lab.cells import Cell
 from experiments.lab.experiment import Options, Result, main
 from experiments.lab.laptop import BASES, Base, LaptopExperiment
 from experiments.lab.scales import TASKS, Laptop, Method, Tuned
-from experiments.lab.scores import metrics_of, score_of
+from experiments.lab.scores import metrics_of, score_of, tenths
 from experiments.lab.tables import percent
 from othink_jax.config import KLConfig, Task, to_dict
 from othink_jax.report.table import Table
@@ -113,7 +113,7 @@ class RegimeSearch(LaptopExperiment):
                 method: [metrics_of(self.options.root, cell) for cell in cells[method]]
                 for method in COMPARED
             }
-            tenths = tenth_means([[row["reward_accuracy"] for row in run] for run in runs["grpo"]])
+            sampled = tenths(runs["grpo"], "reward_accuracy")
             differences.append(fmean(accuracies["grpo_d"]) - fmean(accuracies["grpo"]))
             records.append({"regime": to_dict(regime), "accuracies": accuracies})
             rows.append(
@@ -125,8 +125,8 @@ class RegimeSearch(LaptopExperiment):
                     percent(self._accuracy(self._base(regime))),
                     *(" ".join(map(percent, accuracies[method])) for method in COMPARED),
                     percent(differences[-1]),
-                    f"{percent(max(tenths))}, {percent(tenths[-1])}",
-                    *(f"{last_kl(runs[method]):.2g}" for method in COMPARED),
+                    f"{percent(max(sampled))}, {percent(sampled[-1])}",
+                    *(f"{tenths(runs[method], 'kl')[-1]:.2g}" for method in COMPARED),
                 ]
             )
         best = int(np.argmax(differences))
@@ -144,20 +144,6 @@ class RegimeSearch(LaptopExperiment):
         return Result(
             tables=[table], numbers={"chosen": records[best]["regime"], "regimes": records}
         )
-
-
-def tenth_means(curves: Sequence[Sequence[float]]) -> list[float]:
-    """Means over seeds of each tenth of the steps.
-
-    Args:
-      curves: one a seed.
-    """
-    return [float(part.mean()) for part in np.array_split(np.asarray(curves), 10, axis=1)]
-
-
-def last_kl(runs: Sequence[Sequence[dict[str, float]]]) -> float:
-    """Mean KL to the base in the last tenth, over all seeds."""
-    return tenth_means([[row["kl"] for row in run] for run in runs])[-1]
 
 
 if __name__ == "__main__":

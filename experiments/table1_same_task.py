@@ -7,12 +7,14 @@ Shows: accuracy of each method (mean over seeds, its interval, every seed) besid
     one, greedily and at temperature 1; McNemar's tests on the same questions; what the choice of
     grader does to a score.
 
-Published (2B; %): counting 42.50, 68.50, 64.50, 76.50; geometry 15.52, 32.49, 30.24, 34.35 for
-base, SFT, GRPO, GRPO-D.
+Published (%), for base, SFT, GRPO, GRPO-D:
+    2B: counting 42.50, 68.50, 64.50, 76.50; geometry 15.52, 32.49, 30.24, 34.35
+    7B: counting 76.00, 74.50, 76.50, 78.00; geometry 33.16, 43.50, 42.04, 45.49
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any, ClassVar
 
 import matplotlib.pyplot as plt
@@ -21,21 +23,19 @@ from matplotlib.figure import Figure
 from experiments.lab.cells import Cell
 from experiments.lab.experiment import Experiment, Result, main
 from experiments.lab.scales import METHODS, TASKS, TITLES
-from experiments.lab.scores import Score, compare, score_of
-from experiments.lab.tables import percent, with_interval
-from othink_jax.config import EvaluateConfig, Task
+from experiments.lab.scores import Score, compare, metrics_of, predictions_of, score_of, tenths
+from experiments.lab.tables import percent, published, with_interval
+from experiments.pretraining_corpus import QUICK_LOOK
+from othink_jax.config import EvaluateConfig, GRPOConfig, Task
 from othink_jax.report.table import Table
 from othink_jax.statistics import mean_interval
 
+# Of base, SFT, GRPO, GRPO-D.
 PUBLISHED = {
-    ("base", "counting"): 0.4250,
-    ("sft", "counting"): 0.6850,
-    ("grpo", "counting"): 0.6450,
-    ("grpo_d", "counting"): 0.7650,
-    ("base", "geometry"): 0.1552,
-    ("sft", "geometry"): 0.3249,
-    ("grpo", "geometry"): 0.3024,
-    ("grpo_d", "geometry"): 0.3435,
+    ("2B", "counting"): (0.4250, 0.6850, 0.6450, 0.7650),
+    ("2B", "geometry"): (0.1552, 0.3249, 0.3024, 0.3435),
+    ("7B", "counting"): (0.7600, 0.7450, 0.7650, 0.7800),
+    ("7B", "geometry"): (0.3316, 0.4350, 0.4204, 0.4549),
 }
 PAIRS = (("grpo", "sft"), ("grpo", "grpo_d"), ("sft", "grpo_d"))
 
@@ -61,8 +61,9 @@ class SameTask(Experiment):
 
     def result(self) -> Result:
         greedy = {task: self.scores(task, self.scale.test(task)) for task in TASKS}
-        tables = [accuracy_table(greedy), *(comparison_table(greedy[t], t) for t in TASKS)]
-        tables += [self.all_tests(), grader_table(greedy)]
+        tables = [accuracy_table(greedy, self.options.files.size)]
+        tables += [comparison_table(greedy[task], task) for task in TASKS]
+        tables += [self.all_tests(), self.manner(), grader_table(greedy)]
         numbers: dict[str, Any] = {
             task: {
                 method: [
@@ -75,15 +76,44 @@ class SameTask(Experiment):
         }
         return Result(tables=tables, figure=every_seed(greedy), numbers=numbers)
 
+    def _models(self) -> Iterator[tuple[str, str, list[Cell]]]:
+        """Method, task trained on, and a cell a seed; the base first."""
+        yield TITLES["base"], "", [self.scale.base()]
+        for task, method in itertools.product(TASKS, METHODS):
+            trained = [self.scale.cell(method, task, seed) for seed in self.seeds]
+            yield TITLES[method], task, trained
+
+    def manner(self) -> Table:
+        """How each model answers, and how far training took it from the base."""
+        root, rows = self.options.root, []
+        for title, trained_on, cells in self._models():
+            row = [title, trained_on]
+            for task in TASKS:
+                test = self.scale.test(task)
+                scores = [score_of(root, cell, test) for cell in cells]
+                quick = [quick_looks(predictions_of(root, cell, test)) for cell in cells]
+                row += [percent(fmean(score.format for score in scores))]
+                row += [f"{fmean(score.tokens for score in scores):.1f}"]
+                row += [" ".join(f"{100 * share:.0f}" for share in quick)]
+            sampled = isinstance(cells[0].train, GRPOConfig)
+            runs = [metrics_of(root, cell) for cell in cells] if sampled else []
+            rows.append([*row, f"{tenths(runs, 'kl')[-1]:.2g}" if sampled else ""])
+        columns = ["method", "trained on"]
+        for task in TASKS:
+            columns += [f"{task}: right format", "tokens", "quick looks, every seed"]
+        return Table(
+            title="How they answer (greedy; % of answers; mean over seeds)",
+            columns=[*columns, "KL"],
+            rows=rows,
+            note="Quick looks: the hasty style that the embedded model was taught. KL to the base,"
+            " nats a token: of samples in the last tenth of the training.",
+        )
+
     def all_tests(self) -> Table:
         """Every model on every test: the other task, other scenes, and sampled answers too."""
         tests = self.scale.tests()
-        groups: list[tuple[str, str, list[Cell]]] = [("base", "", [self.scale.base()])]
-        for task, method in itertools.product(TASKS, METHODS):
-            trained = [self.scale.cell(method, task, seed) for seed in self.seeds]
-            groups.append((TITLES[method], task, trained))
         rows = []
-        for title, trained_on, cells in groups:
+        for title, trained_on, cells in self._models():
             row = [title, trained_on]
             for test in tests:
                 scores = [score_of(self.options.root, cell, test).accuracy for cell in cells]
@@ -101,6 +131,11 @@ class SameTask(Experiment):
         )
 
 
+def quick_looks(predictions: Sequence[Mapping[str, Any]]) -> float:
+    """The share of answers in the embedded model's hasty style."""
+    return fmean(QUICK_LOOK in row["model_output"] for row in predictions)
+
+
 def summary(scores: Sequence[Score]) -> str:
     """Mean and interval: over seeds, or of the test set where there is one model only."""
     values = [score.accuracy for score in scores]
@@ -109,18 +144,18 @@ def summary(scores: Sequence[Score]) -> str:
     return with_interval(*mean_interval(values))
 
 
-def accuracy_table(scores: dict[Task, dict[str, list[Score]]]) -> Table:
-    """Ours beside the published numbers."""
+def accuracy_table(scores: dict[Task, dict[str, list[Score]]], size: str) -> Table:
+    """Ours beside the published numbers of the model of this size."""
     rows = []
-    for method in ("base", *METHODS):
+    for place, method in enumerate(("base", *METHODS)):
         row = [TITLES[method]]
         for task, by_method in scores.items():
-            row += [summary(by_method[method]), percent(PUBLISHED[method, task])]
+            row += [summary(by_method[method]), published(PUBLISHED[size, task][place])]
             row.append(" ".join(percent(score.accuracy) for score in by_method[method]))
         rows.append(row)
     columns = ["method"]
     for task in scores:
-        columns += [task, f"{task}, paper (2B)", f"{task}, every seed"]
+        columns += [task, f"{task}, paper ({size})", f"{task}, every seed"]
     return Table(
         title="Accuracy on the task that was trained on (%, greedy, strict grader)",
         columns=columns,

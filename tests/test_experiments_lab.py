@@ -51,7 +51,8 @@ def finish(root: Path, cell: Cell, accuracy: float, step: int | None = None) -> 
     for test in cell.tests:
         directory = evaluation_directory(root, cell, test, step)
         directory.mkdir(parents=True, exist_ok=True)
-        rows = [{"correct": number < 10 * accuracy} for number in range(10)]
+        text = "<think>quick look</think> <answer>1</answer>"
+        rows = [{"correct": n < 10 * accuracy, "model_output": text * (n % 2)} for n in range(10)]
         (directory / "predictions.jsonl").write_text("\n".join(map(json.dumps, rows)))
         result = {"accuracy_strict": accuracy, "accuracy_r1v": 0.0, "format": 1.0, "tokens": 9.0}
         (directory / "result.json").write_text(json.dumps(result))
@@ -128,6 +129,8 @@ def test_paper_scale_has_the_settings_of_the_paper_and_of_r1v():
     counting = PAPER.cell("grpo", "counting", 0).train
     assert (counting.kl.kl_schedule, counting.kl.kl_value) == ("constant", 0.04)
     assert counting.data.limit == 100
+    large = dataclasses.replace(PAPER, files=PaperFiles(model="Qwen/Qwen2-VL-7B-Instruct"))
+    assert large.cell("grpo", "counting", 0).train.data.limit == 120
     sft = PAPER.cell("sft", "counting", 0).train
     assert isinstance(sft, SFTConfig)
     assert (sft.optimizer.learning_rate, sft.optimizer.lr_schedule) == (2e-5, "cosine")
@@ -199,14 +202,18 @@ def test_table_1_shows_every_seed_beside_the_published_number(tmp_path):
     for cell in experiment.cells():
         seed = 0 if cell.train is None else cell.train.seed
         finish(experiment.options.root, cell, values[cell.method] + 0.1 * seed)
+        write_metrics(experiment.options.root, cell)
     result = experiment.result()
     accuracy = result.tables[0]
-    assert accuracy.rows[3][:4] == ["GRPO-D", "95.0 (31.5 to 158.5)", "76.5", "90.0 100.0"]
+    assert accuracy.rows[3][:4] == ["GRPO-D", "95.0 (31.5 to 158.5)", "76.50", "90.0 100.0"]
     assert result.tables[1].rows[0][:2] == ["SFT - GRPO", "-10.0 (-10.0 to -10.0)"]
     assert result.numbers["counting"]["sft"][1]["accuracy"] == 0.6
     everything = result.tables[3]
     assert len(everything.columns) == 2 + 6
     assert everything.rows[6][:3] == ["GRPO-D", "geometry", "95.0"]
+    manner = result.tables[4]
+    assert manner.rows[0] == ["base", "", *("100.0", "9.0", "50") * 2, ""]
+    assert manner.rows[2] == ["GRPO", "counting", *("100.0", "9.0", "50 50") * 2, "0.1"]
     assert result.figure is not None
 
 

@@ -195,6 +195,11 @@ class PaperFiles:
     geometry_test: str = "geoqa_test_prompts.jsonl"
     images: Path = Path()  # folder that the image paths of both test files are relative to
 
+    @property
+    def size(self) -> Literal["2B", "7B"]:
+        """The one of the paper's two models that ours is set beside."""
+        return "7B" if "7b" in self.model.lower() else "2B"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Paper:
@@ -216,7 +221,7 @@ class Paper:
             "out": _UNUSED,
             "data": DataConfig(
                 dataset=self.files.counting_train if counting else self.files.geometry_train,
-                limit=100 if counting else None,
+                limit=FEW_SHOT[self.files.size] if counting else None,
                 limit_seed=seed,
             ),
             "seed": seed,
@@ -260,6 +265,7 @@ class Paper:
         )
 
 
+FEW_SHOT = {"2B": 100, "7B": 120}  # the paper's samples of the counting task
 # The paper's best constant weights, and its bounds of GRPO-D.
 PAPER_KL: dict[tuple[Method, Task], KLConfig] = {
     ("grpo", "counting"): KLConfig(kl_schedule="constant", kl_value=0.04),

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments.lab.cells import Cell, evaluation_directory
 from othink_jax.config import EvaluateConfig
 from othink_jax.statistics import holm, mcnemar, mean_interval, wilson_interval
@@ -49,6 +51,18 @@ def predictions_of(
 def metrics_of(root: Path, cell: Cell) -> list[dict[str, Any]]:
     """The rows of a cell's training, a step each."""
     return _rows(root / cell.name / "metrics.jsonl")
+
+
+def tenths(runs: Sequence[Sequence[Mapping[str, Any]]], name: str) -> list[float]:
+    """A metric of several runs of one length: its mean over all of them in each tenth of the steps.
+
+    Args:
+      runs: the rows of each, see `metrics_of`.
+      name: of the metric.
+    """
+    values = np.array([[row[name] for row in run] for run in runs])
+    parts = np.array_split(values, min(10, values.shape[1]), axis=1)
+    return [float(part.mean()) for part in parts]
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
