@@ -130,7 +130,7 @@ def generate(
     over it, and what is in force is printed on stderr.
 
     Args:
-      model: Hugging Face directory or hub id, Orbax checkpoint, run directory, or `tiny`.
+      model: Hugging Face directory or hub id, Orbax checkpoint, run (or checkpoint), `tiny`.
       prompt: the user's words.
       image: an image file; may be given several times.
       greedy: take the likeliest token each time (temperature 0).
@@ -159,7 +159,7 @@ def convert(
     """Hugging Face -> Orbax: write MODEL as a directory of Orbax parameters and its companions.
 
     Args:
-      model: Hugging Face directory or hub id, Orbax checkpoint, run directory, or `tiny`.
+      model: Hugging Face directory or hub id, Orbax checkpoint, run (or checkpoint), `tiny`.
       out: the directory to write; it appears whole or not at all.
       force: replace a model that is there.
     """
@@ -183,7 +183,7 @@ def export(
     with `--train lora` are added to the model that they were trained on.
 
     Args:
-      model: Hugging Face directory or hub id, Orbax checkpoint, run directory, or `tiny`.
+      model: Hugging Face directory or hub id, Orbax checkpoint, run (or checkpoint), `tiny`.
       out: the directory to write; it appears whole or not at all.
       dtype: of the weights; `stored` keeps that of MODEL (a run's is float32).
       max_shard_size: largest weight file; what is larger becomes several and an index.

@@ -1,11 +1,14 @@
-"""The README's Python runs as it stands."""
+"""The README's Python runs as it stands, and the graders say what the experiments' README says."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
+from othink_jax.rewards import GradingPool
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
 
 
@@ -22,3 +25,26 @@ def test_the_python_of_the_readme_runs(block, namespace):
 
 def test_the_readme_has_python():
     assert len(BLOCKS) == 3
+
+
+VERDICTS = re.findall(
+    r"^\| (counting|geometry) \| (`.*?`) \| (\S+) \| (right|wrong) \| (right|wrong) \|",
+    (ROOT / "experiments" / "README.md").read_text(),
+    re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize("grader", ["strict", "r1v"])
+@pytest.mark.parametrize("task", ["counting", "geometry"])
+def test_the_verdicts_of_the_experiments_readme_are_those_of_the_graders(task, grader):
+    rows = [row for row in VERDICTS if row[0] == task]
+    assert len(rows) >= 3
+    asked = [
+        (completion, row[2], row[3 if grader == "strict" else 4])
+        for row in rows
+        for completion in re.findall("`(.*?)`", row[1])
+    ]
+    with GradingPool(grader, task=task, timeout_s=10.0, workers=1) as pool:
+        grades = pool.grade_all([one[0] for one in asked], [one[1] for one in asked])
+    found = ["right" if grade.accuracy else "wrong" for grade in grades]
+    assert found == [verdict for *_, verdict in asked]

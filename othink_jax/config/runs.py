@@ -24,7 +24,8 @@ class TrainingConfig:
 
     kind: ClassVar[str]  # of run: the command that makes it, and what its config.json says
 
-    model: str  # Hugging Face directory or hub id, Orbax checkpoint, run directory, or `tiny`
+    # Hugging Face directory or hub id, Orbax checkpoint, run or one of its checkpoints, or `tiny`
+    model: str
     out: Path  # run directory
     data: DataConfig
     steps: int | None = None  # updates; if not given, `epochs` over the data
@@ -112,7 +113,8 @@ class SFTConfig(TrainingConfig):
 class EvaluateConfig:
     """One evaluation: greedy decoding over a test set."""
 
-    model: str  # Hugging Face directory or hub id, Orbax checkpoint, run directory, or `tiny`
+    # Hugging Face directory or hub id, Orbax checkpoint, run or one of its checkpoints, or `tiny`
+    model: str
     out: Path  # directory for predictions.jsonl and result.json
     data: DataConfig
     count: int = 500  # examples of a synthetic task; a data set is evaluated whole unless limited
