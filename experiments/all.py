@@ -6,9 +6,10 @@ Cost: laptop: hours on two CPU cores, not measured yet; interrupted, it goes on 
 Shows: a page of all of them, report.html in the results.
 """
 
+import dataclasses
+
 import tyro
 
-from experiments import tuning
 from experiments.figure1_sft_vs_grpo import OverUpdates
 from experiments.figure4_format_weight import FormatWeight
 from experiments.figure5_training_curves import TrainingCurves
@@ -21,6 +22,7 @@ from experiments.long_run import LongRun
 from experiments.negative_control import NegativeControl
 from experiments.regime_search import RegimeSearch
 from experiments.table1_same_task import SameTask
+from experiments.tuning import Tuning
 from othink_jax.report import write_experiment_report
 
 EXPERIMENTS: tuple[type[Experiment], ...] = (
@@ -40,7 +42,9 @@ EXPERIMENTS: tuple[type[Experiment], ...] = (
 def main() -> None:
     options = tyro.cli(Options, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     if options.scale == "laptop":
-        tuning.tune(tuning.TuningConfig(runs=options.root))
+        Tuning(options).run()
+        tuned = options.results / Tuning.name / "results.json"
+        options = dataclasses.replace(options, tuned=tuned)
     for experiment in EXPERIMENTS:
         if options.scale == "laptop" or not issubclass(experiment, LaptopExperiment):
             experiment(options).run()

@@ -18,7 +18,7 @@ from experiments.lab.curves import draw_seeds
 from experiments.lab.experiment import Experiment, Result, main
 from experiments.lab.scales import TITLES, Method
 from experiments.lab.scores import score_of
-from experiments.lab.tables import with_interval
+from experiments.lab.tables import OVER_SEEDS, with_interval
 from othink_jax.report.table import Table
 from othink_jax.statistics import mean_interval
 
@@ -45,9 +45,11 @@ class OverUpdates(Experiment):
         """The accuracy after so many updates."""
         root, cell = self.options.root, self._cell(method, seed)
         (test,) = cell.tests
-        return {0: score_of(root, self.scale.base(), test).accuracy} | {
-            step: score_of(root, cell, test, step).accuracy
-            for step in checkpoint_steps(root / cell.name)
+        *earlier, last = checkpoint_steps(root / cell.name)
+        return {
+            0: score_of(root, self.scale.base(), test).accuracy,
+            **{step: score_of(root, cell, test, step).accuracy for step in earlier},
+            last: score_of(root, cell, test).accuracy,
         }
 
     def result(self) -> Result:
@@ -70,7 +72,7 @@ class OverUpdates(Experiment):
             title="Accuracy on geometry after so many updates (%, greedy)",
             columns=["updates", *(TITLES[method] for method in SHOWN)],
             rows=rows,
-            note="Mean and 95% interval over seeds (Student's t).",
+            note=f"{OVER_SEEDS}.",
         )
         return Result(tables=[table], figure=figure, numbers={"curves": curves})
 

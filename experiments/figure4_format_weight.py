@@ -17,7 +17,7 @@ from experiments.lab.cells import Cell
 from experiments.lab.curves import draw_seeds
 from experiments.lab.experiment import Experiment, Result, main
 from experiments.lab.scores import Score, score_of
-from experiments.lab.tables import with_interval
+from experiments.lab.tables import OVER_SEEDS, over_first, percent, with_interval
 from othink_jax.report.table import Table
 from othink_jax.statistics import mean_interval
 
@@ -51,14 +51,19 @@ class FormatWeight(Experiment):
             draw_seeds(panel, WEIGHTS, list(zip(*columns, strict=True)), "C0")
             panel.set(xlabel="weight of the format reward", ylabel=f"{label}, %", ylim=(0, 103))
         rows = [
-            [f"{weight:g}", *(with_interval(*mean_interval(shown[label][i])) for label in shown)]
+            [
+                f"{weight:g}",
+                *(with_interval(*mean_interval(shown[label][i])) for label in shown),
+                over_first(shown["accuracy"][i], shown["accuracy"][0]),
+                " ".join(map(percent, shown["accuracy"][i])),
+            ]
             for i, weight in enumerate(WEIGHTS)
         ]
         table = Table(
             title="GRPO-D on counting by the weight of the format reward (%, greedy)",
-            columns=["alpha", *shown],
+            columns=["alpha", *shown, "points over alpha = 0", "accuracy, every seed"],
             rows=rows,
-            note="Mean and 95% interval over seeds (Student's t).",
+            note=f"{OVER_SEEDS}.",
         )
         return Result(tables=[table], figure=figure, numbers={"weights": WEIGHTS, **shown})
 

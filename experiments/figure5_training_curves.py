@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import matplotlib.pyplot as plt
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 
 from experiments.lab.cells import Cell
@@ -20,10 +21,9 @@ from experiments.lab.experiment import Experiment, Result, main
 from experiments.lab.scales import TASKS, Task
 from experiments.lab.scores import metrics_of, tenths
 from experiments.lab.tables import percent
-from othink_jax.config import GRPOConfig
+from othink_jax.config import GRPOConfig, KLConfig
 from othink_jax.report.curves import smooth, smoothing_window
 from othink_jax.report.table import Table
-from othink_jax.training.optimizer import kl_schedule
 
 REWARDS = ("reward_format", "reward_accuracy")
 
@@ -45,7 +45,7 @@ class TrainingCurves(Experiment):
         figure, (panels, below) = plt.subplots(
             2, len(TASKS), figsize=(9, 5), layout="constrained", height_ratios=(3, 1.4)
         )
-        rows = []
+        rows, distances = [], []
         for panel, weights, (task, found) in zip(panels, below, runs.items(), strict=True):
             for color, reward in zip(("C2", "C0"), REWARDS, strict=True):
                 curves = np.array([[row[reward] for row in run] for run in found])
@@ -59,8 +59,8 @@ class TrainingCurves(Experiment):
                 rows.append([task, label, percent(means[0]), percent(means[-1])])
             panel.set(title=task, xlabel="step", ylabel="reward", ylim=(0, 1.03))
             panel.legend(frameon=False)
-            apart = self._draw_weights(weights, task, [row["beta"] for row in found[0]])
-            rows.append([task, "beta, farthest from Eq. 3", f"{apart:.1e}", ""])
+            recorded = [[row["beta"] for row in run] for run in found]
+            distances.append([task, f"{self._draw_weights(weights, task, recorded):.1e}"])
         table = Table(
             title="Rewards of GRPO-D while it trains (%, mean over seeds)",
             columns=["task", "reward", "first tenth of the steps", "last tenth"],
@@ -70,17 +70,34 @@ class TrainingCurves(Experiment):
             task: {reward: [[row[reward] for row in run] for run in found] for reward in REWARDS}
             for task, found in runs.items()
         }
-        return Result(tables=[table], figure=figure, numbers=numbers)
+        applied = Table(
+            title="KL weights as the updates recorded them, all seeds",
+            columns=["task", "farthest from Eq. 3"],
+            rows=distances,
+        )
+        return Result(tables=[table, applied], figure=figure, numbers=numbers)
 
-    def _draw_weights(self, panel: Axes, task: Task, recorded: list[float]) -> float:
-        """The KL weights of a run; returns how far they are from Eq. 3 at most."""
+    def _draw_weights(self, panel: Axes, task: Task, runs: Sequence[Sequence[float]]) -> float:
+        """The KL weights of each seed's run; returns how far they are from Eq. 3 at most."""
         train = self._cell(task, 0).train
         assert isinstance(train, GRPOConfig)
-        schedule = kl_schedule(train.kl, len(recorded))
-        expected = np.asarray(schedule(np.arange(len(recorded))))
-        panel.plot(np.arange(1, len(recorded) + 1), recorded, color="C3")
+        expected = equation_3(train.kl, len(runs[0]))
+        steps = np.arange(1, len(runs[0]) + 1)
+        for recorded in runs:
+            panel.plot(steps, recorded, color="C3", alpha=0.5)
+        panel.plot(steps, expected, color="black", linestyle="dashed", label="Eq. 3")
         panel.set(xlabel="step", ylabel="beta", ylim=(0, None))
-        return float(np.abs(expected - recorded).max())
+        panel.legend(frameon=False)
+        return float(np.abs(np.array(runs) - expected).max())
+
+
+def equation_3(kl: KLConfig, total: int) -> Float[np.ndarray, " steps"]:
+    """The weights of a run as the paper defines them, apart from the code that trains."""
+    step, turn = np.arange(total), kl.exploration_fraction * total
+    middle = (kl.kl_min + kl.kl_max) / 2
+    falling = middle - (middle - kl.kl_min) * step / turn
+    rising = kl.kl_min + (kl.kl_max - kl.kl_min) * (step - turn) / (total - turn)
+    return np.where(step <= turn, falling, rising)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from experiments.lab.cells import Cell
 from experiments.lab.curves import draw_seeds
 from experiments.lab.experiment import Experiment, Result, main
 from experiments.lab.scores import score_of
-from experiments.lab.tables import percent, with_interval
+from experiments.lab.tables import OVER_SEEDS, over_first, percent, with_interval
 from othink_jax.report.table import Table
 from othink_jax.statistics import mean_interval
 
@@ -46,14 +46,19 @@ class KLWeight(Experiment):
         draw_seeds(panel, WEIGHTS, list(zip(*accuracies, strict=True)), "C0")
         panel.set(xlabel="constant KL weight", ylabel="accuracy, %", ylim=(0, None))
         rows = [
-            [f"{weight:g}", with_interval(*mean_interval(values)), " ".join(map(percent, values))]
+            [
+                f"{weight:g}",
+                with_interval(*mean_interval(values)),
+                over_first(values, accuracies[0]),
+                " ".join(map(percent, values)),
+            ]
             for weight, values in zip(WEIGHTS, accuracies, strict=True)
         ]
         table = Table(
             title="GRPO on geometry by its KL weight (accuracy in %, greedy)",
-            columns=["beta", "mean", "every seed"],
+            columns=["beta", "mean", "points over beta = 0", "every seed"],
             rows=rows,
-            note="Mean and 95% interval over seeds (Student's t).",
+            note=f"{OVER_SEEDS}.",
         )
         numbers = {"weights": WEIGHTS, "accuracies": accuracies}
         return Result(tables=[table], figure=figure, numbers=numbers)

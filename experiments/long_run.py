@@ -19,11 +19,11 @@ from matplotlib.figure import Figure
 
 from experiments.lab.cells import Cell
 from experiments.lab.experiment import Options, Result, main
-from experiments.lab.laptop import LaptopExperiment
+from experiments.lab.laptop import Base, LaptopExperiment
 from experiments.lab.scales import Laptop, Method, Tuned
 from experiments.lab.scores import Score, metrics_of, score_of
-from experiments.lab.tables import percent
-from experiments.regime_search import UPDATES, Regime, RegimeSearch, constant
+from experiments.lab.tables import OVER_CONTENTS, OVER_SEEDS, percent
+from experiments.regime_search import BASES, UPDATES, Regime, RegimeSearch, constant
 from experiments.table1_same_task import comparison_table, summary
 from othink_jax.config import EvaluateConfig, KLConfig, from_dict, to_dict
 from othink_jax.errors import UserError
@@ -33,6 +33,7 @@ from othink_jax.report.table import Table
 
 class LongRun(LaptopExperiment):
     name: ClassVar[str] = "long_run"
+    bases: ClassVar[tuple[Base, ...]] = BASES
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
@@ -42,8 +43,11 @@ class LongRun(LaptopExperiment):
             raise UserError(f"{found} is absent: run python -m experiments.regime_search first")
         self.regime = from_dict(Regime, json.loads(found.read_text(encoding="utf-8"))["chosen"])
         low, middle, high = self.regime.kl_min, self.regime.kl_mid, self.regime.kl_max
-        sft = self.laptop.tuned["sft", self.regime.task]
-        self.trials: dict[str, tuple[Method, Tuned]] = {"SFT": ("sft", sft)}
+        task, tuned = self.regime.task, self.laptop.tuned
+        self.trials: dict[str, tuple[Method, Tuned]] = {
+            "SFT, as tuned": ("sft", tuned["sft", task]),
+            "GRPO, as tuned": ("grpo", tuned["grpo", task]),
+        }
         for value in (low, middle, high):
             self.trials[f"GRPO {value:g}"] = ("grpo", self._trial(constant(value)))
         self.trials["GRPO-D"] = ("grpo_d", self._trial(self.regime.kl))
@@ -98,15 +102,14 @@ class LongRun(LaptopExperiment):
             title=f"{self.updates} updates on {about.task} from the {about.base} base (%)",
             columns=["method", "greedy", "sampled", "every seed, greedy"],
             rows=rows,
-            note=f"GRPO and GRPO-D: learning rate {about.learning_rate:g}. GRPO-D: KL weight from"
-            f" {about.kl_min:g} to {about.kl_max:g}. Mean and 95% interval over seeds (Student's"
-            " t); of the base, of questions (Wilson).",
+            note=f"Learning rate {about.learning_rate:g}, but for those as tuned. GRPO-D: KL weight"
+            f" from {about.kl_min:g} to {about.kl_max:g}. {OVER_SEEDS}; {OVER_CONTENTS}.",
         )
         pairs = [(label, "GRPO-D") for label in self.trials if label != "GRPO-D"]
         runs = {
             label: [metrics_of(self.options.root, self._cell(label, seed)) for seed in self.seeds]
             for label in self.trials
-            if label != "SFT"
+            if self.trials[label][0] != "sft"
         }
         numbers = {
             "regime": to_dict(self.regime),

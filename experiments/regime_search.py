@@ -20,8 +20,8 @@ from typing import ClassVar
 import numpy as np
 
 from experiments.lab.cells import Cell
-from experiments.lab.experiment import Options, Result, main
-from experiments.lab.laptop import BASES, Base, LaptopExperiment
+from experiments.lab.experiment import FIRST_TUNING_SEED, Options, Result, main
+from experiments.lab.laptop import Base, LaptopExperiment
 from experiments.lab.scales import TASKS, Laptop, Method, Tuned
 from experiments.lab.scores import metrics_of, score_of, tenths
 from experiments.lab.tables import percent
@@ -29,7 +29,7 @@ from othink_jax.config import KLConfig, Task, to_dict
 from othink_jax.report.table import Table
 
 UPDATES = 500
-SEEDS = (100, 101)  # those of the tuning: no result is made from them
+BASES: tuple[Base, ...] = ("embedded", "calibrated")
 QUESTIONS = 500
 COMPARED: tuple[Method, Method] = ("grpo", "grpo_d")
 
@@ -70,9 +70,11 @@ def constant(value: float) -> KLConfig:
 
 class RegimeSearch(LaptopExperiment):
     name: ClassVar[str] = "regime_search"
+    bases: ClassVar[tuple[Base, ...]] = BASES
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
+        self.seeds = (FIRST_TUNING_SEED, FIRST_TUNING_SEED + 1)
         self.updates = options.steps or UPDATES
 
     def _cell(self, regime: Regime, method: Method, seed: int) -> Cell:
@@ -91,7 +93,7 @@ class RegimeSearch(LaptopExperiment):
         return scale.base().tested_on(scale.test(regime.task, "validation"))
 
     def cells(self) -> Sequence[Cell]:
-        trained = itertools.product(REGIMES, SEEDS, COMPARED)
+        trained = itertools.product(REGIMES, self.seeds, COMPARED)
         return [
             *map(self._base, REGIMES),
             *(self._cell(regime, method, seed) for regime, seed, method in trained),
@@ -106,7 +108,8 @@ class RegimeSearch(LaptopExperiment):
         records = []
         for regime in REGIMES:
             cells = {
-                method: [self._cell(regime, method, seed) for seed in SEEDS] for method in COMPARED
+                method: [self._cell(regime, method, seed) for seed in self.seeds]
+                for method in COMPARED
             }
             accuracies = {method: list(map(self._accuracy, cells[method])) for method in COMPARED}
             runs = {
@@ -139,7 +142,7 @@ class RegimeSearch(LaptopExperiment):
             columns=[*columns, ""],
             rows=rows,
             note=f"{self.updates} updates of 8 prompts; {QUESTIONS} questions; seeds"
-            f" {' and '.join(map(str, SEEDS))}. KL: nats a token, last tenth of the training.",
+            f" {' and '.join(map(str, self.seeds))}. KL: nats a token, last tenth of the training.",
         )
         return Result(
             tables=[table], numbers={"chosen": records[best]["regime"], "regimes": records}

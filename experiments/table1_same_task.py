@@ -3,9 +3,9 @@
 Claim (paper): SFT beats GRPO with a constant KL weight; GRPO-D beats both, on both tasks.
 Command: python -m experiments.table1_same_task [--seeds 3] [--scale paper ...]
 Cost: laptop, 5 seeds: about an hour on two CPU cores; paper: not measured.
-Shows: accuracy of each method (mean over seeds, its interval, every seed) beside the published
-    one, greedily and at temperature 1; McNemar's tests on the same questions; what the choice of
-    grader does to a score.
+Shows: accuracy of each method (mean over seeds, its interval, every seed) by both graders, beside
+    the published one; McNemar's tests on the same questions; all tests, sampled ones and other
+    scenes among them; how the models answer; what the choice of grader does to a score.
 
 Published (%), for base, SFT, GRPO, GRPO-D:
     2B: counting 42.50, 68.50, 64.50, 76.50; geometry 15.52, 32.49, 30.24, 34.35
@@ -21,12 +21,13 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from experiments.lab.cells import Cell
+from experiments.lab.curves import draw_dots
 from experiments.lab.experiment import Experiment, Result, main
 from experiments.lab.scales import METHODS, TASKS, TITLES
 from experiments.lab.scores import Score, compare, metrics_of, predictions_of, score_of, tenths
-from experiments.lab.tables import percent, published, with_interval
+from experiments.lab.tables import OVER_CONTENTS, OVER_SEEDS, percent, published, with_interval
 from experiments.pretraining_corpus import QUICK_LOOK
-from othink_jax.config import EvaluateConfig, GRPOConfig, Task
+from othink_jax.config import GRPOConfig, Task
 from othink_jax.report.table import Table
 from othink_jax.statistics import mean_interval
 
@@ -38,6 +39,7 @@ PUBLISHED = {
     ("7B", "geometry"): (0.3316, 0.4350, 0.4204, 0.4549),
 }
 PAIRS = (("grpo", "sft"), ("grpo", "grpo_d"), ("sft", "grpo_d"))
+OVER_BASE = tuple(("base", method) for method in METHODS)
 
 
 class SameTask(Experiment):
@@ -50,18 +52,9 @@ class SameTask(Experiment):
         ]
         return [self.scale.base(), *trained]
 
-    def scores(self, task: Task, test: EvaluateConfig) -> dict[str, list[Score]]:
-        """Of each method trained on a task, one a seed; of the base, the one there is."""
-        root = self.options.root
-        found = {"base": [score_of(root, self.scale.base(), test)]}
-        for method in METHODS:
-            trained = [self.scale.cell(method, task, seed) for seed in self.seeds]
-            found[method] = [score_of(root, cell, test) for cell in trained]
-        return found
-
     def result(self) -> Result:
-        greedy = {task: self.scores(task, self.scale.test(task)) for task in TASKS}
-        tables = [accuracy_table(greedy, self.options.files.size)]
+        greedy = {task: self.scores_of(task, self.scale.test(task)) for task in TASKS}
+        tables = [accuracy_table(greedy, self.options.paper.size)]
         tables += [comparison_table(greedy[task], task) for task in TASKS]
         tables += [self.all_tests(), self.manner(), grader_table(greedy)]
         numbers: dict[str, Any] = {
@@ -92,15 +85,16 @@ class SameTask(Experiment):
                 test = self.scale.test(task)
                 scores = [score_of(root, cell, test) for cell in cells]
                 quick = [quick_looks(predictions_of(root, cell, test)) for cell in cells]
-                row += [percent(fmean(score.format for score in scores))]
-                row += [f"{fmean(score.tokens for score in scores):.1f}"]
-                row += [" ".join(f"{100 * share:.0f}" for share in quick)]
+                row.append(percent(fmean(score.format for score in scores)))
+                row.append(f"{fmean(score.tokens for score in scores):.1f}")
+                row.append(" ".join(f"{100 * share:.0f}" for share in quick))
             sampled = isinstance(cells[0].train, GRPOConfig)
             runs = [metrics_of(root, cell) for cell in cells] if sampled else []
             rows.append([*row, f"{tenths(runs, 'kl')[-1]:.2g}" if sampled else ""])
         columns = ["method", "trained on"]
         for task in TASKS:
-            columns += [f"{task}: right format", "tokens", "quick looks, every seed"]
+            columns += [f"{task}: right format", f"{task}: tokens"]
+            columns.append(f"{task}: quick looks, every seed")
         return Table(
             title="How they answer (greedy; % of answers; mean over seeds)",
             columns=[*columns, "KL"],
@@ -116,18 +110,18 @@ class SameTask(Experiment):
         for title, trained_on, cells in self._models():
             row = [title, trained_on]
             for test in tests:
-                scores = [score_of(self.options.root, cell, test).accuracy for cell in cells]
-                row.append(percent(sum(scores) / len(scores)))
+                row.append(summary([score_of(self.options.root, cell, test) for cell in cells]))
             rows.append(row)
         titles = [
             f"{test.data.name}, {'greedy' if test.sampling.temperature == 0 else 'sampled'}"
             for test in tests
         ]
         return Table(
-            title="All tests (accuracy in %, mean over seeds)",
+            title="All tests (accuracy in %)",
             columns=["method", "trained on", *titles],
             rows=rows,
-            note="Sampled: one answer a question, at temperature 1.",
+            note="Sampled: one answer a question, at temperature 1. test-ood: shapes never trained on."
+            f" {OVER_SEEDS}; {OVER_CONTENTS}.",
         )
 
 
@@ -144,23 +138,31 @@ def summary(scores: Sequence[Score]) -> str:
     return with_interval(*mean_interval(values))
 
 
+def r1v_summary(scores: Sequence[Score]) -> str:
+    """As `summary`, by R1-V's grader, with which the paper's numbers were made."""
+    values = [score.accuracy_r1v for score in scores]
+    return percent(values[0]) if len(values) == 1 else with_interval(*mean_interval(values))
+
+
 def accuracy_table(scores: dict[Task, dict[str, list[Score]]], size: str) -> Table:
     """Ours beside the published numbers of the model of this size."""
     rows = []
     for place, method in enumerate(("base", *METHODS)):
         row = [TITLES[method]]
         for task, by_method in scores.items():
-            row += [summary(by_method[method]), published(PUBLISHED[size, task][place])]
+            row += [summary(by_method[method]), r1v_summary(by_method[method])]
+            row += [published(PUBLISHED[size, task][place])]
             row.append(" ".join(percent(score.accuracy) for score in by_method[method]))
         rows.append(row)
     columns = ["method"]
     for task in scores:
-        columns += [task, f"{task}, paper ({size})", f"{task}, every seed"]
+        columns += [task, f"{task}, R1-V's grader", f"{task}, paper ({size})"]
+        columns.append(f"{task}, every seed")
     return Table(
-        title="Accuracy on the task that was trained on (%, greedy, strict grader)",
+        title="Accuracy on the task that was trained on (%, greedy, strict grader where not said)",
         columns=columns,
         rows=rows,
-        note="Mean and 95% interval over seeds (Student's t); of the base, of questions (Wilson).",
+        note=f"{OVER_SEEDS}; {OVER_CONTENTS}.",
     )
 
 
@@ -173,17 +175,19 @@ def comparison_table(
     rows = [
         [
             f"{TITLES.get(one.second, one.second)} - {TITLES.get(one.first, one.first)}",
-            with_interval(*one.difference),
-            f"{one.significant} of {len(one.p_values)}",
+            with_interval(*mean_interval(one.differences)),
+            " ".join(f"{100 * difference:+.1f}" for difference in one.differences),
+            one.verdicts,
             " ".join(f"{p:.2g}" for p in one.p_values),
         ]
         for one in compare(scores, pairs)
     ]
     return Table(
         title=f"Differences on {task}",
-        columns=["methods", "points", "seeds with p < 0.05", "p of every seed"],
+        columns=["methods", "points", "every seed", "seeds with p < 0.05", "p of every seed"],
         rows=rows,
-        note="Paired by seed (Student's t); p by McNemar on the same questions, corrected (Holm).",
+        note=f"{OVER_SEEDS}. p: McNemar's test, questions that show the same thing taken together,"
+        " corrected for all of this table (Holm).",
     )
 
 
@@ -211,14 +215,9 @@ def every_seed(scores: dict[Task, dict[str, list[Score]]]) -> Figure:
     """A dot a seed, a line at the mean."""
     figure, panels = plt.subplots(1, len(scores), figsize=(8, 3.2), layout="constrained")
     for panel, (task, by_method) in zip(panels, scores.items(), strict=True):
-        for place, found in enumerate(by_method.values()):
-            values = [100 * score.accuracy for score in found]
-            panel.plot([place] * len(values), values, "o", alpha=0.6)
-            mean = sum(values) / len(values)
-            panel.hlines(mean, place - 0.25, place + 0.25, color="black")
-        panel.set_xticks(range(len(by_method)), [TITLES[method] for method in by_method])
+        found = by_method.items()
+        draw_dots(panel, {TITLES[name]: [s.accuracy for s in scores] for name, scores in found})
         panel.set(title=task, ylabel="accuracy, %", ylim=(0, 100))
-        panel.spines[["top", "right"]].set_visible(False)
     return figure
 
 

@@ -1,10 +1,12 @@
 """Confidence of accuracies: of one on a finite test set, over seeds, and of one against another."""
 
+import collections
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from statistics import NormalDist
 
+import numpy as np
 from scipy import stats
 
 
@@ -63,23 +65,66 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     return mean, mean - half, mean + half
 
 
-def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
-    """Exact two-sided p-value that two methods are right equally often (McNemar 1947).
+def clustered_interval(
+    correct: Sequence[bool], clusters: Sequence[Hashable], confidence: float = 0.95
+) -> tuple[float, float]:
+    """Interval of an accuracy whose items come in clusters, by a robust standard error.
 
-    Only items that one method has right and the other wrong tell anything; if the methods are
-    equally good, each of these falls to either side with probability one half.
+    Items of one cluster need not be independent of each other: the spread is that of clusters
+    (Liang and Zeger 1986), with Student's t of one degree of freedom less than there are.
+
+    Args:
+      correct: whether each item was right.
+      clusters: of each item.
+      confidence: two-sided coverage.
+
+    Returns:
+      Lower and upper end, as proportions, within [0, 1].
+    """
+    share = statistics.fmean(correct)
+    sums: dict[Hashable, float] = collections.defaultdict(float)
+    for right, cluster in zip(correct, clusters, strict=True):
+        sums[cluster] += right - share
+    count = len(sums)
+    if count < 2:
+        return 0.0, 1.0
+    squares = sum(value * value for value in sums.values())
+    error = math.sqrt(squares * count / (count - 1)) / len(correct)
+    half = float(stats.t.ppf(0.5 + confidence / 2, count - 1)) * error
+    return max(0.0, share - half), min(1.0, share + half)
+
+
+def mcnemar(
+    first: Sequence[bool], second: Sequence[bool], clusters: Sequence[Hashable] | None = None
+) -> float:
+    """Exact two-sided p-value that two methods are right equally often.
+
+    McNemar's test (1947): only items that one method has right and the other wrong tell anything,
+    and if the methods are equally good, each of these falls to either side with probability one
+    half. Items that come in clusters do so together: the sign of a cluster's difference is what
+    falls to either side (a sign-flip test). With a cluster for each item, the two are the same.
 
     Args:
       first, second: whether each method was right, item for item the same test.
+      clusters: of each item; if not given, every item is one of its own.
 
     Raises:
       ValueError: the numbers of items differ.
     """
-    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
-    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
-    if only_first + only_second == 0:
-        return 1.0
-    return float(stats.binomtest(only_first, only_first + only_second).pvalue)
+    differences: collections.Counter[Hashable] = collections.Counter()
+    names = range(len(first)) if clusters is None else clusters
+    for a, b, cluster in zip(first, second, names, strict=True):
+        differences[cluster] += int(a) - int(b)
+    sizes = [abs(value) for value in differences.values() if value]
+    # How likely each sum of the sizes is, every sign being as likely as the other; the middle is 0.
+    chance = np.ones(1)
+    for size in sizes:
+        wider = np.zeros(len(chance) + 2 * size)
+        wider[: len(chance)] += chance / 2
+        wider[2 * size :] += chance / 2
+        chance = wider
+    sums = np.arange(len(chance)) - sum(sizes)
+    return min(1.0, float(chance[np.abs(sums) >= abs(sum(differences.values()))].sum()))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

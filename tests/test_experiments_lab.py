@@ -1,6 +1,7 @@
 """Cells of experiments: what names them, what is done once, and what is made of their scores."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import pytest
 
 from experiments import table1_same_task, tuning
 from experiments.figure1_sft_vs_grpo import OverUpdates
-from experiments.lab import cells, runner, scales
+from experiments.figure5_training_curves import equation_3
+from experiments.lab import cells, runner
+from experiments.lab import experiment as lab_experiment
 from experiments.lab.cells import Cell, evaluation_directory, evaluation_name, is_done
 from experiments.lab.experiment import Options, write
 from experiments.lab.scales import (
@@ -16,16 +19,18 @@ from experiments.lab.scales import (
     TASKS,
     Laptop,
     Paper,
-    PaperFiles,
+    PaperSetup,
     Tuned,
     changed,
     read_tuned,
 )
-from experiments.lab.scores import Score, compare
+from experiments.lab.scores import Score, compare, score_of
 from experiments.long_run import LongRun
 from experiments.negative_control import NegativeControl
-from experiments.regime_search import REGIMES, SEEDS, RegimeSearch
+from experiments.regime_search import REGIMES, RegimeSearch
+from experiments.tuning import Tuning
 from othink_jax.config import GRPOConfig, KLConfig, SFTConfig
+from othink_jax.data.synthetic.splits import split_of
 from othink_jax.errors import UserError
 from othink_jax.report.table import Table
 from othink_jax.training.run_directory import RunDirectory
@@ -36,13 +41,18 @@ TUNED = {
     for task in TASKS
 }
 LAPTOP = Laptop(tuned=TUNED, steps=2, count=8)
-PAPER = Paper(files=PaperFiles(counting_test="counting.jsonl", geometry_test="geometry.jsonl"))
+PAPER = Paper(setup=PaperSetup(counting_test="counting.jsonl", geometry_test="geometry.jsonl"))
 
 
-def score(*correct: bool) -> Score:
+def score(*correct: bool, contents: str = "abcdefghij") -> Score:
     accuracy = sum(correct) / len(correct)
     return Score(
-        accuracy=accuracy, accuracy_r1v=accuracy, format=1.0, tokens=9.0, correct=tuple(correct)
+        accuracy=accuracy,
+        accuracy_r1v=accuracy,
+        format=1.0,
+        tokens=9.0,
+        correct=tuple(correct),
+        contents=tuple(contents),
     )
 
 
@@ -52,7 +62,10 @@ def finish(root: Path, cell: Cell, accuracy: float, step: int | None = None) -> 
         directory = evaluation_directory(root, cell, test, step)
         directory.mkdir(parents=True, exist_ok=True)
         text = "<think>quick look</think> <answer>1</answer>"
-        rows = [{"correct": n < 10 * accuracy, "model_output": text * (n % 2)} for n in range(10)]
+        rows = [
+            {"id": f"row {n}", "correct": n < 10 * accuracy, "model_output": text * (n % 2)}
+            for n in range(10)
+        ]
         (directory / "predictions.jsonl").write_text("\n".join(map(json.dumps, rows)))
         result = {"accuracy_strict": accuracy, "accuracy_r1v": 0.0, "format": 1.0, "tokens": 9.0}
         (directory / "result.json").write_text(json.dumps(result))
@@ -66,7 +79,7 @@ def write_metrics(root: Path, cell: Cell) -> None:
 
 @pytest.fixture(autouse=True)
 def tuned(monkeypatch):
-    monkeypatch.setattr(scales, "read_tuned", lambda: TUNED)
+    monkeypatch.setattr(lab_experiment, "read_tuned", lambda path: TUNED)
 
 
 def made(experiment, directory: Path, **options):
@@ -129,7 +142,7 @@ def test_paper_scale_has_the_settings_of_the_paper_and_of_r1v():
     counting = PAPER.cell("grpo", "counting", 0).train
     assert (counting.kl.kl_schedule, counting.kl.kl_value) == ("constant", 0.04)
     assert counting.data.limit == 100
-    large = dataclasses.replace(PAPER, files=PaperFiles(model="Qwen/Qwen2-VL-7B-Instruct"))
+    large = dataclasses.replace(PAPER, setup=PaperSetup(model="Qwen/Qwen2-VL-7B-Instruct"))
     assert large.cell("grpo", "counting", 0).train.data.limit == 120
     sft = PAPER.cell("sft", "counting", 0).train
     assert isinstance(sft, SFTConfig)
@@ -160,18 +173,18 @@ def test_what_is_done_is_not_done_again_and_what_failed_is_named(tmp_path, monke
 
 
 def test_tuning_gives_each_method_as_many_trials_and_takes_the_best(tmp_path):
-    assert len({len(trials) for trials in tuning.TRIALS.values()}) == 1
-    assert len(set(cell.name for cell in tuning.cells())) == len(tuning.cells()) == 72
-    for method, task, seed in [(m, t, s) for m in METHODS for t in TASKS for s in tuning.SEEDS]:
-        for number, trial in enumerate(tuning.TRIALS[method]):
+    experiment, trials = made(Tuning, tmp_path), tuning.TRIALS
+    assert len({len(found) for found in trials.values()}) == 1
+    assert len({cell.name for cell in experiment.cells()}) == len(experiment.cells()) == 72
+    for method, task, seed in itertools.product(METHODS, TASKS, experiment.seeds):
+        for number, trial in enumerate(trials[method]):
             accuracy = 0.8 if number == (2 if task == "counting" else 5) else 0.3
-            finish(tmp_path, tuning.cell(method, task, trial, seed), accuracy)
-    result = tuning.result(tmp_path)
-    file = tmp_path / "results.json"
-    file.write_text(json.dumps(result.numbers))
-    chosen = read_tuned(file)
-    assert chosen["sft", "counting"] == tuning.TRIALS["sft"][2]
-    assert chosen["grpo_d", "geometry"] == tuning.TRIALS["grpo_d"][5]
+            finish(experiment.options.root, experiment._cell(method, task, trial, seed), accuracy)
+    result = experiment.result()
+    write(result, experiment.options.results / "tuning", "Tuning.")
+    chosen = read_tuned(experiment.options.results / "tuning" / "results.json")
+    assert chosen["sft", "counting"] == trials["sft"][2]
+    assert chosen["grpo_d", "geometry"] == trials["grpo_d"][5]
     assert len(result.tables[0].rows) == 36
     with pytest.raises(UserError, match=r"run python -m experiments\.tuning first"):
         read_tuned(tmp_path / "absent.json")
@@ -182,11 +195,39 @@ def test_methods_are_compared_seed_by_seed_on_the_same_questions():
     low = [score(*[False] * 6, *[True] * 4)] * 2
     high = [score(*[True] * 10), score(*[True] * 10)]
     (one,) = compare({"sft": low, "grpo": high}, [("sft", "grpo")])
-    assert one.difference == pytest.approx((0.6, 0.6, 0.6))
+    assert one.differences == pytest.approx((0.6, 0.6))
     assert one.p_values == pytest.approx((0.0625, 0.0625))
-    assert one.significant == 0
+    assert one.verdicts == "0 better, 0 worse of 2"
     (same,) = compare({"sft": low, "grpo": low}, [("sft", "grpo")])
     assert same.p_values == (1.0, 1.0)
+    # The base is one model, the same for every seed; without correction for two, 2 / 64 < 5%.
+    (over,) = compare({"base": low[:1], "grpo": high[:1]}, [("base", "grpo")])
+    assert over.verdicts == "1 better, 0 worse of 1"
+    (under,) = compare({"base": high[:1], "grpo": low}, [("base", "grpo")])
+    assert under.differences == pytest.approx((-0.6, -0.6))
+
+
+def test_questions_about_one_thing_are_taken_together():
+    """Six to nothing, but on two things only: p = 2 / 4."""
+    low = [score(*[False] * 6, *[True] * 4, contents="aaabbbcdef")]
+    high = [score(*[True] * 10, contents="aaabbbcdef")]
+    (one,) = compare({"low": low, "high": high}, [("low", "high")])
+    assert one.p_values == pytest.approx((0.5,))
+    other = [score(*[True] * 10)]
+    with pytest.raises(AssertionError):
+        compare({"low": low, "other": other}, [("low", "other")])
+
+
+def test_what_a_question_shows_is_read_from_its_name(tmp_path):
+    cell, test = LAPTOP.base(), LAPTOP.test("geometry")
+    finish(tmp_path, cell, 0.5)
+    file = evaluation_directory(tmp_path, cell, test) / "predictions.jsonl"
+    rows = [{"id": f"geometry-test-0-{n}", "correct": True, "model_output": ""} for n in range(40)]
+    file.write_text("\n".join(map(json.dumps, [*rows, {**rows[0], "id": "file.jsonl:1"}])))
+    contents = score_of(tmp_path, cell, test).contents
+    assert contents[-1] == "file.jsonl:1"
+    assert all(split_of(content) == "test" for content in contents[:-1])
+    assert 5 < len(set(contents[:-1])) < 40  # few figures, again and again
 
 
 def test_a_table_is_text_csv_and_html():
@@ -205,12 +246,13 @@ def test_table_1_shows_every_seed_beside_the_published_number(tmp_path):
         write_metrics(experiment.options.root, cell)
     result = experiment.result()
     accuracy = result.tables[0]
-    assert accuracy.rows[3][:4] == ["GRPO-D", "95.0 (31.5 to 158.5)", "76.50", "90.0 100.0"]
-    assert result.tables[1].rows[0][:2] == ["SFT - GRPO", "-10.0 (-10.0 to -10.0)"]
+    assert accuracy.rows[3][:4] == ["GRPO-D", "95.0 (31.5 to 158.5)", "0.0 (0.0 to 0.0)", "76.50"]
+    assert accuracy.rows[3][4] == "90.0 100.0"
+    assert result.tables[1].rows[0][:3] == ["SFT - GRPO", "-10.0 (-10.0 to -10.0)", "-10.0 -10.0"]
     assert result.numbers["counting"]["sft"][1]["accuracy"] == 0.6
     everything = result.tables[3]
     assert len(everything.columns) == 2 + 6
-    assert everything.rows[6][:3] == ["GRPO-D", "geometry", "95.0"]
+    assert everything.rows[6][:3] == ["GRPO-D", "geometry", "95.0 (31.5 to 158.5)"]
     manner = result.tables[4]
     assert manner.rows[0] == ["base", "", *("100.0", "9.0", "50") * 2, ""]
     assert manner.rows[2] == ["GRPO", "counting", *("100.0", "9.0", "50 50") * 2, "0.1"]
@@ -224,19 +266,24 @@ def test_figure_1_shows_every_checkpoint_that_was_kept(tmp_path):
     for cell in trained:
         assert cell.train is not None
         assert cell.train.checkpoint_every == 25
-        for step in (9, 100):  # in the order of numbers, not of texts
-            run = experiment.options.root / cell.name
+        run = experiment.options.root / cell.name
+        RunDirectory(run).begin(cell.train, total_steps=110)
+        for step in (50, 100, 37):  # in the order of numbers, without that of an interruption
             (run / "checkpoints" / str(step)).mkdir(parents=True)
             finish(experiment.options.root, cell, step / 200 + 0.1 * cell.train.seed, step)
+        finish(experiment.options.root, cell, 0.9)
     result = experiment.result()
-    assert [row[0] for row in result.tables[0].rows] == ["9", "100"]
+    assert [row[0] for row in result.tables[0].rows] == ["50", "100", "110"]
     assert result.tables[0].rows[1][1].startswith("55.0 (")
-    assert result.numbers["curves"]["grpo"][1] == pytest.approx({0: 0.2, 9: 0.145, 100: 0.6})
+    assert result.numbers["curves"]["grpo"][1] == pytest.approx(
+        {0: 0.2, 50: 0.35, 100: 0.6, 110: 0.9}
+    )
 
 
 def test_every_kept_checkpoint_has_to_be_tested_where_that_is_asked_for(tmp_path, monkeypatch):
     cell = dataclasses.replace(
-        LAPTOP.cell("sft", "counting", 0).tested_on(LAPTOP.test("counting")), every_checkpoint=True
+        LAPTOP.cell("sft", "counting", 0, checkpoint_every=1).tested_on(LAPTOP.test("counting")),
+        every_checkpoint=True,
     )
     RunDirectory(tmp_path / cell.name).begin(cell.train, total_steps=2)
     for step in (1, 2):
@@ -253,7 +300,7 @@ def test_every_kept_checkpoint_has_to_be_tested_where_that_is_asked_for(tmp_path
 
     monkeypatch.setattr("othink_jax.evaluation.evaluate", evaluate)
     cells.run(tmp_path, cell)
-    assert tested == ["checkpoints/1", "checkpoints/2"]
+    assert tested == ["checkpoints/1"]  # the last one has been
     assert is_done(tmp_path, cell)
 
 
@@ -263,7 +310,7 @@ def test_the_regime_that_favours_grpo_d_most_is_the_one_of_the_long_run(tmp_path
     for cell in search.cells():
         finish(search.options.root, cell, 0.3)
         write_metrics(search.options.root, cell)
-    for seed in SEEDS:
+    for seed in search.seeds:
         finish(search.options.root, search._cell(favoured, "grpo_d", seed), 0.6)
     result = search.result()
     assert [row[-1] for row in result.tables[0].rows].index("chosen") == 4
@@ -276,7 +323,8 @@ def test_the_regime_that_favours_grpo_d_most_is_the_one_of_the_long_run(tmp_path
     write(result, search.options.results / search.name, "The search.")
     long_run = made(LongRun, tmp_path, steps=20)
     assert long_run.regime == favoured
-    assert list(long_run.trials) == ["SFT", "GRPO 0.04", "GRPO 0.07", "GRPO 0.1", "GRPO-D"]
+    weights = ["GRPO 0.04", f"GRPO {favoured.kl_mid:g}", f"GRPO {favoured.kl_max:g}"]
+    assert list(long_run.trials) == ["SFT, as tuned", "GRPO, as tuned", *weights, "GRPO-D"]
     base, *trained = long_run.cells()
     assert not {cell.name for cell in trained} & {cell.name for cell in search.cells()}
     finish(long_run.options.root, base, 0.2)
@@ -285,15 +333,16 @@ def test_the_regime_that_favours_grpo_d_most_is_the_one_of_the_long_run(tmp_path
         write_metrics(long_run.options.root, cell)
     found = long_run.result()
     assert [row[0] for row in found.tables[0].rows] == ["base", *long_run.trials]
-    assert found.tables[1].rows[1][:2] == ["GRPO-D - GRPO 0.04", "10.0 (10.0 to 10.0)"]
+    assert found.tables[1].rows[2][:2] == ["GRPO-D - GRPO 0.04", "10.0 (10.0 to 10.0)"]
     assert found.figure is not None
 
 
 def test_the_control_shows_what_either_base_gained(tmp_path):
     control = made(NegativeControl, tmp_path)
     for cell in control.cells():
-        before = 0.3 if cell.model == "tiny" else 0.7
-        gain = 0.0 if cell.train is None or cell.model != "tiny" else 0.4
+        hasty = cell.model == control.model("hasty")
+        before = 0.3 if hasty else 0.7
+        gain = 0.4 if hasty and cell.train is not None else 0.0
         finish(control.options.root, cell, before + gain)
     result = control.result()
     assert len(result.tables[0].rows) == 2 * 2 * 3
@@ -310,6 +359,18 @@ def test_what_is_about_the_embedded_model_alone_has_no_paper_scale(tmp_path):
             experiment(Options(scale="paper"))
 
 
-def test_one_seed_is_refused():
-    with pytest.raises(UserError, match="--seeds must be >= 2"):
-        Options(seeds=1)
+def test_one_seed_is_refused_and_so_are_those_of_the_tuning():
+    for seeds in (1, 101):
+        with pytest.raises(UserError, match="--seeds must be >= 2"):
+            Options(seeds=seeds)
+
+
+def test_a_short_run_does_not_take_the_place_of_a_whole_one():
+    assert Options().results.name == "laptop"
+    assert Options(seeds=3, steps=20).results.name == "laptop-3seeds-20steps"
+
+
+def test_the_weights_of_equation_3_are_those_of_the_paper():
+    """Its hand values for 0 to 0.02 with w = 30, t = 100 (all but the last, which ends the run)."""
+    weights = equation_3(KLConfig(kl_min=0.0, kl_max=0.02), 100)
+    assert weights[[0, 15, 30, 65]] == pytest.approx([0.01, 0.005, 0.0, 0.01])

@@ -40,7 +40,7 @@ def results(tmp_path):
 
 def test_a_result_is_written_as_text_csv_html_png_svg_and_json(results):
     names = {path.name for path in (results / "table9").iterdir()}
-    kinds = {"table.txt", "table.csv", "table.html", "figure.png", "figure.svg", "results.json"}
+    kinds = {"tables.txt", "table1.csv", "tables.html", "figure.png", "figure.svg", "results.json"}
     assert names == kinds | {"case1.png"}
     record = json.loads((results / "table9" / "results.json").read_text())
     assert (record["kind"], record["name"], record["seeds"]) == ("experiment", "table9", [1, 2])

@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from othink_jax.statistics import holm, mcnemar, mean_interval, wilson_interval
+from othink_jax.statistics import clustered_interval, holm, mcnemar, mean_interval, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -95,6 +97,35 @@ def test_mcnemar_looks_only_at_items_on_which_the_methods_differ():
     assert mcnemar(agree, agree) == 1.0
     with pytest.raises(ValueError, match="zip"):
         mcnemar([True], [True, False])
+
+
+def test_mcnemar_of_clusters_flips_them_whole():
+    """Sizes 3, 2 and 1, all to one side: 2 of 8 signs. One item each: McNemar's own."""
+    first, second = [True] * 6, [False] * 6
+    assert mcnemar(first, second, [*"aaabbc"]) == pytest.approx(2 / 8)
+    assert mcnemar(first, second, [*"aaaaaa"]) == 1.0
+    # 3 + 1 - 2: sums as far from 0 as 2 are those of all signs but +-(3 - 2 - 1).
+    assert mcnemar(
+        [True] * 3 + [False] * 2 + [True], [*([False] * 3), True, True, False], [*"aaabbc"]
+    ) == pytest.approx(6 / 8)
+    rng = np.random.default_rng(0)
+    first, second = rng.random((2, 400)) < 0.5
+    expected = stats.binomtest(int((first & ~second).sum()), int((first != second).sum())).pvalue
+    assert mcnemar(first, second) == pytest.approx(expected, rel=1e-9)
+
+
+def test_an_interval_of_clusters_is_that_of_so_many_independent_ones():
+    """100 coins, each seen five times: as wide as for 100, not as for 500."""
+    coins = [number % 2 == 0 for number in range(100)]
+    seen = [coin for coin in coins for _ in range(5)]
+    of_coins = clustered_interval(coins, range(100))
+    repeated = clustered_interval(seen, [number for number in range(100) for _ in range(5)])
+    assert repeated == pytest.approx(of_coins)
+    # t(0.975, 99) = 1.984, standard error 0.05 * sqrt(100 / 99).
+    assert of_coins[1] - 0.5 == pytest.approx(1.984 * 0.05 * math.sqrt(100 / 99), rel=1e-3)
+    low, high = clustered_interval(seen, range(500))
+    assert high - low < (of_coins[1] - of_coins[0]) / 2
+    assert clustered_interval([True, False], ["a", "a"]) == (0.0, 1.0)
 
 
 def test_holm_by_hand():

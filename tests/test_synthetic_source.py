@@ -17,6 +17,7 @@ from othink_jax.data.synthetic import (
     generate,
     preview,
 )
+from othink_jax.data.synthetic.source import sample_problem
 from othink_jax.data.synthetic.splits import split_of
 from othink_jax.errors import UserError
 
@@ -24,6 +25,16 @@ EVERY_SPLIT = [
     *(("counting", split) for split in ("train", "validation", "test", "test-ood")),
     *(("geometry", split) for split in ("train", "validation", "test")),
 ]
+
+
+@pytest.mark.parametrize(("task", "split"), EVERY_SPLIT)
+def test_a_problem_is_what_its_example_is_about_and_its_content_decides_the_split(task, split):
+    for index in range(6):
+        problem = sample_problem(task, split, index, seed=3)
+        example = generate(task, split, index, seed=3)
+        assert (problem.question, str(problem.answer)) == (example.question, example.answer)
+        if split != "test-ood":
+            assert split_of(problem.content) == split
 
 
 def fingerprint(example):

@@ -9,9 +9,12 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from othink_jax.config import (
     RUN_CHECKPOINTS,
@@ -96,21 +99,28 @@ def evaluation_directory(
 
 def _evaluations(root: Path, cell: Cell) -> Iterator[tuple[Path, int | None, EvaluateConfig]]:
     """Where each result of a trained cell lies, of which checkpoint, of which test."""
-    steps = checkpoint_steps(root / cell.name) if cell.every_checkpoint else []
+    steps = checkpoint_steps(root / cell.name)[:-1] if cell.every_checkpoint else []
     for step, test in itertools.product((*steps, None), cell.tests):
         yield evaluation_directory(root, cell, test, step), step, test
 
 
 def checkpoint_steps(run: Path) -> list[int]:
-    """The steps whose checkpoints a run has kept, in order; they appear whole."""
+    """The steps whose checkpoints a trained run has kept, in order, the last one at the end.
+
+    Without that of an interruption, which may be of any step.
+    """
+    record = read_run(run)
     names = [path.name for path in (run / RUN_CHECKPOINTS).glob("*")]
-    return sorted(int(name) for name in names if name.isdigit())
+    kept = {int(name) for name in names if name.isdigit()}
+    regular = range(0, record.total_steps, record.config.checkpoint_every)
+    return [*sorted(kept.intersection(regular)), record.total_steps]
 
 
 def is_trained(run: Path) -> bool:
-    """Whether a run directory holds the checkpoint of its last step."""
-    steps = checkpoint_steps(run)
-    return bool(steps) and steps[-1] == read_run(run).total_steps
+    """Whether a run directory holds the checkpoint of its last step, which appears whole."""
+    if not (run / "config.json").is_file():
+        return False
+    return (run / RUN_CHECKPOINTS / str(read_run(run).total_steps)).is_dir()
 
 
 def is_done(root: Path, cell: Cell) -> bool:
@@ -122,19 +132,24 @@ def is_done(root: Path, cell: Cell) -> bool:
 def run(root: Path, cell: Cell) -> None:
     """Do what is left to do for a cell: train or go on training, then test.
 
+    A second process with the same cell waits until the first has done it.
+
     Raises:
       UserError: as training and evaluation do.
     """
     from othink_jax.evaluation import evaluate
 
     directory = root / cell.name
-    if cell.train is not None and not is_trained(directory):
-        _train(directory, cell)
-    last = cell.model if cell.train is None else str(directory)
-    for out, step, test in _evaluations(root, cell):
-        if not (out / "result.json").is_file():
-            model = last if step is None else str(directory / RUN_CHECKPOINTS / str(step))
-            evaluate(dataclasses.replace(test, model=model, out=out))
+    locks = root / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(locks / cell.name):
+        if cell.train is not None and not is_trained(directory):
+            _train(directory, cell)
+        last = cell.model if cell.train is None else str(directory)
+        for out, step, test in _evaluations(root, cell):
+            if not (out / "result.json").is_file():
+                model = last if step is None else str(directory / RUN_CHECKPOINTS / str(step))
+                evaluate(dataclasses.replace(test, model=model, out=out))
 
 
 def _train(directory: Path, cell: Cell) -> None:
@@ -144,7 +159,9 @@ def _train(directory: Path, cell: Cell) -> None:
     config = dataclasses.replace(cell.train, model=cell.model, out=directory)
     if (directory / "config.json").is_file():
         (sft if isinstance(config, SFTConfig) else grpo).resume(directory)
-    elif isinstance(config, SFTConfig):
+        return
+    shutil.rmtree(directory, ignore_errors=True)  # of a process that died before it began
+    if isinstance(config, SFTConfig):
         sft.train(config)
     else:
         grpo.train(config)

@@ -1,6 +1,7 @@
 """How the figures show several seeds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from matplotlib.axes import Axes
 
@@ -21,3 +22,13 @@ def draw_seeds(
         panel.plot(x, [100 * value for value in curve], color=color, alpha=0.25)
     mean = [100 * sum(column) / len(column) for column in zip(*curves, strict=True)]
     panel.plot(x, mean, color=color, marker="o", label=label)
+
+
+def draw_dots(panel: Axes, scores: Mapping[str, Sequence[float]]) -> None:
+    """A column a method: a dot a seed, a line at their mean; shares, shown in percent."""
+    for place, values in enumerate(scores.values()):
+        points = [100 * value for value in values]
+        panel.plot([place] * len(points), points, "o", alpha=0.6)
+        panel.hlines(fmean(points), place - 0.25, place + 0.25, color="black")
+    panel.set_xticks(range(len(scores)), list(scores))
+    panel.spines[["top", "right"]].set_visible(False)

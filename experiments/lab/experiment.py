@@ -2,7 +2,9 @@
 
 import abc
 import dataclasses
+import functools
 import json
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,9 +16,23 @@ from PIL import Image
 
 from experiments.lab.cells import Cell
 from experiments.lab.runner import run_all
-from experiments.lab.scales import RESULTS, PaperFiles, Scale, make_scale
+from experiments.lab.scales import (
+    METHODS,
+    RESULTS,
+    TUNED,
+    Laptop,
+    Paper,
+    PaperSetup,
+    Scale,
+    read_tuned,
+)
+from experiments.lab.scores import Score, score_of
+from othink_jax.config import EvaluateConfig, Task, to_dict
 from othink_jax.errors import UserError
 from othink_jax.report.table import Table
+
+SEEDS = 5
+FIRST_TUNING_SEED = 100  # what is chosen on the validation split is chosen with seeds from here on
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,15 +40,21 @@ class Options:
     """Of an experiment on the command line."""
 
     scale: Literal["laptop", "paper"] = "laptop"
-    seeds: int = 5  # of training, from 0; methods are compared seed by seed
+    seeds: int = SEEDS  # of training, from 0; methods are compared seed by seed
     steps: int | None = None  # updates, where they are not the scale's own
     runs: Path = Path("runs/experiments")  # where models and predictions lie
-    out: Path | None = None  # tables and figures; experiments/results/SCALE if not given
-    files: PaperFiles = PaperFiles()  # with the scale `paper`
+    # Tables and figures; if not given experiments/results/SCALE, with other seeds or steps than the
+    # defaults in the name
+    out: Path | None = None
+    tuned: Path = TUNED  # with the scale `laptop`: what experiments.tuning chose
+    paper: PaperSetup = PaperSetup()  # with the scale `paper`
 
     def __post_init__(self) -> None:
-        if self.seeds < 2:
-            raise UserError("--seeds must be >= 2: one seed has no interval")
+        if not 2 <= self.seeds <= FIRST_TUNING_SEED:
+            raise UserError(
+                "--seeds must be >= 2, for one seed has no interval, and at most"
+                f" {FIRST_TUNING_SEED}, from which on they have been used for tuning"
+            )
 
     @property
     def root(self) -> Path:
@@ -42,11 +64,23 @@ class Options:
     @property
     def results(self) -> Path:
         """Where the tables and figures of this scale go."""
-        return self.out or RESULTS / self.scale
+        name: str = self.scale
+        if self.seeds != SEEDS:
+            name += f"-{self.seeds}seeds"
+        if self.steps is not None:
+            name += f"-{self.steps}steps"
+        return self.out or RESULTS / name
 
     def make_scale(self) -> Scale:
-        """The settings of this scale."""
-        return make_scale(self.scale, self.files, self.steps)
+        """The settings of this scale.
+
+        Raises:
+          UserError: at laptop scale, the methods have not been tuned.
+        """
+        if self.scale == "paper":
+            return Paper(setup=self.paper, steps=self.steps)
+        laptop = Laptop(tuned=read_tuned(self.tuned))
+        return laptop if self.steps is None else dataclasses.replace(laptop, steps=self.steps)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,8 +111,21 @@ class Experiment(abc.ABC):
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.scale = options.make_scale()
-        self.seeds = range(options.seeds)
+        self.seeds: Sequence[int] = range(options.seeds)
+
+    @functools.cached_property
+    def scale(self) -> Scale:
+        """The settings of the models and their tests."""
+        return self.options.make_scale()
+
+    def scores_of(self, trained: Task, test: EvaluateConfig) -> dict[str, list[Score]]:
+        """Of the base, one; of each method trained on a task, one a seed."""
+        root = self.options.root
+        found = {"base": [score_of(root, self.scale.base(), test)]}
+        for method in METHODS:
+            cells = [self.scale.cell(method, trained, seed) for seed in self.seeds]
+            found[method] = [score_of(root, cell, test) for cell in cells]
+        return found
 
     @abc.abstractmethod
     def cells(self) -> Sequence[Cell]:
@@ -89,45 +136,60 @@ class Experiment(abc.ABC):
         """Of cells that are all done."""
 
     def run(self) -> Result:
-        """Do what is left to do, then write tables (text, CSV, HTML), figure and numbers."""
+        """Do what is left to do, then write tables (text, CSV, HTML), figure and numbers.
+
+        An interrupted call, repeated, goes on where it stopped; of a finished one all is there.
+        """
         run_all(self.cells(), self.options.root, one_a_core=self.options.scale == "laptop")
         result = self.result()
-        write(result, self.options.results / self.name, sys.modules[type(self).__module__].__doc__)
+        about = sys.modules[type(self).__module__].__doc__
+        made = {"seeds": list(self.seeds), "options": to_dict(self.options)}
+        write(result, self.options.results / self.name, about, made)
         return result
 
 
-def write(result: Result, directory: Path, about: str | None) -> None:
-    """The files of a result; those of an earlier one are replaced.
+def write(
+    result: Result, directory: Path, about: str | None, made: Mapping[str, Any] | None = None
+) -> None:
+    """The files of a result, in the place of those of an earlier one.
 
     Args:
       result: of an experiment.
-      directory: made if it is not there; its name is the experiment's.
+      directory: its name is the experiment's; it appears whole.
       about: the docstring of the experiment's module: title, claim, command, cost.
+      made: of which seeds, with which options.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    tables = result.tables
-    (directory / "table.txt").write_text("\n".join(t.text() for t in tables), encoding="utf-8")
-    (directory / "table.csv").write_text("\n".join(t.csv() for t in tables), encoding="utf-8")
-    (directory / "table.html").write_text("\n".join(t.html() for t in tables), encoding="utf-8")
+    unfinished = directory.with_name(f".{directory.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    for form in ("text", "html"):
+        texts = [getattr(table, form)() for table in result.tables]
+        suffix = {"text": "txt", "html": "html"}[form]
+        (unfinished / f"tables.{suffix}").write_text("\n".join(texts), encoding="utf-8")
+    for number, table in enumerate(result.tables, start=1):
+        (unfinished / f"table{number}.csv").write_text(table.csv(), encoding="utf-8")
     cases = []
     for number, case in enumerate(result.cases, start=1):
         image = f"case{number}.png"
-        case.image.save(directory / image)
+        case.image.save(unfinished / image)
         fields = {field.name: getattr(case, field.name) for field in dataclasses.fields(case)}
         cases.append(fields | {"image": image})
+    if result.figure is not None:
+        result.figure.savefig(unfinished / "figure.png", dpi=130)
+        result.figure.savefig(unfinished / "figure.svg")
     record = {
         "kind": "experiment",
         "name": directory.name,
         "about": about,
-        "tables": [dataclasses.asdict(table) for table in tables],
+        "made": made or {},
+        "tables": [dataclasses.asdict(table) for table in result.tables],
         "cases": cases,
         **result.numbers,
     }
     text = json.dumps(record, indent=1, ensure_ascii=False)
-    (directory / "results.json").write_text(text + "\n", encoding="utf-8")
-    if result.figure is not None:
-        result.figure.savefig(directory / "figure.png", dpi=130)
-        result.figure.savefig(directory / "figure.svg")
+    (unfinished / "results.json").write_text(text + "\n", encoding="utf-8")
+    shutil.rmtree(directory, ignore_errors=True)
+    unfinished.rename(directory)
 
 
 def as_command(name: str, run: Callable[[], None]) -> None:

@@ -1,32 +1,41 @@
-"""Experiments about the embedded model alone, and the two bases that they start from."""
+"""Experiments about the embedded model alone, and what they start from."""
 
-from typing import Literal, get_args
+from pathlib import Path
+from typing import ClassVar, Literal
 
-from experiments.calibrate_tiny import CalibrateConfig, calibrate
+from experiments.continue_tiny import ContinueConfig, go_on
 from experiments.lab.experiment import Experiment, Options, Result
 from experiments.lab.scales import Laptop
 from othink_jax.errors import UserError
 
-Base = Literal["embedded", "calibrated"]
-BASES: tuple[Base, ...] = get_args(Base)
+# `embedded` is the model of the package; the others go on from it, with a corpus whose quick looks
+# are as hasty as they were, or never.
+Base = Literal["embedded", "hasty", "calibrated"]
+_HASTY_ERROR: dict[Base, float] = {"hasty": 0.5, "calibrated": 0.0}
 
 
 class LaptopExperiment(Experiment):
     """One that has no scale but the laptop's."""
 
+    bases: ClassVar[tuple[Base, ...]] = ("embedded",)  # that it needs
+
     def __init__(self, options: Options) -> None:
         if options.scale != "laptop":
             raise UserError(f"{self.name} is about the embedded model: it has no --scale paper")
         super().__init__(options)
+
+    @property
+    def laptop(self) -> Laptop:
+        """The settings of the other experiments at this scale."""
         assert isinstance(self.scale, Laptop)
-        self.laptop = self.scale
-        self._calibrated = options.root / "calibrated"
+        return self.scale
 
     def model(self, base: Base) -> str:
-        """With the engineered headroom, or without it."""
-        return "tiny" if base == "embedded" else str(self._calibrated)
+        """The model of a base; `run` makes those that are not there yet."""
+        return "tiny" if base == "embedded" else str(self.options.root / base)
 
     def run(self) -> Result:
-        if not self._calibrated.is_dir():
-            calibrate(CalibrateConfig(out=self._calibrated))
+        for base in self.bases:
+            if base != "embedded" and not Path(self.model(base)).is_dir():
+                go_on(ContinueConfig(out=Path(self.model(base)), hasty_error=_HASTY_ERROR[base]))
         return super().run()

@@ -86,10 +86,18 @@ def _run_in_process(cell: Cell, root: Path, core: int | None, log: Path) -> bool
     """Whether it went well."""
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "experiments.lab.cell_process", str(root)]
+    environment = dict(os.environ)
     if core is not None:
         command.append(str(core))
+        environment["JAX_PLATFORMS"] = "cpu"  # a core each, though there may be an accelerator
     with log.open("a", encoding="utf-8") as file:
         done = subprocess.run(
-            command, input=cell.to_json(), text=True, stdout=file, stderr=file, check=False
+            command,
+            input=cell.to_json(),
+            text=True,
+            stdout=file,
+            stderr=file,
+            env=environment,
+            check=False,
         )
     return done.returncode == 0

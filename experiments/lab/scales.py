@@ -185,7 +185,7 @@ class Laptop:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PaperFiles:
+class PaperSetup:
     """What the paper's scale needs from outside; the defaults are hub ids and R1-V's file names."""
 
     model: str = "Qwen/Qwen2-VL-2B-Instruct"
@@ -194,6 +194,10 @@ class PaperFiles:
     counting_test: str = "superclevr_test200_counting_problems.jsonl"
     geometry_test: str = "geoqa_test_prompts.jsonl"
     images: Path = Path()  # folder that the image paths of both test files are relative to
+    # How the model is trained on the devices that there are, see `othink-jax plan`
+    strategy: Literal["jit", "pmap", "mesh"] = "mesh"
+    micro_batches: int = 1
+    train: Literal["all", "text", "lora"] = "all"
 
     @property
     def size(self) -> Literal["2B", "7B"]:
@@ -203,31 +207,37 @@ class PaperFiles:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Paper:
-    """Qwen2-VL on the paper's data, with the paper's settings and, where it is silent, R1-V's."""
+    """Qwen2-VL on the paper's data, with the paper's settings and, where it is silent, R1-V's.
 
-    files: PaperFiles = PaperFiles()
+    SFT gets as many updates as GRPO, where R1-V's own SFT goes over the data once.
+    """
+
+    setup: PaperSetup = PaperSetup()
+    steps: int | None = None  # on both tasks; if not given, the two below
     # The paper does not say how often it goes over its 100 samples; R1-V reports 100 steps.
     counting_steps: int = 100
     geometry_epochs: float = 2.0
-    strategy: Literal["jit", "pmap", "mesh"] = "mesh"
 
     def base(self) -> Cell:
-        return Cell(method="base", model=self.files.model, tests=self.tests())
+        return Cell(method="base", model=self.setup.model, tests=self.tests())
 
     def cell(self, method: Method, task: Task, seed: int, **changes: Any) -> Cell:
         counting = task == "counting"
         common: dict[str, Any] = {
-            "model": self.files.model,
+            "model": self.setup.model,
             "out": _UNUSED,
             "data": DataConfig(
-                dataset=self.files.counting_train if counting else self.files.geometry_train,
-                limit=FEW_SHOT[self.files.size] if counting else None,
+                dataset=self.setup.counting_train if counting else self.setup.geometry_train,
+                limit=FEW_SHOT[self.setup.size] if counting else None,
                 limit_seed=seed,
             ),
             "seed": seed,
             "dtype": "bfloat16",
-            "parallel": ParallelConfig(strategy=self.strategy),
-            **({"steps": self.counting_steps} if counting else {"epochs": self.geometry_epochs}),
+            "train": self.setup.train,
+            "micro_batches": self.setup.micro_batches,
+            "parallel": ParallelConfig(strategy=self.setup.strategy),
+            "epochs": self.geometry_epochs,
+            "steps": self.steps or (self.counting_steps if counting else None),
         }
         train: GRPOConfig | SFTConfig
         if method == "sft":
@@ -236,7 +246,7 @@ class Paper:
             train = GRPOConfig(**common, kl=PAPER_KL[method, task])
         return Cell(
             method=method,
-            model=self.files.model,
+            model=self.setup.model,
             train=changed(train, changes),
             tests=self.tests(),
         )
@@ -248,11 +258,11 @@ class Paper:
     def test(self, task: Task) -> EvaluateConfig:
         counting = task == "counting"
         return EvaluateConfig(
-            model=self.files.model,
+            model=self.setup.model,
             out=_UNUSED,
             data=DataConfig(
-                dataset=self.files.counting_test if counting else self.files.geometry_test,
-                images=self.files.images,
+                dataset=self.setup.counting_test if counting else self.setup.geometry_test,
+                images=self.setup.images,
                 split="test",
                 # R1-V asks a little differently about each.
                 template=PRESETS["evaluate"]["superclevr" if counting else "geoqa"]["--template"],
@@ -273,16 +283,3 @@ PAPER_KL: dict[tuple[Method, Task], KLConfig] = {
     ("grpo_d", "counting"): KLConfig(kl_min=0.04, kl_max=0.10),
     ("grpo_d", "geometry"): KLConfig(kl_min=0.0, kl_max=0.02),
 }
-
-
-def make_scale(name: Literal["laptop", "paper"], files: PaperFiles, steps: int | None) -> Scale:
-    """The settings of a scale.
-
-    Raises:
-      UserError: at laptop scale, the methods have not been tuned.
-    """
-    if name == "paper":
-        paper = Paper(files=files)
-        return paper if steps is None else dataclasses.replace(paper, counting_steps=steps)
-    laptop = Laptop(tuned=read_tuned())
-    return laptop if steps is None else dataclasses.replace(laptop, steps=steps)

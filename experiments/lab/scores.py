@@ -1,16 +1,20 @@
 """What the finished cells of an experiment scored: read from their directories."""
 
 import dataclasses
+import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from experiments.lab.cells import Cell, evaluation_directory
-from othink_jax.config import EvaluateConfig
-from othink_jax.statistics import holm, mcnemar, mean_interval, wilson_interval
+from othink_jax.config import Difficulty, EvaluateConfig, Task
+from othink_jax.data.synthetic import LEVELS
+from othink_jax.data.synthetic.source import sample_problem
+from othink_jax.statistics import clustered_interval, holm, mcnemar
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,23 +26,36 @@ class Score:
     format: float  # share in the form that is asked for
     tokens: float  # mean length of a completion
     correct: tuple[bool, ...]  # question after question, strict
+    contents: tuple[str, ...]  # what each question shows: several may be about the same thing
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95%, Wilson: of the finite test set alone."""
-        return wilson_interval(sum(self.correct), len(self.correct))
+        """95%: of the finite test set alone, over what its questions show."""
+        return clustered_interval(self.correct, self.contents)
 
 
 def score_of(root: Path, cell: Cell, test: EvaluateConfig, step: int | None = None) -> Score:
     """The result of a test of a finished cell: of its last checkpoint, or of that of a step."""
     directory = evaluation_directory(root, cell, test, step)
     result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
-    names = ("accuracy_r1v", "format", "tokens")
+    predictions = predictions_of(root, cell, test, step)
     return Score(
         accuracy=result["accuracy_strict"],
-        **{name: result[name] for name in names},
-        correct=tuple(row["correct"] for row in predictions_of(root, cell, test, step)),
+        **{name: result[name] for name in ("accuracy_r1v", "format", "tokens")},
+        correct=tuple(row["correct"] for row in predictions),
+        contents=tuple(_content(row["id"], test.data.difficulty) for row in predictions),
     )
+
+
+@functools.cache
+def _content(identifier: str, difficulty: Difficulty) -> str:
+    """What a question shows; one of a data set, of which that is not known, stands for itself."""
+    match = re.fullmatch(r"(counting|geometry)-([a-z-]+)-(\d+)-(\d+)", identifier)
+    if match is None:
+        return identifier
+    task, split, seed, index = match.groups()
+    level = LEVELS[cast(Task, task)][difficulty]
+    return sample_problem(task, split, int(index), seed=int(seed), difficulty=level).content
 
 
 def predictions_of(
@@ -75,13 +92,19 @@ class Comparison:
 
     first: str
     second: str
-    difference: tuple[float, float, float]  # of accuracies, second minus first; 95%, over seeds
-    p_values: tuple[float, ...]  # McNemar, one a seed, Holm-corrected over the whole family
+    differences: tuple[float, ...]  # of accuracies, second minus first, one a seed
+    p_values: tuple[float, ...]  # McNemar's, one a seed, Holm-corrected over the whole family
 
     @property
-    def significant(self) -> int:
-        """Seeds in which the methods differ at the level of 5%."""
-        return sum(p < 0.05 for p in self.p_values)
+    def verdicts(self) -> str:
+        """In how many seeds the second is better, and worse, at the level of 5%."""
+        told = [
+            difference
+            for difference, p in zip(self.differences, self.p_values, strict=True)
+            if p < 0.05
+        ]
+        better = sum(difference > 0 for difference in told)
+        return f"{better} better, {len(told) - better} worse of {len(self.p_values)}"
 
 
 def compare(
@@ -89,22 +112,27 @@ def compare(
 ) -> list[Comparison]:
     """Compare pairs of methods, of which `scores` holds one a seed, in the same order.
 
-    A seed's interval over test questions says nothing of how training varies, and an interval over
-    seeds little of single models: both are given. The p-values of all pairs are one family.
+    What has one score only, such as the base, has the same one at every seed. McNemar's test takes
+    questions that show the same thing together. The p-values of all pairs are one family.
     """
-    raw = [
-        [mcnemar(a.correct, b.correct) for a, b in zip(scores[x], scores[y], strict=True)]
-        for x, y in pairs
-    ]
-    corrected = iter(holm([p for values in raw for p in values]))
+    matched = [_matched(scores[first], scores[second]) for first, second in pairs]
+    raw = [mcnemar(a.correct, b.correct, a.contents) for found in matched for a, b in found]
+    corrected = iter(holm(raw))
     return [
         Comparison(
-            first=x,
-            second=y,
-            difference=mean_interval(
-                [b.accuracy - a.accuracy for a, b in zip(scores[x], scores[y], strict=True)]
-            ),
-            p_values=tuple(next(corrected) for _ in values),
+            first=first,
+            second=second,
+            differences=tuple(b.accuracy - a.accuracy for a, b in found),
+            p_values=tuple(next(corrected) for _ in found),
         )
-        for (x, y), values in zip(pairs, raw, strict=True)
+        for (first, second), found in zip(pairs, matched, strict=True)
     ]
+
+
+def _matched(first: Sequence[Score], second: Sequence[Score]) -> list[tuple[Score, Score]]:
+    """Seed by seed; both answered the same questions."""
+    count = max(len(first), len(second))
+    repeated = [list(found) * count if len(found) == 1 else found for found in (first, second)]
+    found = list(zip(*repeated, strict=True))
+    assert all(a.contents == b.contents for a, b in found)
+    return found

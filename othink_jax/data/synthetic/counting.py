@@ -104,6 +104,11 @@ class CountingProblem:
         return [look for look in looks if self.selection.matches(look)]
 
     @property
+    def content(self) -> str:
+        """What decides the split, see `scenes.content`."""
+        return scenes.content(tuple(item.look for item in self.scene.items))
+
+    @property
     def steps(self) -> str:
         """The things asked for, numbered in reading order."""
         return enumerate_looks(self.selected)

@@ -72,6 +72,11 @@ class GeometryProblem:
     def steps(self) -> str:
         return self.kind.steps(*self.givens)
 
+    @property
+    def content(self) -> str:
+        """See `content`."""
+        return content(self.kind, self.givens)
+
 
 def content(kind: Kind, givens: Givens) -> str:
     """What decides the split of a problem: its kind and its given angles."""

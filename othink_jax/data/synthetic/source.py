@@ -54,21 +54,10 @@ def generate(
         UserError: there is no such task or split, the seed is negative, or the difficulty is the
             other task's.
     """
-    task, split = _checked(task, split)
-    if seed < 0:
-        raise UserError(f"seed must be >= 0, got {seed}")
-    rng = _generator(task, split, seed, index)
-    level = difficulty or LEVELS[task]["default"]
-    problem: counting.CountingProblem | geometry.GeometryProblem
-    if task == "counting":
-        if not isinstance(level, CountingDifficulty):
-            raise UserError("task counting takes a CountingDifficulty")
-        problem = counting.sample_problem(rng, split, level)
+    problem = sample_problem(task, split, index, seed=seed, difficulty=difficulty)
+    if isinstance(problem, counting.CountingProblem):
         image = scenes.render(problem.scene)
     else:
-        if not isinstance(level, GeometryDifficulty):
-            raise UserError("task geometry takes a GeometryDifficulty")
-        problem = geometry.sample_problem(rng, split, level)
         image = diagrams.render(problem.diagram)
     answer = str(problem.answer)
     return Example(
@@ -78,6 +67,29 @@ def generate(
         answer=answer,
         solution=solution_text(problem.steps, answer),
     )
+
+
+def sample_problem(
+    task: str,
+    split: str,
+    index: int,
+    *,
+    seed: int = 0,
+    difficulty: Difficulty | None = None,
+) -> counting.CountingProblem | geometry.GeometryProblem:
+    """What example number `index` is about; raises as `generate` does, of which it is the start."""
+    task, split = _checked(task, split)
+    if seed < 0:
+        raise UserError(f"seed must be >= 0, got {seed}")
+    rng = _generator(task, split, seed, index)
+    level = difficulty or LEVELS[task]["default"]
+    if task == "counting":
+        if not isinstance(level, CountingDifficulty):
+            raise UserError("task counting takes a CountingDifficulty")
+        return counting.sample_problem(rng, split, level)
+    if not isinstance(level, GeometryDifficulty):
+        raise UserError("task geometry takes a GeometryDifficulty")
+    return geometry.sample_problem(rng, split, level)
 
 
 @dataclasses.dataclass(frozen=True)

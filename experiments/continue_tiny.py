@@ -1,8 +1,8 @@
-"""Teach the embedded model quick looks that are right: the base of the negative control.
+"""Go on pre-training the embedded model, on quick looks that are hasty or that are not.
 
-Claim: going on from the embedded model with a corpus whose quick looks are never hasty gives a
-    model of the same shape and abilities, without the headroom that was put into the embedded one.
-Command: python -m experiments.calibrate_tiny --out runs/calibrated
+Claim: without hasty quick looks this gives a model of the same shape, without the headroom that was
+    put into the embedded one; with them it gives its twin, to compare with.
+Command: python -m experiments.continue_tiny --out runs/calibrated --hasty-error 0
 Cost: not measured yet.
 """
 
@@ -18,26 +18,27 @@ from othink_jax.checkpoint.load import load, save_hf
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CalibrateConfig:
+class ContinueConfig:
     """Settings; the rate is that of the pre-training, and falls as it did there."""
 
     out: Path  # directory of the finished model
+    hasty_error: float  # probability that the answer of a quick look is wrong
     steps: int = 1500  # updates
     seed: int = 1  # of the corpus: not that of the pre-training
 
 
-def calibrate(config: CalibrateConfig) -> Path:
+def go_on(config: ContinueConfig) -> Path:
     """Train, write the model directory (whole, or not at all), return it."""
     compilation_cache.enable()
     base = load("tiny")
-    corpus = CorpusConfig(hasty_error=0.0, looks_from=0.0, easy_until=0.0)
+    corpus = CorpusConfig(hasty_error=config.hasty_error, looks_from=0.0, easy_until=0.0)
     settings = PretrainConfig(out=config.out, steps=config.steps, seed=config.seed, corpus=corpus)
     params = pretrain_language(base.graphdef, base.params, base.processor, settings)
     return save_hf(dataclasses.replace(base, params=params), config.out)
 
 
 def main() -> None:
-    print(calibrate(tyro.cli(CalibrateConfig, description=__doc__)))
+    print(go_on(tyro.cli(ContinueConfig, description=__doc__)))
 
 
 if __name__ == "__main__":
