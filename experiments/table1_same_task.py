@@ -120,7 +120,7 @@ class SameTask(Experiment):
             title="All tests (accuracy in %)",
             columns=["method", "trained on", *titles],
             rows=rows,
-            note="Sampled: one answer a question, at temperature 1. test-ood: shapes never trained on."
+            note="Sampled: one answer a question, at temperature 1. test-ood: unknown shapes."
             f" {OVER_SEEDS}; {OVER_CONTENTS}.",
         )
 
