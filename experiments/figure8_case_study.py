@@ -7,6 +7,7 @@ Shows: for each way across tasks, how often one of the two is right and the othe
     and the first such question of each kind (first seed): of both kinds, whichever is rarer.
 """
 
+import contextlib
 import textwrap
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -19,8 +20,9 @@ from experiments.lab.cells import Cell
 from experiments.lab.experiment import Case, Experiment, Result, main
 from experiments.lab.scales import TITLES, Method, Task
 from experiments.lab.scores import predictions_of
-from othink_jax.data.example import Example
+from othink_jax.data.example import Example, UnreadableExample
 from othink_jax.data.sources import open_source
+from othink_jax.errors import UserError
 from othink_jax.report.table import Table
 
 SHOWN: tuple[Method, Method] = ("sft", "grpo_d")
@@ -89,9 +91,12 @@ class CaseStudy(Experiment):
         """The test question of this name."""
         test = self.scale.test(task)
         source = open_source(test.data, size=test.count)
-        # Named by their place: `counting-test-0`, or `file.jsonl:1` with the line.
-        number = int(identifier.replace(":", "-").rpartition("-")[2])
-        return source[number - 1 if ":" in identifier else number]
+        for index in range(len(source)):
+            with contextlib.suppress(UnreadableExample):
+                example = source[index]
+                if example.id == identifier:
+                    return example
+        raise UserError(f"{test.data.name} has no question {identifier} any more")
 
 
 def _kind(pair: tuple[dict[str, Any], ...]) -> tuple[bool, ...]:

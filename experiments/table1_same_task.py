@@ -176,7 +176,7 @@ def comparison_table(
         [
             f"{TITLES.get(one.second, one.second)} - {TITLES.get(one.first, one.first)}",
             with_interval(*mean_interval(one.differences)),
-            " ".join(f"{100 * difference:+.1f}" for difference in one.differences),
+            " ".join(f"{round(100 * difference, 1) + 0.0:+.1f}" for difference in one.differences),
             one.verdicts,
             " ".join(f"{p:.2g}" for p in one.p_values),
         ]

@@ -31,9 +31,11 @@ def results(tmp_path):
             {"method": "GRPO-D", "correct": True, "text": "<answer>2</answer>"},
         ],
     )
-    made = Result(tables=[table], figure=figure, cases=[case], numbers={"seeds": [1, 2]})
+    made = Result(tables=[table], figure=figure, numbers={"seeds": [1, 2]})
     write(made, tmp_path / "table9", ABOUT)
-    write(Result(tables=[table], numbers={}), tmp_path / "tuning", "Tuning.\n\nClaim: no.\n")
+    # Where there are cases, the page shows them, and not the figure of them.
+    cases = Result(tables=[table], figure=figure, cases=[case], numbers={})
+    write(cases, tmp_path / "tuning", "Tuning.\n\nClaim: no.\n")
     plt.close(figure)
     return tmp_path
 
@@ -41,10 +43,10 @@ def results(tmp_path):
 def test_a_result_is_written_as_text_csv_html_png_svg_and_json(results):
     names = {path.name for path in (results / "table9").iterdir()}
     kinds = {"tables.txt", "table1.csv", "tables.html", "figure.png", "figure.svg", "results.json"}
-    assert names == kinds | {"case1.png"}
+    assert names == kinds
     record = json.loads((results / "table9" / "results.json").read_text())
     assert (record["kind"], record["name"], record["seeds"]) == ("experiment", "table9", [1, 2])
-    assert not (results / "tuning" / "figure.png").exists()
+    assert (results / "tuning" / "case1.png").is_file()
 
 
 def test_one_page_holds_all_experiments_of_a_folder_and_fetches_nothing(results, capsys):
@@ -72,6 +74,7 @@ def test_one_experiment_has_a_page_of_its_own(results):
 
 def test_what_cannot_be_used_is_named(results, tmp_path):
     record = results / "tuning" / "results.json"
+    whole = record.read_text()
     record.write_text("{")
     with pytest.raises(UserError, match=r"tuning/results\.json is not a JSON file"):
         experiments_in(results)
@@ -83,9 +86,10 @@ def test_what_cannot_be_used_is_named(results, tmp_path):
     )
     with pytest.raises(UserError, match=r"results\.json has a table that cannot be read"):
         write_experiment_report(results / "tuning")
-    (results / "table9" / "case1.png").unlink()
+    record.write_text(whole)
+    (results / "tuning" / "case1.png").unlink()
     with pytest.raises(UserError, match=r"case1\.png is missing"):
-        write_experiment_report(results / "table9")
+        write_experiment_report(results / "tuning")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty holds no results of experiments"):
         write_experiment_report(tmp_path / "empty")

@@ -11,7 +11,7 @@ OVER_CONTENTS = "of the base, over what the questions show"
 
 def percent(value: float) -> str:
     """A share, in percent."""
-    return f"{100 * value:.1f}"
+    return f"{round(100 * value, 1) + 0.0:.1f}"  # no minus before 0.0
 
 
 def published(value: float) -> str:
