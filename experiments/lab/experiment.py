@@ -27,7 +27,7 @@ from experiments.lab.scales import (
     read_tuned,
 )
 from experiments.lab.scores import Score, score_of
-from othink_jax.config import EvaluateConfig, Task, to_dict
+from othink_jax.config import EvaluateConfig, Task
 from othink_jax.errors import UserError
 from othink_jax.report.table import Table
 
@@ -143,7 +143,11 @@ class Experiment(abc.ABC):
         run_all(self.cells(), self.options.root, one_a_core=self.options.scale == "laptop")
         result = self.result()
         about = sys.modules[type(self).__module__].__doc__
-        made = {"seeds": list(self.seeds), "options": to_dict(self.options)}
+        made = {
+            "scale": self.options.scale,
+            "seeds": list(self.seeds),
+            "steps": self.options.steps or "as the scale has it",
+        }
         write(result, self.options.results / self.name, about, made)
         return result
 
@@ -157,7 +161,7 @@ def write(
       result: of an experiment.
       directory: its name is the experiment's; it appears whole.
       about: the docstring of the experiment's module: title, claim, command, cost.
-      made: of which seeds, with which options.
+      made: at which scale, of which seeds, of how many updates.
     """
     unfinished = directory.with_name(f".{directory.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
