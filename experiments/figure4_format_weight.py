@@ -3,7 +3,7 @@
 Claim (paper): alpha = 1 is about 20% (relative) better in accuracy than alpha = 0; the format is
     right in 99.70% at alpha = 0 already.
 Command: python -m experiments.figure4_format_weight
-Cost: laptop, 5 seeds: half an hour on two CPU cores beside table 1.
+Cost: laptop, 5 seeds: ten minutes on two CPU cores, beside table 1.
 Shows: accuracy and format accuracy of GRPO-D on counting against alpha.
 """
 

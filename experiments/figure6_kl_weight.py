@@ -2,7 +2,7 @@
 
 Claim (paper): accuracy rises with beta, then falls.
 Command: python -m experiments.figure6_kl_weight
-Cost: laptop, 5 seeds: forty minutes on two CPU cores.
+Cost: laptop, 5 seeds: a quarter of an hour on two CPU cores.
 Shows: accuracy at beta 0 to 0.05, each seed and the mean.
 """
 

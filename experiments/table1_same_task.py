@@ -2,7 +2,7 @@
 
 Claim (paper): SFT beats GRPO with a constant KL weight; GRPO-D beats both, on both tasks.
 Command: python -m experiments.table1_same_task [--seeds 3] [--scale paper ...]
-Cost: laptop, 5 seeds: about an hour on two CPU cores; paper: not measured.
+Cost: laptop, 5 seeds: half an hour on two CPU cores; paper: not measured.
 Shows: accuracy of each method (mean over seeds, its interval, every seed) by both graders, beside
     the published one; McNemar's tests on the same questions; all tests, sampled ones and other
     scenes among them; how the models answer; what the choice of grader does to a score.
