@@ -17,12 +17,12 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 
 from experiments.lab.cells import Cell
+from experiments.lab.curves import draw_metric
 from experiments.lab.experiment import Experiment, Result, main
 from experiments.lab.scales import TASKS, Task
 from experiments.lab.scores import metrics_of, tenths
 from experiments.lab.tables import percent
 from othink_jax.config import GRPOConfig, KLConfig
-from othink_jax.report.curves import smooth, smoothing_window
 from othink_jax.report.table import Table
 
 REWARDS = ("reward_format", "reward_accuracy")
@@ -48,16 +48,11 @@ class TrainingCurves(Experiment):
         rows, distances = [], []
         for panel, weights, (task, found) in zip(panels, below, runs.items(), strict=True):
             for color, reward in zip(("C2", "C0"), REWARDS, strict=True):
-                curves = np.array([[row[reward] for row in run] for run in found])
-                window = smoothing_window(curves.shape[1])
-                steps = np.arange(1, curves.shape[1] + 1)
-                for curve in curves:
-                    panel.plot(steps, smooth(curve, window), color=color, alpha=0.2)
                 label = reward.removeprefix("reward_")
-                panel.plot(steps, smooth(curves.mean(axis=0), window), color=color, label=label)
+                draw_metric(panel, found, reward, color, label)
                 means = tenths(found, reward)
                 rows.append([task, label, percent(means[0]), percent(means[-1])])
-            panel.set(title=task, xlabel="step", ylabel="reward", ylim=(0, 1.03))
+            panel.set(title=task, ylabel="reward", ylim=(0, 1.03))
             panel.legend(frameon=False)
             recorded = [[row["beta"] for row in run] for run in found]
             distances.append([task, f"{self._draw_weights(weights, task, recorded):.1e}"])

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.lab.cells import Cell
+from experiments.lab.curves import draw_metric
 from experiments.lab.experiment import Options, Result, main
 from experiments.lab.laptop import Base, LaptopExperiment
 from experiments.lab.scales import Laptop, Method, Tuned
@@ -27,7 +27,6 @@ from experiments.regime_search import BASES, UPDATES, Regime, RegimeSearch, cons
 from experiments.table1_same_task import comparison_table, summary
 from othink_jax.config import EvaluateConfig, KLConfig, from_dict, to_dict
 from othink_jax.errors import UserError
-from othink_jax.report.curves import smooth, smoothing_window
 from othink_jax.report.table import Table
 
 
@@ -131,14 +130,8 @@ def curves(runs: dict[str, list[list[dict[str, Any]]]]) -> Figure:
     figure, panels = plt.subplots(1, len(shown), figsize=(11, 3.2), layout="constrained")
     for panel, (name, label) in zip(panels, shown.items(), strict=True):
         for number, (method, found) in enumerate(runs.items()):
-            values = np.array([[row[name] for row in run] for run in found])
-            window = smoothing_window(values.shape[1])
-            steps = np.arange(1, values.shape[1] + 1)
-            for value in values:
-                panel.plot(steps, smooth(value, window), color=f"C{number}", alpha=0.15)
-            mean = smooth(values.mean(axis=0), window)
-            panel.plot(steps, mean, color=f"C{number}", label=method)
-        panel.set(xlabel="step", ylabel=label)
+            draw_metric(panel, found, name, f"C{number}", method)
+        panel.set_ylabel(label)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].legend(frameon=False)
     return figure

@@ -3,8 +3,10 @@
 import dataclasses
 import itertools
 import json
+import threading
 from pathlib import Path
 
+import filelock
 import pytest
 
 from experiments import table1_same_task, tuning
@@ -374,3 +376,28 @@ def test_the_weights_of_equation_3_are_those_of_the_paper():
     """Its hand values for 0 to 0.02 with w = 30, t = 100 (all but the last, which ends the run)."""
     weights = equation_3(KLConfig(kl_min=0.0, kl_max=0.02), 100)
     assert weights[[0, 15, 30, 65]] == pytest.approx([0.01, 0.005, 0.0, 0.01])
+
+
+def test_what_a_process_left_that_died_before_it_began_is_no_bar(tmp_path, monkeypatch):
+    cell = LAPTOP.cell("grpo", "counting", 0).tested_on()
+    (tmp_path / cell.name / "reference").mkdir(parents=True)
+    found = []
+    monkeypatch.setattr(
+        "othink_jax.training.grpo.train", lambda config: found.append(config.out.exists())
+    )
+    cells.run(tmp_path, cell)
+    assert found == [False]
+
+
+def test_two_processes_do_not_do_the_same_cell_at_once(tmp_path, monkeypatch):
+    cell = LAPTOP.base()
+    monkeypatch.setattr("othink_jax.evaluation.evaluate", lambda config: finish(tmp_path, cell, 1))
+    (tmp_path / "locks").mkdir()
+    with filelock.FileLock(tmp_path / "locks" / cell.name):
+        other = threading.Thread(target=cells.run, args=(tmp_path, cell))
+        other.start()
+        other.join(0.5)
+        assert other.is_alive()
+        assert not is_done(tmp_path, cell)
+    other.join(20)
+    assert is_done(tmp_path, cell)

@@ -2,8 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
+
+from othink_jax.report.curves import smooth, smoothing_window
 
 
 def draw_seeds(
@@ -22,6 +26,27 @@ def draw_seeds(
         panel.plot(x, [100 * value for value in curve], color=color, alpha=0.25)
     mean = [100 * sum(column) / len(column) for column in zip(*curves, strict=True)]
     panel.plot(x, mean, color=color, marker="o", label=label)
+
+
+def draw_metric(
+    panel: Axes, runs: Sequence[Sequence[Mapping[str, Any]]], name: str, color: str, label: str
+) -> None:
+    """A metric of every step of a training, smoothed: a pale line a seed, a strong one their mean.
+
+    Args:
+      panel: to draw in.
+      runs: the rows of each seed's, see `scores.metrics_of`.
+      name: of the metric.
+      color: of all lines.
+      label: of the mean, for a legend.
+    """
+    values = np.array([[row[name] for row in run] for run in runs])
+    window = smoothing_window(values.shape[1])
+    steps = np.arange(1, values.shape[1] + 1)
+    for value in values:
+        panel.plot(steps, smooth(value, window), color=color, alpha=0.2)
+    panel.plot(steps, smooth(values.mean(axis=0), window), color=color, label=label)
+    panel.set_xlabel("step")
 
 
 def draw_dots(panel: Axes, scores: Mapping[str, Sequence[float]]) -> None:
