@@ -3,7 +3,11 @@
 import dataclasses
 import itertools
 import json
+import os
+import signal
+import sys
 import threading
+import time
 from pathlib import Path
 
 import filelock
@@ -155,14 +159,14 @@ def test_what_is_done_is_not_done_again_and_what_failed_is_named(tmp_path, monke
     base, other = LAPTOP.base(), dataclasses.replace(LAPTOP.base(), model="else")
     ran = []
 
-    def run(cell, root, core, log):
+    def run(processes, cell, root, core, log):
         ran.append(cell)
         if cell.model == "else":
             return False
         finish(root, cell, 0.5)
         return True
 
-    monkeypatch.setattr(runner, "_run_in_process", run)
+    monkeypatch.setattr(runner._Processes, "run", run)
     # Asked for twice, with different tests: one cell with all of them.
     halves = [dataclasses.replace(base, tests=base.tests[:2]), base]
     with pytest.raises(UserError, match=rf"cells failed, see .*{other.name}\.log"):
@@ -401,3 +405,27 @@ def test_two_processes_do_not_do_the_same_cell_at_once(tmp_path, monkeypatch):
         assert not is_done(tmp_path, cell)
     other.join(20)
     assert is_done(tmp_path, cell)
+
+
+def test_who_is_told_to_stop_tells_the_processes_of_the_cells(tmp_path, monkeypatch):
+    """And begins no other: of three cells on two cores, two have begun."""
+    begin = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1], str(os.getpid())).touch();"
+    begun = tmp_path / "begun"
+    begun.mkdir()
+
+    def command(root, core):
+        return [sys.executable, "-c", begin + "time.sleep(60)", str(begun)]
+
+    def stop():
+        while len(list(begun.iterdir())) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(runner, "_command", command)
+    monkeypatch.setattr(runner, "_cores", lambda: [0, 1])
+    threading.Thread(target=stop).start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_all([LAPTOP.cell("sft", "counting", seed) for seed in range(3)], tmp_path)
+    assert time.monotonic() - start < 50  # not the minute that they would have taken
+    assert len(list(begun.iterdir())) == 2

@@ -1,13 +1,17 @@
 """Cells, each in a process of its own, one a core if they are small; what is done stays done."""
 
+import contextlib
 import dataclasses
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -32,8 +36,9 @@ def run_all(cells: Sequence[Cell], root: Path, *, one_a_core: bool = True) -> No
     for cell in pending.values():
         todo.put(cell)
     failed: list[Path] = []
+    processes = _Processes()
     columns = (TextColumn("cells"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, transient=True) as progress:
+    with Progress(*columns, transient=True) as progress, _terminated_as_interrupted():
         bar = progress.add_task("cells", total=len(pending))
 
         def work(core: int | None) -> None:
@@ -43,23 +48,19 @@ def run_all(cells: Sequence[Cell], root: Path, *, one_a_core: bool = True) -> No
                 except queue.Empty:
                     return
                 log = root / "logs" / f"{cell.name}.log"
-                if not _run_in_process(cell, root, core, log):
+                if not processes.run(cell, root, core, log):
                     failed.append(log)
                 progress.advance(bar)
 
         cores = _cores() if one_a_core else [None]
-        threads = [threading.Thread(target=work, args=(core,)) for core in cores]
-        for thread in threads:
-            thread.start()
-        try:
-            for thread in threads:
-                thread.join()
-        except KeyboardInterrupt:
-            while not todo.empty():
-                todo.get_nowait()
-            for thread in threads:  # the processes have been told too: they save and stop
-                thread.join()
-            raise
+        with ThreadPoolExecutor(len(cores)) as pool:
+            workers = [pool.submit(work, core) for core in cores]
+            try:
+                for worker in workers:
+                    worker.result()
+            except BaseException:
+                processes.stop()
+                raise
     if failed:
         raise UserError("cells failed, see " + ", ".join(map(str, failed)))
 
@@ -82,22 +83,61 @@ def _cores() -> list[int | None]:
     return [*sorted(os.sched_getaffinity(0))] if hasattr(os, "sched_getaffinity") else [None]
 
 
-def _run_in_process(cell: Cell, root: Path, core: int | None, log: Path) -> bool:
-    """Whether it went well."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "experiments.lab.cell_process", str(root)]
-    environment = dict(os.environ)
-    if core is not None:
-        command.append(str(core))
-        environment["JAX_PLATFORMS"] = "cpu"  # a core each, though there may be an accelerator
-    with log.open("a", encoding="utf-8") as file:
-        done = subprocess.run(
-            command,
-            input=cell.to_json(),
-            text=True,
-            stdout=file,
-            stderr=file,
-            env=environment,
-            check=False,
-        )
-    return done.returncode == 0
+class _Processes:
+    """Those of the cells, each in a session of its own: a stop reaches it once, from here."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[str]] = set()
+        self._stopped = False
+        self._lock = threading.Lock()
+
+    def run(self, cell: Cell, root: Path, core: int | None, log: Path) -> bool:
+        """Do a cell; whether it went well."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        environment = dict(os.environ)
+        if core is not None:
+            environment["JAX_PLATFORMS"] = "cpu"  # a core each, though there may be an accelerator
+        with log.open("a", encoding="utf-8") as file:
+            with self._lock:
+                if self._stopped:
+                    return False
+                process = subprocess.Popen(
+                    _command(root, core),
+                    stdin=subprocess.PIPE,
+                    stdout=file,
+                    stderr=file,
+                    text=True,
+                    env=environment,
+                    start_new_session=True,
+                )
+                self._running.add(process)
+            process.communicate(cell.to_json())
+        with self._lock:
+            self._running.remove(process)
+        return process.returncode == 0
+
+    def stop(self) -> None:
+        """What trains saves and stops, everything else stops, and nothing begins any more."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.terminate()
+
+
+def _command(root: Path, core: int | None) -> list[str]:
+    where = [str(root)] if core is None else [str(root), str(core)]
+    return [sys.executable, "-m", "experiments.lab.cell_process", *where]
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
