@@ -20,10 +20,10 @@ from experiments.lab.cells import Cell
 from experiments.lab.curves import draw_metric
 from experiments.lab.experiment import Options, Result, main
 from experiments.lab.laptop import Base, LaptopExperiment
-from experiments.lab.scales import Laptop, Method, Tuned
+from experiments.lab.scales import Laptop, Method, Tuned, constant_kl
 from experiments.lab.scores import Score, metrics_of, score_of
 from experiments.lab.tables import OVER_CONTENTS, OVER_SEEDS, percent
-from experiments.regime_search import BASES, UPDATES, Regime, RegimeSearch, constant
+from experiments.regime_search import BASES, UPDATES, Regime, RegimeSearch
 from experiments.table1_same_task import comparison_table, summary
 from othink_jax.config import EvaluateConfig, KLConfig, from_dict, to_dict
 from othink_jax.errors import UserError
@@ -48,7 +48,7 @@ class LongRun(LaptopExperiment):
             "GRPO, as tuned": ("grpo", tuned["grpo", task]),
         }
         for value in (low, middle, high):
-            self.trials[f"GRPO {value:g}"] = ("grpo", self._trial(constant(value)))
+            self.trials[f"GRPO {value:g}"] = ("grpo", self._trial(constant_kl(value)))
         self.trials["GRPO-D"] = ("grpo_d", self._trial(self.regime.kl))
 
     def _trial(self, kl: KLConfig) -> Tuned:

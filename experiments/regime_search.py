@@ -22,7 +22,7 @@ import numpy as np
 from experiments.lab.cells import Cell
 from experiments.lab.experiment import FIRST_TUNING_SEED, Options, Result, main
 from experiments.lab.laptop import Base, LaptopExperiment
-from experiments.lab.scales import TASKS, Laptop, Method, Tuned
+from experiments.lab.scales import TASKS, Laptop, Method, Tuned, constant_kl
 from experiments.lab.scores import metrics_of, score_of, tenths
 from experiments.lab.tables import percent
 from othink_jax.config import KLConfig, Task, to_dict
@@ -55,18 +55,13 @@ class Regime:
         return (self.kl_min + self.kl_max) / 2
 
 
-# Of the learning rate and the highest KL weight; the lowest is the paper's for counting.
+# Learning rate and highest KL weight; the lowest is the paper's for counting.
 # In 150 updates, 1e-4 was the best rate, 3e-4 already worse, and 1e-3 ruinous with small weights.
 _STEPS = ((1e-4, 0.10), (3e-4, 0.40), (1e-3, 0.40))
 REGIMES = [
     Regime(base=base, task=task, learning_rate=rate, kl_min=0.04, kl_max=highest)
     for base, task, (rate, highest) in itertools.product(BASES, TASKS, _STEPS)
 ]
-
-
-def constant(value: float) -> KLConfig:
-    """A weight of GRPO."""
-    return KLConfig(kl_schedule="constant", kl_value=value)
 
 
 class RegimeSearch(LaptopExperiment):
@@ -79,7 +74,7 @@ class RegimeSearch(LaptopExperiment):
         self.updates = options.steps or UPDATES
 
     def _cell(self, regime: Regime, method: Method, seed: int) -> Cell:
-        kl = regime.kl if method == "grpo_d" else constant(regime.kl_mid)
+        kl = regime.kl if method == "grpo_d" else constant_kl(regime.kl_mid)
         scale = Laptop(
             model=self.model(regime.base),
             steps=self.updates,

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from experiments.lab.cells import Cell
 from experiments.lab.experiment import FIRST_TUNING_SEED, Options, Result, main
 from experiments.lab.laptop import LaptopExperiment
-from experiments.lab.scales import METHODS, TASKS, TITLES, Laptop, Method, Tuned
+from experiments.lab.scales import METHODS, TASKS, TITLES, Laptop, Method, Tuned, constant_kl
 from experiments.lab.scores import score_of
 from experiments.lab.tables import percent
 from othink_jax.config import KLConfig, Task, to_dict
@@ -25,7 +25,7 @@ from othink_jax.report.table import Table
 QUESTIONS = 500
 _RATES = (1e-4, 3e-4, 1e-3)
 # The paper's weights for its two tasks, each tried on both.
-_CONSTANT = [KLConfig(kl_schedule="constant", kl_value=value) for value in (0.01, 0.04)]
+_CONSTANT = [constant_kl(value) for value in (0.01, 0.04)]
 _DYNAMIC = [KLConfig(kl_min=low, kl_max=high) for low, high in ((0.0, 0.02), (0.04, 0.10))]
 TRIALS: dict[Method, list[Tuned]] = {
     "sft": [Tuned(learning_rate=rate) for rate in (1e-5, 3e-5, 1e-4, 3e-4, 6e-4, 1e-3)],

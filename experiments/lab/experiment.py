@@ -213,13 +213,8 @@ def main(experiment: type[Experiment], description: str | None) -> None:
 
     def run() -> None:
         options = tyro.cli(Options, description=description, config=(tyro.conf.OmitArgPrefixes,))
-        show(experiment(options).run())
+        for table in experiment(options).run().tables:
+            print(table.text())
         print(options.results / experiment.name)
 
     as_command(experiment.name, run)
-
-
-def show(result: Result) -> None:
-    """Its tables, in the terminal."""
-    for table in result.tables:
-        print(table.text())

@@ -71,6 +71,11 @@ def changed(config: Any, changes: Mapping[str, Any]) -> Any:
     return dataclasses.replace(config, **own | made)
 
 
+def constant_kl(value: float) -> KLConfig:
+    """The weight of plain GRPO."""
+    return KLConfig(kl_schedule="constant", kl_value=value)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tuned:
     """What a trial sets; the validation split chooses one for each method and task."""
@@ -278,8 +283,8 @@ class Paper:
 FEW_SHOT = {"2B": 100, "7B": 120}  # the paper's samples of the counting task
 # The paper's best constant weights, and its bounds of GRPO-D.
 PAPER_KL: dict[tuple[Method, Task], KLConfig] = {
-    ("grpo", "counting"): KLConfig(kl_schedule="constant", kl_value=0.04),
-    ("grpo", "geometry"): KLConfig(kl_schedule="constant", kl_value=0.01),
+    ("grpo", "counting"): constant_kl(0.04),
+    ("grpo", "geometry"): constant_kl(0.01),
     ("grpo_d", "counting"): KLConfig(kl_min=0.04, kl_max=0.10),
     ("grpo_d", "geometry"): KLConfig(kl_min=0.0, kl_max=0.02),
 }

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from othink_jax.statistics import mean_interval
 
-# Of what an interval of 95% is one.
+# What the intervals of a table are taken over.
 OVER_SEEDS = "In parentheses: over seeds of training (Student's t, 95%), for these questions"
 OVER_CONTENTS = "of the base, over what the questions show"
 
