@@ -236,8 +236,9 @@ def grade(
         print(_json(result))
     else:
         print(f"accuracy {result['accuracy']:.1%} (n = {result['n']}, {grader} grader)")
-        if result["ungradable"]:
-            print(f"{result['ungradable']} ungradable, counted as wrong")
+        if lines := result["ungradable_lines"]:
+            named = ", ".join(map(str, lines[:10])) + (", ..." if len(lines) > 10 else "")
+            print(f"{len(lines)} ungradable, counted as wrong: lines {named}")
 
 
 def report(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:

@@ -92,7 +92,7 @@ def grade(predictions: Sequence[Prediction], config: EvaluateConfig, grader: Gra
     """Verdicts of one grader over predictions."""
     with GradingPool(
         grader,
-        task=config.data.task,
+        task=config.reward.task_of(config.data),
         timeout_s=config.reward.grading_timeout_s,
         workers=config.reward.grading_workers,
     ) as pool:
@@ -100,6 +100,12 @@ def grade(predictions: Sequence[Prediction], config: EvaluateConfig, grader: Gra
             [prediction.model_output for prediction in predictions],
             [prediction.ground_truth for prediction in predictions],
         )
+
+
+def _graders(config: EvaluateConfig) -> tuple[Grader, ...]:
+    """All that can be asked."""
+    known = config.reward.task_of(config.data) is not None
+    return get_args(Grader) if known else ("strict",)
 
 
 def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
@@ -111,8 +117,9 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
 
     Returns:
       The contents of result.json: `accuracy` by the chosen grader, `interval` (95%, Wilson), the
-      accuracy by each grader, share of right format, of cut completions, counts and seconds. A
-      question that cannot be read counts as answered wrongly, and in `unreadable`.
+      accuracy by each grader (R1-V's only where it is known what a data set asks for), share of
+      right format, of cut completions, counts and seconds. A question that cannot be read counts as
+      answered wrongly, and in `unreadable`.
 
     Raises:
       UserError: there is a result in `config.out` already, nothing can be written there, or not one
@@ -144,7 +151,7 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
     unreadable = sum(not prediction.readable for prediction in predictions)
     if unreadable == len(predictions):
         raise UserError(f"none of the {unreadable} questions can be read; see the warnings above")
-    verdicts = {grader: grade(predictions, config, grader) for grader in get_args(Grader)}
+    verdicts = {grader: grade(predictions, config, grader) for grader in _graders(config)}
     chosen = verdicts[config.reward.grader]
     right = int(sum(verdict.accuracy for verdict in chosen))
     result = {

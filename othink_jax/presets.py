@@ -55,8 +55,13 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
             **_TEST,
             "--template": "{question} First output " + _IN_TAGS,
             "--max-new-tokens": "256",
+            "--grade-as": "counting",
         },
-        "geoqa": {**_TEST, "--template": "{question} Output " + _IN_TAGS},
+        "geoqa": {
+            **_TEST,
+            "--template": "{question} Output " + _IN_TAGS,
+            "--grade-as": "geometry",
+        },
         "tiny": {**_TEST, **_TINY_DATA, **_TINY_SAMPLING, "--batch-size": "64"},
     },
 }

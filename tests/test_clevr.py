@@ -94,6 +94,9 @@ def test_a_missing_image_is_named_and_its_question_kept(clevr):
         ({"scenes": [{"objects": []}]}, "scene 0 has no image_filename"),
         ({"scenes": [{}]}, "scene 0 has no image_filename and no objects"),
         ({"scenes": []}, "holds no examples"),
+        ({"scenes": [{"image_filename": "a.png", "objects": None}]}, "scene 0 has objects that"),
+        ({"scenes": [{"image_filename": "a.png", "objects": {"a": 1}}]}, "scene 0 has objects"),
+        ({"scenes": [{"image_filename": "a.png", "objects": [1]}]}, "scene 0 has objects that"),
     ],
 )
 def test_broken_scenes_are_named(clevr, content, message):

@@ -1,5 +1,6 @@
 """Evaluation: what counts in an accuracy, and what becomes of questions that cannot be read."""
 
+import dataclasses
 import json
 
 import pytest
@@ -14,7 +15,7 @@ from othink_jax.config import (
 from othink_jax.data.synthetic import generate
 from othink_jax.errors import UserError
 from othink_jax.evaluation import evaluate
-from othink_jax.rewards import Grade, GradingPool, grade
+from othink_jax.rewards import Grade, GradingPool, grade, regrade
 from othink_jax.statistics import wilson_interval
 
 
@@ -73,6 +74,35 @@ def test_questions_that_cannot_be_read_or_are_too_long_count_as_wrong(questions,
     assert result["interval"] == list(wilson_interval(right, 4))
     assert result["format"] == sum(verdict.format for verdict in verdicts) / 4 == 0.5
     assert result["split"] is None  # a file has none
+
+
+def test_a_question_without_a_truth_costs_itself_alone(questions, tmp_path):
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    rows[3]["ground_truth"] = None
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = evaluate(config_for(questions, tmp_path / "out", max_prompt_tokens=None))
+    assert (result["n"], result["unreadable"]) == (4, 2)
+    predictions = tmp_path / "out" / "predictions.jsonl"
+    assert json.loads(predictions.read_text().splitlines()[-1])["id"] == "questions.jsonl:4"
+    assert regrade(predictions, task="counting")["accuracy"] == result["accuracy"]
+
+
+@pytest.mark.parametrize("task", ["counting", "geometry"])
+def test_r1vs_grader_goes_by_what_a_data_set_is_said_to_ask(questions, tmp_path, task):
+    config = config_for(questions, tmp_path / "out", max_prompt_tokens=None)
+    config = dataclasses.replace(config, reward=RewardConfig(grading_workers=1, grade_as=task))
+    result = evaluate(config)
+    regraded = regrade(tmp_path / "out" / "predictions.jsonl", task=task, grader="r1v")
+    assert result["accuracy_r1v"] == regraded["accuracy"]
+    assert (result["accuracy_r1v"] > 0) == (task == "counting")  # the base answers without a space
+
+
+def test_r1vs_grader_is_not_asked_where_it_would_have_to_guess(questions, tmp_path):
+    assert "accuracy_r1v" not in evaluate(config_for(questions, tmp_path / "out"))
+    with pytest.raises(UserError, match="needs --grade-as counting or --grade-as geometry"):
+        dataclasses.replace(
+            config_for(questions, tmp_path / "r1v"), reward=RewardConfig(grader="r1v")
+        )
 
 
 def test_a_long_question_is_answered_if_there_is_no_limit(questions, tmp_path):

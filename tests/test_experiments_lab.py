@@ -145,6 +145,8 @@ def test_paper_scale_has_the_settings_of_the_paper_and_of_r1v():
         1e-6,
     )
     assert grpo_d.data.limit is None
+    assert grpo_d.reward.grade_as == PAPER.test("geometry").reward.grade_as == "geometry"
+    assert PAPER.test("counting").reward.grade_as == "counting"
     counting = PAPER.cell("grpo", "counting", 0).train
     assert (counting.kl.kl_schedule, counting.kl.kl_value) == ("constant", 0.04)
     assert counting.data.limit == 100
@@ -179,21 +181,26 @@ def test_what_is_done_is_not_done_again_and_what_failed_is_named(tmp_path, monke
 
 
 def test_tuning_gives_each_method_as_many_trials_and_takes_the_best(tmp_path):
-    experiment, trials = made(Tuning, tmp_path), tuning.TRIALS
-    assert len({len(found) for found in trials.values()}) == 1
-    assert len({cell.name for cell in experiment.cells()}) == len(experiment.cells()) == 72
+    experiment = made(Tuning, tmp_path)
+    assert len({cell.name for cell in experiment.cells()}) == len(experiment.cells()) == 96
     for method, task, seed in itertools.product(METHODS, TASKS, experiment.seeds):
-        for number, trial in enumerate(trials[method]):
-            accuracy = 0.8 if number == (2 if task == "counting" else 5) else 0.3
+        for number, trial in enumerate(tuning.trials(method, task)):
+            accuracy = 0.8 if number in ((2, 6) if task == "counting" else (5,)) else 0.3
             finish(experiment.options.root, experiment._cell(method, task, trial, seed), accuracy)
     result = experiment.result()
     write(result, experiment.options.results / "tuning", "Tuning.")
     chosen = read_tuned(experiment.options.results / "tuning" / "results.json")
-    assert chosen["sft", "counting"] == trials["sft"][2]
-    assert chosen["grpo_d", "geometry"] == trials["grpo_d"][5]
-    assert len(result.tables[0].rows) == 36
+    assert chosen["sft", "counting"] == tuning.trials("sft", "counting")[2]
+    # Of two that are equally good, that with the paper's own weights for the task.
+    assert chosen["grpo_d", "counting"].kl == KLConfig(kl_min=0.04, kl_max=0.10)
+    assert chosen["grpo_d", "geometry"] == tuning.trials("grpo_d", "geometry")[5]
+    assert len(result.tables[0].rows) == 48
     with pytest.raises(UserError, match=r"run python -m experiments\.tuning first"):
         read_tuned(tmp_path / "absent.json")
+    for text, message in (("{bro", "is not a JSON file"), ("{}", "was not written by")):
+        (tmp_path / "other.json").write_text(text)
+        with pytest.raises(UserError, match=message):
+            read_tuned(tmp_path / "other.json")
 
 
 def test_methods_are_compared_seed_by_seed_on_the_same_questions():

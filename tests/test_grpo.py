@@ -37,6 +37,7 @@ from othink_jax.training import loop
 from othink_jax.training.grpo import GRPOTrainer, resume, train
 from othink_jax.training.optimizer import make_optimizer
 from othink_jax.training.records import rollout_metrics, rollout_record
+from othink_jax.training.run_directory import RunDirectory
 from othink_jax.training.state import TrainState
 from othink_jax.types import Rollout
 
@@ -460,6 +461,19 @@ def test_over_long_prompts_are_skipped_and_counted(tmp_path):
     data = dataclasses.replace(config_for(out).data, max_prompt_tokens=49)
     train(config_for(out, steps=1, prompts_per_step=8, data=data))
     assert rows_of(out)[0]["skipped"] > 0
+    listed = (out / "skipped.txt").read_text().splitlines()
+    assert listed
+    assert all("over max_prompt_tokens = 49" in line for line in listed)
+
+
+def test_what_is_skipped_is_listed_once_a_line_each(tmp_path):
+    directory = RunDirectory(tmp_path)
+    directory.list_skipped([])
+    assert not (tmp_path / "skipped.txt").exists()
+    directory.list_skipped(["a: broken", "b: broken\nwith more"])
+    RunDirectory(tmp_path).list_skipped(["c: long", "a: broken"])  # of a resumed run
+    listed = (tmp_path / "skipped.txt").read_text()
+    assert listed == "a: broken\nb: broken with more\nc: long\n"
 
 
 def test_steps_of_a_finite_set_are_counted_in_epochs():

@@ -214,12 +214,15 @@ def test_the_log_names_ten_examples_and_all_are_counted(load, caplog):
         take(loader, 5)
     assert loader.skipped["unreadable"] > 10
     assert len(caplog.messages) == 10
+    assert len(loader.left_out) > 10
+    assert set(loader.left_out) <= set(range(30))
+    assert all(said == f"n{i}: its image is broken" for i, said in loader.left_out.items())
 
 
 def test_a_vast_source_without_a_usable_example_is_an_error_soon(load):
     class Vast(Numbers):
         def __getitem__(self, index):
-            raise UnreadableExample(f"n{index}: broken")
+            raise UnreadableExample(f"n{index}: broken", super().__getitem__(index))
 
     with pytest.raises(UserError, match="1000 examples in a row cannot be used"):
         next(load(Vast(2**31)))

@@ -3,7 +3,7 @@
 import pytest
 from math_verify import parse, verify
 
-from othink_jax.rewards import grade
+from othink_jax.rewards import GradingPool, grade
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,6 @@ from othink_jax.rewards import grade
 )
 def test_counting_takes_the_first_tag_of_digits(text: str, gold: str, accuracy: float) -> None:
     assert grade(text, gold, "r1v", "counting").accuracy == accuracy
-    assert grade(text, gold, "r1v").accuracy == accuracy  # an integer truth means counting
 
 
 def test_counting_never_matches_a_truth_that_is_no_integer() -> None:
@@ -57,8 +56,26 @@ def test_geometry_parses_the_whole_text(text: str, gold: str, accuracy: float) -
     assert grade(text, gold, "r1v", "geometry").accuracy == accuracy
 
 
-def test_a_truth_that_is_no_integer_means_geometry() -> None:
-    assert grade("it is 140", "140°", "r1v").accuracy == 1.0
+@pytest.mark.parametrize(
+    ("text", "counting", "geometry"),
+    [
+        ("<think>a</think> <answer>12</answer>", 1.0, 0.0),
+        ("<think>a</think> <answer> 12 cm </answer>", 0.0, 1.0),
+        ("<think>3*4 = 12</think> <answer>x</answer>", 0.0, 1.0),
+    ],
+)
+def test_an_integer_is_graded_by_the_rule_of_its_task(
+    text: str, counting: float, geometry: float
+) -> None:
+    assert grade(text, "12", "r1v", "counting").accuracy == counting
+    assert grade(text, "12", "r1v", "geometry").accuracy == geometry
+
+
+def test_without_a_task_nothing_is_guessed() -> None:
+    with pytest.raises(ValueError, match="give task"):
+        grade("<answer>12</answer>", "12", "r1v")
+    with pytest.raises(ValueError, match="give task"):
+        GradingPool("r1v")
 
 
 def test_geometry_compares_the_wrong_way_round() -> None:
@@ -71,5 +88,5 @@ def test_geometry_compares_the_wrong_way_round() -> None:
 @pytest.mark.parametrize("grader", ["strict", "r1v"])
 def test_the_format_reward_is_the_same_for_both(grader: str) -> None:
     text = "<think>so</think><answer>4</answer>"
-    assert grade(text, "4", grader).format == 1.0  # type: ignore[arg-type]
-    assert grade(text + "!", "4", grader).format == 0.0  # type: ignore[arg-type]
+    assert grade(text, "4", grader, "counting").format == 1.0  # type: ignore[arg-type]
+    assert grade(text + "!", "4", grader, "counting").format == 0.0  # type: ignore[arg-type]

@@ -31,9 +31,10 @@ def test_both_graders_grade_a_file_by_their_own_rules(tmp_path: Path) -> None:
         "",
     )
     strict = regrade(path, task="counting", grader="strict")
-    assert strict == {"accuracy": 0.5, "n": 4, "ungradable": 0}
+    expected = {"accuracy": 0.5, "n": 4, "ungradable": 0, "ungradable_lines": []}
+    assert strict == expected
     r1v = regrade(str(path), task="counting", grader="r1v")
-    assert r1v == {"accuracy": 0.5, "n": 4, "ungradable": 0}
+    assert r1v == expected
     # Two right each, and not the same two.
     write(tmp_path, row("4", "<answer>four</answer>"))
     assert regrade(path, task="counting", grader="strict")["accuracy"] == 1.0
@@ -49,6 +50,26 @@ def test_geometry_is_graded_by_algebra(tmp_path: Path) -> None:
     )
     assert regrade(path, task="geometry", grader="strict")["accuracy"] == pytest.approx(2 / 3)
     assert regrade(path, task="geometry", grader="r1v")["accuracy"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("gold", ["8√{", "\\frac{1}{", "3" + "+3" * 200, "."])
+def test_a_truth_that_cannot_be_read_is_counted_and_its_line_is_named(
+    tmp_path: Path, gold: str
+) -> None:
+    path = write(tmp_path, "", row("8", "<answer>8</answer>"), row(gold, "<answer>8</answer>"))
+    found = regrade(path, task="geometry")
+    assert found == {"accuracy": 0.5, "n": 2, "ungradable": 1, "ungradable_lines": [3]}
+
+
+@pytest.mark.parametrize("gold", ["triangle", "A", "(1, 2)", "√{3}"])
+def test_a_wrong_answer_to_a_truth_that_can_be_read_is_wrong(tmp_path: Path, gold: str) -> None:
+    path = write(tmp_path, row(gold, "<answer>8</answer>"))
+    assert regrade(path, task="geometry")["ungradable"] == 0
+
+
+def test_a_question_that_could_not_be_asked_counts_as_answered_wrongly(tmp_path: Path) -> None:
+    path = write(tmp_path, row("", "", readable=False), row("8", "<answer>8</answer>"))
+    assert regrade(path, task="geometry")["accuracy"] == 0.5
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,7 @@ def test_a_jsonl_row_is_named_by_its_line(tmp_path):
     ("line", "message"),
     [
         ("{'a': 1}", "line 2 is not JSON"),
+        ("[" * 100_000, "line 2 is not JSON"),
         ("[1]", "line 2 is not a JSON object"),
         (
             '{"question": "q", "gold": 1}',
@@ -188,7 +189,6 @@ def test_an_example_whose_image_cannot_be_read_is_named_and_keeps_its_text(tmp_p
     source = opened(write_jsonl(tmp_path / "x.jsonl", [row]))
     with pytest.raises(UnreadableExample, match=r"x\.jsonl:1: ") as caught:
         source[0]
-    assert caught.value.example is not None
     assert (caught.value.example.question, caught.value.example.answer) == ("q", "4")
 
 
@@ -218,7 +218,39 @@ def test_an_example_with_an_empty_entry_is_unreadable(tmp_path, name, nothing):
     source = opened(write_jsonl(tmp_path / "x.jsonl", [row]))
     with pytest.raises(UnreadableExample, match=f"its {name} is empty") as caught:
         source[0]
-    assert caught.value.example is None
+    read = {"question": "", "ground_truth": ""}  # the question is read first
+    if name == "ground_truth":
+        read["question"] = "q"
+    example = caught.value.example
+    assert (example.id, example.question, example.answer) == ("x.jsonl:1", read["question"], "")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"ground_truth": ["3"]}, "its ground_truth must be a non-empty text or a finite number"),
+        ({"ground_truth": {"a": 1}}, "its ground_truth must be a non-empty text"),
+        ({"ground_truth": True}, "its ground_truth must be a non-empty text"),
+        ({"ground_truth": float("nan")}, "its ground_truth must be a non-empty text"),
+        ({"ground_truth": "<answer> </answer>"}, "its ground_truth has an empty answer tag"),
+        (
+            {"ground_truth": "<answer>3"},
+            "its ground_truth has an answer tag that is not opened and closed",
+        ),
+        ({"question": ["q"]}, "its question is no text but list"),
+    ],
+)
+def test_an_entry_that_cannot_be_what_it_should_is_named(tmp_path, entry, message):
+    row = {"image": [], "question": "q", "ground_truth": 4} | entry
+    source = opened(write_jsonl(tmp_path / "x.jsonl", [row]))
+    with pytest.raises(UnreadableExample, match=rf"x\.jsonl:1: {message}"):
+        source[0]
+
+
+def test_a_whole_number_is_written_as_one(tmp_path):
+    row = {"image": [], "question": "q", "ground_truth": 3.0}
+    source = opened(write_jsonl(tmp_path / "x.jsonl", [row, row | {"ground_truth": 0.5}]))
+    assert [source[i].answer for i in range(2)] == ["3", "0.5"]
 
 
 @pytest.mark.parametrize("column", ["image", "problem", "solution"])

@@ -1,7 +1,6 @@
 """The settings of the experiments at their two scales: on a laptop, and as in the paper."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -22,6 +21,7 @@ from othink_jax.config import (
     from_dict,
 )
 from othink_jax.errors import UserError
+from othink_jax.files import read_json
 from othink_jax.presets import PRESETS
 
 Method = Literal["sft", "grpo", "grpo_d"]
@@ -88,17 +88,19 @@ def read_tuned(path: Path = TUNED) -> dict[tuple[Method, Task], Tuned]:
     """The choices of `experiments.tuning`.
 
     Raises:
-      UserError: it has not been run.
+      UserError: it has not been run, or the file is not one that it wrote.
     """
     if not path.is_file():
         raise UserError(f"{path} is absent: run python -m experiments.tuning first")
-    chosen = json.loads(path.read_text(encoding="utf-8"))["chosen"]
+    record = read_json(path)
+    if record.get("name") != "tuning":
+        raise UserError(f"{path} was not written by python -m experiments.tuning")
     return {
         (row["method"], row["task"]): Tuned(
             learning_rate=row["learning_rate"],
             kl=None if row["kl"] is None else from_dict(KLConfig, row["kl"]),
         )
-        for row in chosen
+        for row in record["chosen"]
     }
 
 
@@ -248,7 +250,9 @@ class Paper:
         if method == "sft":
             train = SFTConfig(**common)
         else:
-            train = GRPOConfig(**common, kl=PAPER_KL[method, task])
+            train = GRPOConfig(
+                **common, kl=PAPER_KL[method, task], reward=RewardConfig(grade_as=task)
+            )
         return Cell(
             method=method,
             model=self.setup.model,
@@ -276,6 +280,7 @@ class Paper:
                 max_prompt_tokens=None,
             ),
             sampling=SamplingConfig(temperature=0.0, max_new_tokens=256 if counting else 1024),
+            reward=RewardConfig(grade_as=task),
             dtype="bfloat16",
         )
 

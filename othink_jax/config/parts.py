@@ -5,6 +5,7 @@ import math
 from typing import Literal
 
 from othink_jax.config.checks import require
+from othink_jax.config.data import DataConfig, Task
 
 Grader = Literal["strict", "r1v"]
 
@@ -140,6 +141,9 @@ class RewardConfig:
 
     format_weight: float = 1.0  # alpha
     grader: Grader = "strict"  # `r1v` reproduces R1-V's published verdicts, quirks included
+    # Of a data set: what its questions ask for. R1-V's grader has a rule for each and must be told;
+    # the strict one treats both alike
+    grade_as: Task | None = None
     grading_timeout_s: float = 5.0  # wall-clock limit for grading one completion, seconds
     grading_workers: int = 2  # processes that grade what the fast path cannot
 
@@ -152,6 +156,19 @@ class RewardConfig:
         require(
             self.grading_workers >= 1, f"grading_workers must be >= 1, got {self.grading_workers}"
         )
+
+    def task_of(self, data: DataConfig) -> Task | None:
+        """What questions of this data ask for, as far as it is known.
+
+        Raises:
+          UserError: it is not known, and the grader must be told.
+        """
+        task = data.task or self.grade_as
+        require(
+            self.grader != "r1v" or task is not None,
+            "--grader r1v with a --dataset needs --grade-as counting or --grade-as geometry",
+        )
+        return task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

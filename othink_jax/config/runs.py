@@ -87,6 +87,7 @@ class GRPOConfig(TrainingConfig):
             self.sampling.temperature > 0,
             "sampling.temperature must be > 0: greedy completions of one prompt are all the same",
         )
+        self.reward.task_of(self.data)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,3 +130,4 @@ class EvaluateConfig:
         require(self.count >= 1, f"count must be >= 1, got {self.count}")
         require(self.batch_size >= 1, f"batch_size must be >= 1, got {self.batch_size}")
         require_seed("seed", self.seed)
+        self.reward.task_of(self.data)

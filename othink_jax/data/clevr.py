@@ -80,8 +80,10 @@ def _described(scene: Any, where: str) -> tuple[str, list[str]]:
     absent = [name for name in ("image_filename", "objects") if name not in scene]
     if absent:
         raise UserError(f"{where} has no {' and no '.join(absent)}")
+    objects = scene["objects"]
+    if not (isinstance(objects, list) and all(isinstance(thing, Mapping) for thing in objects)):
+        raise UserError(f"{where} has objects that are no list of JSON objects")
     things = [
-        " ".join(str(thing[trait]) for trait in _TRAITS if trait in thing)
-        for thing in scene["objects"]
+        " ".join(str(thing[trait]) for trait in _TRAITS if trait in thing) for thing in objects
     ]
     return str(scene["image_filename"]), things

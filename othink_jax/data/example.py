@@ -21,10 +21,10 @@ class Example:
 class UnreadableExample(UserError):
     """One example that cannot be used: training skips it, evaluation counts it as wrong."""
 
-    def __init__(self, message: str, example: Example | None = None) -> None:
+    def __init__(self, message: str, example: Example) -> None:
         """Args:
         message: which example, and what is wrong with it.
-        example: all but its images, where that much could be read.
+        example: its id, and as much of its texts as could be read; no images.
         """
         super().__init__(message)
         self.example = example

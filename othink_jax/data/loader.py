@@ -30,7 +30,7 @@ class _Skipped:
     index: int  # in the source
     cause: str
     message: str
-    example: Example | None = None  # without its images, where that much could be read
+    example: Example  # as of `UnreadableExample`
 
 
 class _Encode:
@@ -85,11 +85,12 @@ class PromptLoader:
 
     The order is a function of the seed, another one each epoch; a batch may span two epochs, and
     what does not fill a batch at the very end is left out. Examples that cannot be read and those
-    that are too long are skipped, counted in `skipped` by cause (each time they come up), and named
-    in the log once, the first ten of them; no text is ever cut.
+    that are too long are skipped, counted in `skipped` by cause (each time they come up), listed in
+    `left_out`, and named in the log once, the first ten of them; no text is ever cut.
     """
 
     skipped: Counter[str]  # `unreadable` and `too_long`
+    left_out: dict[int, str]  # what was skipped since this loader was made, by number: why
 
     def __init__(
         self,
@@ -119,7 +120,7 @@ class PromptLoader:
         self.skipped = Counter()
         self._size = len(source)
         self._batch_size = batch_size
-        self._unusable: set[int] = set()
+        self.left_out = {}
         numbers = grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat(epochs)
         numbers = numbers[share[0] :: share[1]]
         encode = _Encode(
@@ -150,7 +151,7 @@ class PromptLoader:
                 continue
             self._skip(item)
             in_a_row += 1
-            if len(self._unusable) == self._size or in_a_row >= _HOPELESS:
+            if len(self.left_out) == self._size or in_a_row >= _HOPELESS:
                 raise UserError(
                     f"{in_a_row} examples in a row cannot be used; the last one: {item.message}"
                 )
@@ -158,9 +159,9 @@ class PromptLoader:
 
     def _skip(self, item: _Skipped) -> None:
         self.skipped[item.cause] += 1
-        if item.index not in self._unusable:
-            self._unusable.add(item.index)
-            if len(self._unusable) <= _NAMED:
+        if item.index not in self.left_out:
+            self.left_out[item.index] = item.message
+            if len(self.left_out) <= _NAMED:
                 _log.warning("skipped %s", item.message)
 
     def get_state(self) -> dict[str, Any]:
@@ -191,15 +192,14 @@ def in_order(
         of them is an error.
 
     Raises:
-      UnreadableExample: an example cannot be used, and `unreadable` is not given or not even the
-        example's question and answer could be read.
+      UnreadableExample: an example cannot be used, and `unreadable` is not given.
     """
     batch: list[tuple[Example, EncodedPrompt]] = []
     encode = _Encode(source, processor, template=template, max_prompt_tokens=max_prompt_tokens)
     for item in _ahead(grain.MapDataset.range(len(source)), encode, batch_size):
         if not isinstance(item, _Skipped):
             batch.append(item)
-        elif unreadable is None or item.example is None:
+        elif unreadable is None:
             raise UnreadableExample(item.message, item.example)
         else:
             unreadable.append(item.example)

@@ -17,7 +17,7 @@ from othink_jax.data.images import open_image
 from othink_jax.data.synthetic import LEVELS, SyntheticSource
 from othink_jax.data.tables import open_table
 from othink_jax.errors import UserError
-from othink_jax.rewards import extract_answer
+from othink_jax.rewards import extract_answer, ground_truth
 
 # A synthetic task has no end. This is more than any run draws, and grain shuffles 32-bit numbers.
 ENDLESS = 2**31
@@ -133,7 +133,7 @@ class _JsonLines:
 def _json_row(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON: {error}") from error
     if not isinstance(row, dict):
         raise UserError(f"{where} is not a JSON object")
@@ -179,32 +179,43 @@ def _entry(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
 
 
 def _example(row: Mapping[str, Any], identifier: str, folder: Path) -> Example:
-    example = None
+    read = Example(id=identifier, images=(), question="", answer="", solution="")
     try:
-        example = _text_of(row, identifier)
+        read = dataclasses.replace(read, question=_question(row))
+        answer, solution = _solution(row)
+        read = dataclasses.replace(read, answer=answer, solution=solution)
         held = _entry(row, _IMAGES)
         parts = held if isinstance(held, list) else [held]
-        return dataclasses.replace(example, images=tuple(_image(part, folder) for part in parts))
+        return dataclasses.replace(read, images=tuple(_image(part, folder) for part in parts))
     except UserError as error:
-        raise UnreadableExample(f"{identifier}: {error}", example) from error
+        raise UnreadableExample(f"{identifier}: {error}", read) from error
 
 
-def _text_of(row: Mapping[str, Any], identifier: str) -> Example:
-    """The example without its images."""
-    solution = str(_entry(row, _SOLUTION))
+def _question(row: Mapping[str, Any]) -> str:
+    held = _entry(row, _QUESTION)
+    if not isinstance(held, str):
+        raise UserError(f"its {_column(row, _QUESTION)} is no text but {type(held).__name__}")
+    return held
+
+
+def _solution(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The ground truth, and the solution that holds it in its answer tag."""
+    name = _column(row, _SOLUTION)
+    try:
+        solution = ground_truth(_entry(row, _SOLUTION))
+    except ValueError as error:
+        raise UserError(f"its {name} {error}") from error
     answer = extract_answer(solution)
-    if answer is None:  # a bare ground truth
-        answer = solution.strip()
+    if answer is None:
+        if "<answer>" in solution or "</answer>" in solution:
+            raise UserError(f"its {name} has an answer tag that is not opened and closed")
+        answer = solution.strip()  # a bare ground truth
         solution = f"<answer>{answer}</answer>"
+    if not answer:
+        raise UserError(f"its {name} has an empty answer tag")
     if row.get(_THINKING):
         solution = f"{row[_THINKING]}\n\n{solution}"
-    return Example(
-        id=identifier,
-        images=(),
-        question=str(_entry(row, _QUESTION)),
-        answer=answer,
-        solution=solution,
-    )
+    return answer, solution
 
 
 def _image(held: Any, folder: Path) -> Image.Image:

@@ -6,6 +6,7 @@ linear in the text, and nothing is evaluated.
 
 import dataclasses
 import functools
+import math
 import re
 from fractions import Fraction
 
@@ -129,6 +130,21 @@ def extract_answer(text: str) -> str | None:
         return None
     start += len("<answer>")
     return text[start : text.index("</answer>", start)].strip()
+
+
+def ground_truth(value: object) -> str:
+    """A ground truth as a text: one that a data set holds as a number, too.
+
+    Raises:
+      ValueError: it is neither a text with something in it nor a finite number.
+    """
+    if isinstance(value, str) and value.strip():
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return str(int(value)) if value.is_integer() else repr(value)
+    raise ValueError(f"must be a non-empty text or a finite number, got {value!r}")
 
 
 def read_answer(text: str) -> Answer:

@@ -1,12 +1,12 @@
 """Grading stored predictions again."""
 
 import json
-import math
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from othink_jax.rewards.answers import ground_truth
 from othink_jax.rewards.pool import GradingPool
 from othink_jax.rewards.verdict import Grader, Task
 
@@ -18,31 +18,35 @@ def regrade(
 
     Args:
       path: one JSON object a line, with the texts `question` and `model_output`, and
-        `ground_truth`, a text or a number. Other keys are allowed; blank lines are skipped.
+        `ground_truth`, a text or a number. Other keys are allowed; blank lines are skipped. A
+        question that `othink-jax evaluate` could not read counts as answered wrongly, as there.
       task: see `grade`.
       grader: `strict`, or `r1v` for R1-V's published verdicts.
 
     Returns:
-      `accuracy` in [0, 1], `n` rows, and how many of them were `ungradable`.
+      `accuracy` in [0, 1], `n` rows, how many of them were `ungradable`, and their lines
+        (`ungradable_lines`, from 1).
 
     Raises:
-      ValueError: the file cannot be read, a row is not as described (with its line number), or
-        there is none.
+      ValueError: the file cannot be read, a row is not as described (with its line number), there
+        is none, or R1-V's grader lacks the task.
     """
     rows = list(_rows(Path(path)))
     if not rows:
         raise ValueError(f"{path}: the file holds no predictions")
     with GradingPool(grader, task=task) as pool:
-        grades = pool.grade_all([text for text, _ in rows], [gold for _, gold in rows])
+        grades = pool.grade_all([text for _, text, _ in rows], [gold for *_, gold in rows])
+    lines = [row[0] for row, grade in zip(rows, grades, strict=True) if grade.ungradable]
     return {
         "accuracy": sum(grade.accuracy for grade in grades) / len(grades),
         "n": len(grades),
-        "ungradable": sum(grade.ungradable for grade in grades),
+        "ungradable": len(lines),
+        "ungradable_lines": lines,
     }
 
 
-def _rows(path: Path) -> Iterator[tuple[str, str]]:
-    """Completion and ground truth of each row."""
+def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Line, completion and ground truth of each row."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
@@ -51,7 +55,7 @@ def _rows(path: Path) -> Iterator[tuple[str, str]]:
         if not line.strip():
             continue
         try:
-            yield _row(line)
+            yield number, *_row(line)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
 
@@ -68,14 +72,9 @@ def _row(line: bytes) -> tuple[str, str]:
         raise ValueError(f"missing {', '.join(missing)}")
     if not isinstance(row["model_output"], str):
         raise ValueError(f"model_output must be a text, got {type(row['model_output']).__name__}")
-    return row["model_output"], _gold(row["ground_truth"])
-
-
-def _gold(value: object) -> str:
-    if isinstance(value, str) and value.strip():
-        return value
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if isinstance(value, float) and math.isfinite(value):
-        return str(int(value)) if value.is_integer() else repr(value)
-    raise ValueError(f"ground_truth must be a non-empty text or a finite number, got {value!r}")
+    if row.get("readable") is False:  # `othink-jax evaluate` could not ask it: it has no answer
+        return "", str(row["ground_truth"])
+    try:
+        return row["model_output"], ground_truth(row["ground_truth"])
+    except ValueError as error:
+        raise ValueError(f"ground_truth {error}") from error

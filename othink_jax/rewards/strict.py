@@ -19,7 +19,7 @@ _FACTOR = re.compile(r"(?<![\d.^)}/])(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)(?=\\sqrt|\\
 
 
 def quick_verdict(text: str, gold: str) -> bool | None:
-    """Verdict on a completion where it takes no symbolic algebra; None where it does.
+    """Verdict on a completion where it takes no symbolic algebra; None where that must be asked.
 
     Never raises, and takes time linear in the text.
     """
@@ -29,6 +29,8 @@ def quick_verdict(text: str, gold: str) -> bool | None:
     if content == gold.strip():
         return True
     answer, truth = read_answer(content), read_answer(gold.strip())
+    if not (truth.choice or truth.value):
+        return None
     if truth.choice and answer.choice:
         if truth.choice != answer.choice:
             return False
@@ -46,7 +48,7 @@ def _equal_values(answer: Answer, truth: Answer) -> bool | None:
         return _equal_numbers(answer, truth)
     pairs = _in_order(answer.value, truth.value)
     if pairs is not None:
-        return _all_equal(pairs)
+        return _all([_equal_values(read_answer(a), read_answer(b)) for a, b in pairs])
     if answer.value.casefold() == truth.value.casefold():
         return True
     if truth.arithmetic:
@@ -71,8 +73,7 @@ def _in_order(value: str, wanted: str) -> list[tuple[str, str]] | None:
     )
 
 
-def _all_equal(pairs: list[tuple[str, str]]) -> bool | None:
-    verdicts = [_equal_values(read_answer(one), read_answer(other)) for one, other in pairs]
+def _all(verdicts: list[bool | None]) -> bool | None:
     if False in verdicts:
         return False
     return None if None in verdicts else True
@@ -95,8 +96,10 @@ def _same(answer: Answer, truth: Answer, value: Fraction) -> bool:
     )
 
 
-def symbolic_verdict(text: str, gold: str) -> bool:
+def symbolic_verdict(text: str, gold: str) -> bool | None:
     """Verdict by symbolic algebra, for what `quick_verdict` leaves open.
+
+    None if the ground truth is too long to be one, or no mathematics.
 
     It may take any time and memory, so call it in a process that can be killed.
     """
@@ -106,18 +109,20 @@ def symbolic_verdict(text: str, gold: str) -> bool:
     return _equal_symbols(read_answer(content).value, read_answer(gold.strip()).value)
 
 
-def _equal_symbols(value: str, wanted: str) -> bool:
+def _equal_symbols(value: str, wanted: str) -> bool | None:
     from math_verify import verify
 
     pairs = _in_order(value, wanted)
     if pairs is not None:
-        return all(_equal_symbols(one, other) for one, other in pairs)
+        return _all(
+            [_equal_symbols(one, other) if one and other else False for one, other in pairs]
+        )
     truth, answer = _parse(wanted), _parse(value)
+    if not truth:
+        return None
     # No time limit of math-verify's own: it sets signal.alarm, which raises outside the main
     # thread, cancels the caller's alarm, and cannot interrupt one long operation on large integers.
-    return bool(
-        truth and answer and verify(truth, answer, float_rounding=_DECIMALS, timeout_seconds=None)
-    )
+    return bool(answer and verify(truth, answer, float_rounding=_DECIMALS, timeout_seconds=None))
 
 
 def _parse(value: str) -> list[object]:

@@ -16,28 +16,32 @@ class Grade:
 
     accuracy: float  # 1.0 if the answer is right, else 0.0
     format: float  # 1.0 if the tags are as asked for, else 0.0
-    ungradable: bool = False  # true if time, memory or the grader gave out; accuracy is 0
+    # true if time, memory or the grader gave out, or the gold cannot be read; accuracy is 0
+    ungradable: bool = False
 
 
 def check_grader(grader: str, task: str | None) -> None:
-    """Raise ValueError unless both names are known."""
+    """Raise ValueError unless both names are known, and the grader needs no task or has it."""
     if grader not in ("strict", "r1v"):
         raise ValueError(f"grader must be strict or r1v, got {grader!r}")
     if task not in ("counting", "geometry", None):
         raise ValueError(f"task must be counting or geometry, got {task!r}")
+    if grader == "r1v" and task is None:
+        raise ValueError("R1-V's grader has a rule for counting and one for geometry: give task")
 
 
 def quick_verdict(text: str, gold: str, grader: Grader, task: Task | None) -> bool | None:
     """Verdict where it takes no symbolic algebra, in linear time; None where it does."""
     if grader == "r1v":
-        return r1v.quick_verdict(text, gold, task)
+        return None if task == "geometry" else r1v.counting_verdict(text, gold)
     return strict.quick_verdict(text, gold)
 
 
 def symbolic_verdict(text: str, gold: str, grader: Grader) -> bool | None:
-    """Verdict by symbolic algebra; None if it gave up, for lack of memory or stack for example."""
+    """Verdict by symbolic algebra; None if it gave up: no memory, or a gold that says nothing."""
     try:
-        return (r1v if grader == "r1v" else strict).symbolic_verdict(text, gold)
+        symbolic = r1v.geometry_verdict if grader == "r1v" else strict.symbolic_verdict
+        return symbolic(text, gold)
     except Exception:
         # Computer algebra can raise anything on what a model writes. No completion may end a
         # training run, and none that failed goes unseen: it counts as ungradable.
@@ -53,11 +57,11 @@ def grade(text: str, gold: str, grader: Grader = "strict", task: Task | None = N
       text: the whole completion.
       gold: the ground truth.
       grader: `strict`, or `r1v` for R1-V's published verdicts.
-      task: decides between R1-V's two graders; without it an integer gold grades as counting. The
-        strict grader treats both alike.
+      task: which of R1-V's two rules it takes, which it must be told. The strict grader treats
+        both alike.
 
     Raises:
-      ValueError: the grader or the task is unknown.
+      ValueError: the grader or the task is unknown, or R1-V's grader lacks the task.
     """
     check_grader(grader, task)
     right = quick_verdict(text, gold, grader, task)

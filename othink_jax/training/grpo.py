@@ -67,7 +67,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         """With the pool that grades."""
         with GradingPool(
             self.config.reward.grader,
-            task=self.config.data.task,
+            task=self.config.reward.task_of(self.config.data),
             timeout_s=self.config.reward.grading_timeout_s,
             workers=self.config.reward.grading_workers,
         ) as self.pool:

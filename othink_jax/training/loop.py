@@ -4,6 +4,7 @@ import abc
 import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import math
 import shlex
 import time
@@ -137,6 +138,8 @@ class Trainer(abc.ABC, Generic[_Config]):
                 stopping = any(processes.exchange(stop.made))
                 if step % self.config.checkpoint_every == 0 or step == self.steps or stopping:
                     progress = {"loaders": processes.exchange(self.loader.get_state())}
+                    left_out = processes.exchange(list(self.loader.left_out.values()))
+                    directory.list_skipped(itertools.chain(*left_out))
                     store.save(step, self.parallel.unreplicate(state), progress)
                 if stopping and step < self.steps:
                     store.close()

@@ -4,6 +4,7 @@ config.json      settings, versions, device
 reference/       the model it started from; of a GRPO run, also the reference of the KL term
 checkpoints/     training states
 metrics.jsonl    one object a step
+skipped.txt      the examples that cannot be used and why, if there are any; as of each checkpoint
 samples/         of a GRPO run: completions with their images, every so often
 evaluations/     results of `othink-jax evaluate`
 """
@@ -12,7 +13,7 @@ import datetime
 import importlib.metadata
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -99,6 +100,14 @@ class RunDirectory:
             return
         with self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+    def list_skipped(self, messages: Iterable[str]) -> None:
+        """Add to the list of examples that cannot be used; each stands there once."""
+        path = self.path / "skipped.txt"
+        before = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        lines = dict.fromkeys([*before, *(" ".join(message.split()) for message in messages)])
+        if self._writes and len(lines) > len(before):
+            write_atomically(path, "".join(line + "\n" for line in lines))
 
     def write_samples(
         self, step: int, rows: Sequence[dict[str, Any]], images: Sequence[Sequence[Image.Image]]
