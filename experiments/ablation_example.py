@@ -4,14 +4,15 @@ Claim: none; it shows what a researcher writes.
 Command: python -m experiments.ablation_example [--steps 30]
 Cost: about a minute a variant on two CPU cores.
 Shows: the KL weight, and KL and reward in the last tenth of the training, of variants of GRPO on
-    the embedded model. Each is a few lines: a schedule (a function of the update's number), a KL
-    weight that reacts, a KL estimator, a reduction of the loss.
+    the embedded model: another schedule of the KL weight, one that reacts, another estimator of the
+    KL, another reduction of the loss.
 """
 
 import functools
-import json
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import optax
 import tyro
@@ -19,78 +20,76 @@ import tyro
 from experiments.lab.experiment import as_command
 from othink_jax import compilation_cache, rl
 from othink_jax.config import TINY_TEMPLATE, DataConfig, GRPOConfig, OptimizerConfig, SamplingConfig
+from othink_jax.files import read_json_lines
 from othink_jax.training.grpo import GRPOTrainer
 from othink_jax.training.loop import begin
 from othink_jax.training.optimizer import make_optimizer
 
 
-class Cosine(GRPOTrainer):
-    """A KL weight along half a cosine: any schedule of optax will do."""
+def with_schedule(schedule: Callable[[int], optax.Schedule]) -> type[GRPOTrainer]:
+    """GRPO with a KL weight along a schedule, which is made for a number of updates."""
 
-    def optimizer(self, updates: int) -> optax.GradientTransformationExtraArgs:
-        schedule = optax.cosine_decay_schedule(0.1, updates)
-        return make_optimizer(self.config.optimizer, schedule, updates)
+    class Scheduled(GRPOTrainer):
+        def optimizer(self, updates: int) -> optax.GradientTransformationExtraArgs:
+            return make_optimizer(self.config.optimizer, schedule(updates), updates)
 
-
-class Linear(GRPOTrainer):
-    """A KL weight that climbs in a straight line."""
-
-    def optimizer(self, updates: int) -> optax.GradientTransformationExtraArgs:
-        schedule = optax.linear_schedule(0.0, 0.1, updates)
-        return make_optimizer(self.config.optimizer, schedule, updates)
+    return Scheduled
 
 
 class Reacting(GRPOTrainer):
-    """A KL weight that reacts to the measured KL, in the same place of the optimizer's state."""
+    """GRPO with a KL weight that reacts to the measured KL, in the same place of the state."""
 
     def optimizer(self, updates: int) -> optax.GradientTransformationExtraArgs:
         reacting = rl.adapt_kl_coef(0.07, target=0.05)
         return optax.chain(make_optimizer(self.config.optimizer, None, updates), reacting)
 
 
-class SquaredKL(GRPOTrainer):
-    """Another estimator of the KL; `rl.kl_k1` is the third."""
+def with_loss(**changes: Any) -> type[GRPOTrainer]:
+    """GRPO with other arguments of `rl.grpo_loss`; any function like it will do."""
 
-    loss = staticmethod(functools.partial(rl.grpo_loss, kl_estimator=rl.kl_k2))
+    class Changed(GRPOTrainer):
+        loss = staticmethod(functools.partial(rl.grpo_loss, **changes))
 
-
-class TokenMean(GRPOTrainer):
-    """Every token of a batch counts alike, in whatever sequence it stands."""
-
-    loss = staticmethod(functools.partial(rl.grpo_loss, reduce=rl.mean_over_tokens))
+    return Changed
 
 
-class ConstantLength(GRPOTrainer):
-    """The loss of Dr. GRPO: no sequence's length scales its gradient."""
+VARIANTS: dict[str, type[GRPOTrainer]] = {
+    "paper": GRPOTrainer,  # the weight of Eq. 3, the estimator k3, a mean over each sequence
+    "constant": with_schedule(lambda updates: rl.constant_kl(0.07)),
+    "linear": with_schedule(lambda updates: optax.linear_schedule(0.0, 0.1, updates)),
+    "cosine": with_schedule(lambda updates: optax.cosine_decay_schedule(0.1, updates)),
+    "reacting": Reacting,
+    "k1": with_loss(kl_estimator=rl.kl_k1),
+    "k2": with_loss(kl_estimator=rl.kl_k2),
+    "per_token": with_loss(reduce=rl.mean_over_tokens),
+    "constant_length": with_loss(reduce=rl.mean_over_length(40)),  # as Dr. GRPO
+}
 
-    loss = staticmethod(functools.partial(rl.grpo_loss, reduce=rl.mean_over_length(40)))
 
-
-VARIANTS = (GRPOTrainer, Linear, Cosine, Reacting, SquaredKL, TokenMean, ConstantLength)
+def settings(out: Path, steps: int) -> GRPOConfig:
+    """Of a run of the embedded model, the same for all variants."""
+    return GRPOConfig(
+        model="tiny",
+        out=out,
+        data=DataConfig(task="counting", template=TINY_TEMPLATE, min_pixels=None, max_pixels=None),
+        steps=steps,
+        prompts_per_step=8,
+        sampling=SamplingConfig(max_new_tokens=40, top_k=0),
+        optimizer=OptimizerConfig(learning_rate=1e-4, lr_schedule="constant"),
+        remat="none",
+    )
 
 
 def main(steps: int = 30, out: Path = Path("runs/ablation")) -> None:
     compilation_cache.enable()
     print(f"{'variant':<16}{'beta, first and last':>22}{'KL':>8}{'reward':>8}")
-    for variant in VARIANTS:
-        run = GRPOConfig(
-            model="tiny",
-            out=out / variant.__name__,
-            data=DataConfig(
-                task="counting", template=TINY_TEMPLATE, min_pixels=None, max_pixels=None
-            ),
-            steps=steps,
-            prompts_per_step=8,
-            sampling=SamplingConfig(max_new_tokens=40, top_k=0),
-            optimizer=OptimizerConfig(learning_rate=1e-4, lr_schedule="constant"),
-            remat="none",
-        )
-        lines = (begin(variant, run) / "metrics.jsonl").read_text().splitlines()
-        rows = [json.loads(line) for line in lines]
+    for name, variant in VARIANTS.items():
+        run = begin(variant, settings(out / name, steps))
+        rows = list(read_json_lines(run / "metrics.jsonl").values())
         betas = f"{rows[0]['beta']:.3f} {rows[-1]['beta']:.3f}"
         end = rows[-max(1, len(rows) // 10) :]
-        kl, reward = (fmean(row[name] for row in end) for name in ("kl", "reward"))
-        print(f"{variant.__name__:<16}{betas:>22}{kl:>8.3f}{reward:>8.2f}")
+        kl, reward = (fmean(row[column] for row in end) for column in ("kl", "reward"))
+        print(f"{name:<16}{betas:>22}{kl:>8.3f}{reward:>8.2f}")
 
 
 if __name__ == "__main__":

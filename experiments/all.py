@@ -16,7 +16,7 @@ from experiments.figure5_training_curves import TrainingCurves
 from experiments.figure6_kl_weight import KLWeight
 from experiments.figure7_cross_task import CrossTask
 from experiments.figure8_case_study import CaseStudy
-from experiments.lab.experiment import Experiment, Options, as_command
+from experiments.lab.experiment import GOES_ON, Experiment, Options, as_command
 from experiments.lab.laptop import LaptopExperiment
 from experiments.long_run import LongRun
 from experiments.negative_control import NegativeControl
@@ -52,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    as_command("all", main)
+    as_command("all", main, stopped=GOES_ON)

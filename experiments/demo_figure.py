@@ -5,7 +5,6 @@ Cost: a few seconds. The demo draws it too, into its run directory.
 """
 
 import dataclasses
-import json
 import textwrap
 from pathlib import Path
 from typing import Any, get_args
@@ -17,8 +16,10 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.lab.experiment import as_command
 from othink_jax.config import Task
 from othink_jax.data.synthetic import generate
+from othink_jax.files import read_json, read_json_lines
 from othink_jax.report.curves import smooth, smoothing_window
 from othink_jax.rewards import extract_answer
 
@@ -40,10 +41,6 @@ class FigureConfig:
 
     run: tyro.conf.Positional[Path]  # run directory of `make demo`
     out: Path | None = None  # figure.png in the run directory if not given
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def evaluation_directory(run: Path, stage: str, task: str) -> Path:
@@ -82,9 +79,7 @@ def _draw_accuracies(axes: Axes, run: Path, trained_on: str) -> None:
     names = []
     for place, task in enumerate(get_args(Task)):
         for shift, stage, colour in ((-0.19, "before", _BEFORE), (0.19, "after", _AFTER)):
-            result = json.loads(
-                (evaluation_directory(run, stage, task) / "result.json").read_text()
-            )
+            result = read_json(evaluation_directory(run, stage, task) / "result.json")
             accuracy, (low, high) = result["accuracy"], result["interval"]
             axes.bar(place + shift, accuracy, 0.36, color=colour, label=None if place else stage)
             axes.errorbar(
@@ -113,11 +108,15 @@ def _draw_curve(axes: Axes, rows: list[dict[str, Any]], name: str, label: str, c
 
 
 def draw_figure(run: Path, out: Path | None = None) -> Path:
-    """Draw the picture of a demo run and return where it lies."""
-    trained_on = json.loads((run / "config.json").read_text())["config"]["data"]["task"]
-    metrics = _rows(run / "metrics.jsonl")
+    """Draw the picture of a demo run and return where it lies.
+
+    Raises:
+      UserError: a file of the run is missing or broken.
+    """
+    trained_on = read_json(run / "config.json")["config"]["data"]["task"]
+    metrics = list(read_json_lines(run / "metrics.jsonl").values())
     answers = [
-        _rows(evaluation_directory(run, s, trained_on) / "predictions.jsonl")
+        read_json_lines(evaluation_directory(run, s, trained_on) / "predictions.jsonl").values()
         for s in ("before", "after")
     ]
     with matplotlib.rc_context(_STYLE):
@@ -150,6 +149,10 @@ def draw_figure(run: Path, out: Path | None = None) -> Path:
     return out
 
 
-if __name__ == "__main__":
+def main() -> None:
     arguments = tyro.cli(FigureConfig, description=__doc__)
     print(draw_figure(arguments.run, arguments.out))
+
+
+if __name__ == "__main__":
+    as_command("demo_figure", main)

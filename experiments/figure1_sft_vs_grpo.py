@@ -8,7 +8,7 @@ Shows: test accuracy of every checkpoint of runs of their own; each seed, and th
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import matplotlib.pyplot as plt
@@ -17,10 +17,9 @@ from experiments.lab.cells import Cell, checkpoint_steps
 from experiments.lab.curves import draw_seeds
 from experiments.lab.experiment import Experiment, Result, main
 from experiments.lab.scales import TITLES, Method
-from experiments.lab.scores import score_of
-from experiments.lab.tables import OVER_SEEDS, with_interval
+from experiments.lab.scores import Score, score_of
+from experiments.lab.tables import OVER_SEEDS, R1V, STRICT, r1v_mean, summary
 from othink_jax.report.table import Table
-from othink_jax.statistics import mean_interval
 
 SHOWN: tuple[Method, ...] = ("sft", "grpo")
 EVERY = {"laptop": 25, "paper": 100}  # updates
@@ -41,40 +40,50 @@ class OverUpdates(Experiment):
         runs = itertools.product(SHOWN, self.seeds)
         return [self.scale.base(), *(self._cell(*run) for run in runs)]
 
-    def _curve(self, method: Method, seed: int) -> dict[int, float]:
-        """The accuracy after so many updates."""
+    def _curve(self, method: Method, seed: int) -> dict[int, Score]:
+        """The score after so many updates."""
         root, cell = self.options.root, self._cell(method, seed)
         (test,) = cell.tests
         *earlier, last = checkpoint_steps(root / cell.name)
         return {
-            0: score_of(root, self.scale.base(), test).accuracy,
-            **{step: score_of(root, cell, test, step).accuracy for step in earlier},
-            last: score_of(root, cell, test).accuracy,
+            0: score_of(root, self.scale.base(), test),
+            **{step: score_of(root, cell, test, step) for step in earlier},
+            last: score_of(root, cell, test),
         }
 
     def result(self) -> Result:
         curves = {method: [self._curve(method, seed) for seed in self.seeds] for method in SHOWN}
         figure, panel = plt.subplots(figsize=(5, 3.4), layout="constrained")
         for color, (method, found) in zip(("C1", "C0"), curves.items(), strict=True):
-            values = [list(curve.values()) for curve in found]
+            values = [[score.accuracy for score in curve.values()] for curve in found]
             draw_seeds(panel, list(found[0]), values, color, TITLES[method])
         panel.set(xlabel="updates", ylabel="accuracy, %", ylim=(0, None))
         panel.legend(frameon=False)
-        rows = [
-            [str(step)]
-            + [
-                with_interval(*mean_interval([curve[step] for curve in curves[method]]))
-                for method in SHOWN
-            ]
-            for step in list(curves["grpo"][0])[1:]
-        ]
-        table = Table(
-            title="Accuracy on geometry after so many updates (%, greedy)",
-            columns=["updates", *(TITLES[method] for method in SHOWN)],
-            rows=rows,
-            note=f"{OVER_SEEDS}.",
-        )
-        return Result(tables=[table], figure=figure, numbers={"curves": curves})
+        numbers = {
+            method: [{step: score.record for step, score in curve.items()} for curve in found]
+            for method, found in curves.items()
+        }
+        return Result(tables=[over_updates(curves)], figure=figure, numbers={"curves": numbers})
+
+
+def over_updates(curves: Mapping[Method, Sequence[Mapping[int, Score]]]) -> Table:
+    """What each method has reached after so many updates."""
+    rows = []
+    for step in list(curves["grpo"][0])[1:]:
+        row = [str(step)]
+        for found in curves.values():
+            scores = [curve[step] for curve in found]
+            row += [summary(scores), r1v_mean(scores)]
+        rows.append(row)
+    columns = ["updates"]
+    for method in curves:
+        columns += [TITLES[method], f"{TITLES[method]}, {R1V}"]
+    return Table(
+        title=f"Accuracy on geometry after so many updates (%, greedy, {STRICT})",
+        columns=columns,
+        rows=rows,
+        note=f"{OVER_SEEDS}.",
+    )
 
 
 if __name__ == "__main__":

@@ -15,10 +15,17 @@ import matplotlib.pyplot as plt
 from experiments.lab.cells import Cell
 from experiments.lab.curves import draw_seeds
 from experiments.lab.experiment import Experiment, Result, main
-from experiments.lab.scores import score_of
-from experiments.lab.tables import OVER_SEEDS, over_first, percent, with_interval
+from experiments.lab.scores import records
+from experiments.lab.tables import (
+    OVER_SEEDS,
+    R1V,
+    STRICT,
+    every_seed,
+    over_first,
+    r1v_mean,
+    summary,
+)
 from othink_jax.report.table import Table
-from othink_jax.statistics import mean_interval
 
 WEIGHTS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05)
 
@@ -34,34 +41,29 @@ class KLWeight(Experiment):
         return [self._cell(*one) for one in itertools.product(WEIGHTS, self.seeds)]
 
     def result(self) -> Result:
-        test = self.scale.test("geometry")
-        accuracies = [
-            [
-                score_of(self.options.root, self._cell(weight, seed), test).accuracy
-                for seed in self.seeds
-            ]
-            for weight in WEIGHTS
-        ]
+        trained = {weight: [self._cell(weight, seed) for seed in self.seeds] for weight in WEIGHTS}
+        scores = self.scores_of(trained, self.scale.test("geometry"))
+        accuracies = [[score.accuracy for score in found] for found in scores.values()]
         figure, panel = plt.subplots(figsize=(5, 3.4), layout="constrained")
         draw_seeds(panel, WEIGHTS, list(zip(*accuracies, strict=True)), "C0")
         panel.set(xlabel="constant KL weight", ylabel="accuracy, %", ylim=(0, None))
         rows = [
             [
                 f"{weight:g}",
-                with_interval(*mean_interval(values)),
-                over_first(values, accuracies[0]),
-                " ".join(map(percent, values)),
+                summary(found),
+                r1v_mean(found),
+                over_first(found, scores[WEIGHTS[0]]),
+                every_seed(found),
             ]
-            for weight, values in zip(WEIGHTS, accuracies, strict=True)
+            for weight, found in scores.items()
         ]
         table = Table(
-            title="GRPO on geometry by its KL weight (accuracy in %, greedy)",
-            columns=["beta", "mean", "points over beta = 0", "every seed"],
+            title=f"GRPO on geometry by its KL weight (accuracy in %, greedy, {STRICT})",
+            columns=["beta", "mean", R1V, "points over beta = 0", "every seed"],
             rows=rows,
             note=f"{OVER_SEEDS}.",
         )
-        numbers = {"weights": WEIGHTS, "accuracies": accuracies}
-        return Result(tables=[table], figure=figure, numbers=numbers)
+        return Result(tables=[table], figure=figure, numbers={"weights": records(scores)})
 
 
 if __name__ == "__main__":

@@ -19,11 +19,20 @@ from matplotlib.figure import Figure
 from experiments.lab.cells import Cell
 from experiments.lab.experiment import Experiment, Result, main
 from experiments.lab.scales import METHODS, TITLES, Task
-from experiments.lab.scores import Score
-from experiments.lab.tables import OVER_CONTENTS, OVER_SEEDS, percent, published, with_interval
-from experiments.table1_same_task import OVER_BASE, PAIRS, comparison_table, summary
+from experiments.lab.scores import Score, records, relative_changes
+from experiments.lab.tables import (
+    OVER_CONTENTS,
+    OVER_SEEDS,
+    R1V,
+    STRICT,
+    over_seeds,
+    percent,
+    published,
+    r1v_mean,
+    summary,
+)
+from experiments.table1_same_task import OVER_BASE, PAIRS, comparison_table
 from othink_jax.report.table import Table
-from othink_jax.statistics import mean_interval
 
 WAYS: tuple[tuple[Task, Task], ...] = (("geometry", "counting"), ("counting", "geometry"))
 # Relative change over the base. SFT, from geometry: the paper says about the same; GRPO-D is 63.53%
@@ -50,24 +59,15 @@ class CrossTask(Experiment):
 
     def result(self) -> Result:
         scores = {
-            (trained, tested): self.scores_of(trained, self.scale.test(tested))
-            for trained, tested in WAYS
+            way: self.scores_of(self.models(self.scale, way[0]), self.scale.test(way[1]))
+            for way in WAYS
         }
         tables = [change_table(scores)]
         for (trained, tested), found in scores.items():
             pairs = (*OVER_BASE, *PAIRS)
             tables.append(comparison_table(found, f"{tested}, trained on {trained}", pairs))
-        numbers = {
-            f"{trained} to {tested}": {m: [s.accuracy for s in found] for m, found in by.items()}
-            for (trained, tested), by in scores.items()
-        }
+        numbers = {" to ".join(way): records(found) for way, found in scores.items()}
         return Result(tables=tables, figure=bars(scores), numbers=numbers)
-
-
-def changes(by_method: dict[str, list[Score]], method: str) -> list[float]:
-    """Relative change of accuracy over the base, one a seed; none where the base has nothing."""
-    base = by_method["base"][0].accuracy
-    return [score.accuracy / base - 1 for score in by_method[method] if base]
 
 
 def change_table(scores: dict[tuple[Task, Task], dict[str, list[Score]]]) -> Table:
@@ -76,20 +76,24 @@ def change_table(scores: dict[tuple[Task, Task], dict[str, list[Score]]]) -> Tab
     for (trained, tested), by_method in scores.items():
         for method in ("base", *METHODS):
             paper = PUBLISHED.get((trained, method))
-            relative = [] if method == "base" else changes(by_method, method)
+            found = by_method[method]
+            relative = [] if method == "base" else relative_changes(by_method["base"], found)
             rows.append(
                 [
                     f"{trained} to {tested}",
                     TITLES[method],
-                    summary(by_method[method]),
-                    with_interval(*mean_interval(relative)) if relative else "",
+                    summary(found),
+                    r1v_mean(found),
+                    over_seeds(relative) if relative else "",
                     "" if paper is None else published(paper),
                     " ".join(map(percent, relative)),
                 ]
             )
+    columns = ["way", "method", "accuracy", R1V]
+    columns += ["change", "change, paper (2B)", "change, every seed"]
     return Table(
-        title="Accuracy on the task that was not trained on (%, greedy)",
-        columns=["way", "method", "accuracy", "change", "change, paper (2B)", "change, every seed"],
+        title=f"Accuracy on the task that was not trained on (%, greedy, {STRICT})",
+        columns=columns,
         rows=rows,
         note=f"Change: relative to the base, which is one model. {OVER_SEEDS}; {OVER_CONTENTS}.",
     )
@@ -100,7 +104,8 @@ def bars(scores: dict[tuple[Task, Task], dict[str, list[Score]]]) -> Figure:
     figure, panels = plt.subplots(1, len(WAYS), figsize=(9, 3.4), layout="constrained")
     for panel, (way, by_method) in zip(panels, scores.items(), strict=True):
         for place, method in enumerate(METHODS):
-            values = [100 * change for change in changes(by_method, method)]
+            relative = relative_changes(by_method["base"], by_method[method])
+            values = [100 * change for change in relative]
             panel.bar(place, fmean(values or [0.0]), width=0.6, alpha=0.5)
             panel.plot([place] * len(values), values, "k.", alpha=0.6)
             paper = PUBLISHED.get((way[0], method))

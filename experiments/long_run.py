@@ -21,10 +21,18 @@ from experiments.lab.curves import draw_metric
 from experiments.lab.experiment import Options, Result, main
 from experiments.lab.laptop import Base, LaptopExperiment
 from experiments.lab.scales import Laptop, Method, Tuned, constant_kl
-from experiments.lab.scores import Score, metrics_of, score_of
-from experiments.lab.tables import OVER_CONTENTS, OVER_SEEDS, percent
+from experiments.lab.scores import metrics_of, records
+from experiments.lab.tables import (
+    OVER_CONTENTS,
+    OVER_SEEDS,
+    R1V,
+    STRICT,
+    every_seed,
+    r1v_mean,
+    summary,
+)
 from experiments.regime_search import BASES, UPDATES, Regime, RegimeSearch
-from experiments.table1_same_task import comparison_table, summary
+from experiments.table1_same_task import comparison_table
 from othink_jax.config import EvaluateConfig, KLConfig, from_dict, to_dict
 from othink_jax.errors import UserError
 from othink_jax.report.table import Table
@@ -78,42 +86,42 @@ class LongRun(LaptopExperiment):
     def cells(self) -> Sequence[Cell]:
         return [self._base(), *(self._cell(x, seed) for seed in self.seeds for x in self.trials)]
 
-    def _scores(self, test: EvaluateConfig) -> dict[str, list[Score]]:
-        root = self.options.root
-        return {"base": [score_of(root, self._base(), test)]} | {
-            label: [score_of(root, self._cell(label, seed), test) for seed in self.seeds]
-            for label in self.trials
-        }
+    def _models(self) -> dict[str, list[Cell]]:
+        """The base, and each trial, a cell a seed."""
+        trained = {label: [self._cell(label, seed) for seed in self.seeds] for label in self.trials}
+        return {"base": [self._base()], **trained}
 
     def result(self) -> Result:
-        greedy, sampled = map(self._scores, self._tests())
-        rows = [
-            [
-                label,
-                summary(greedy[label]),
-                summary(sampled[label]),
-                " ".join(percent(score.accuracy) for score in greedy[label]),
-            ]
-            for label in greedy
-        ]
+        models = self._models()
+        greedy, sampled = (self.scores_of(models, test) for test in self._tests())
+        rows = []
+        for label in models:
+            row = [label]
+            for found in (greedy[label], sampled[label]):
+                row += [summary(found), r1v_mean(found), every_seed(found)]
+            rows.append(row)
+        columns = ["method"]
+        for decoding in ("greedy", "sampled"):
+            columns += [decoding, f"{decoding}, {R1V}", f"{decoding}, every seed"]
         about = self.regime
         table = Table(
-            title=f"{self.updates} updates on {about.task} from the {about.base} base (%)",
-            columns=["method", "greedy", "sampled", "every seed, greedy"],
+            title=f"{self.updates} updates on {about.task} from the {about.base} base"
+            f" (%, {STRICT})",
+            columns=columns,
             rows=rows,
             note=f"Learning rate {about.learning_rate:g}, but for those as tuned. GRPO-D: KL weight"
             f" from {about.kl_min:g} to {about.kl_max:g}. {OVER_SEEDS}; {OVER_CONTENTS}.",
         )
         pairs = [(label, "GRPO-D") for label in self.trials if label != "GRPO-D"]
         runs = {
-            label: [metrics_of(self.options.root, self._cell(label, seed)) for seed in self.seeds]
-            for label in self.trials
-            if self.trials[label][0] != "sft"
+            label: [metrics_of(self.options.root, cell) for cell in models[label]]
+            for label, (method, _) in self.trials.items()
+            if method != "sft"
         }
         numbers = {
             "regime": to_dict(self.regime),
-            "greedy": {label: [s.accuracy for s in found] for label, found in greedy.items()},
-            "sampled": {label: [s.accuracy for s in found] for label, found in sampled.items()},
+            "greedy": records(greedy),
+            "sampled": records(sampled),
         }
         tables = [table, comparison_table(greedy, f"{about.task}, greedy", pairs)]
         tables.append(comparison_table(sampled, f"{about.task}, sampled", pairs))

@@ -12,7 +12,7 @@ Shows: the gain of each method over its base, with the settings that were tuned 
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import matplotlib.pyplot as plt
@@ -23,11 +23,9 @@ from experiments.lab.curves import draw_dots
 from experiments.lab.experiment import Result, main
 from experiments.lab.laptop import Base, LaptopExperiment
 from experiments.lab.scales import METHODS, TASKS, TITLES, Laptop, Method
-from experiments.lab.scores import score_of
-from experiments.lab.tables import OVER_SEEDS, percent, with_interval
-from othink_jax.config import Task
+from experiments.lab.scores import Score, records
+from experiments.lab.tables import OVER_SEEDS, R1V, STRICT, over_seeds, percent, r1v_mean
 from othink_jax.report.table import Table
-from othink_jax.statistics import mean_interval
 
 DECODING = {"greedy": 0.0, "sampled": 1.0}  # temperatures
 
@@ -52,43 +50,62 @@ class NegativeControl(LaptopExperiment):
                 found.append(scale.cell(method, task, seed).tested_on(*tests))
         return found
 
-    def gains(
-        self, scale: Laptop, method: Method, task: Task, temperature: float
-    ) -> tuple[float, list[float]]:
-        """The base's accuracy, and what each seed has more."""
-        root, test = self.options.root, scale.test(task, temperature=temperature)
-        base = score_of(root, scale.base(), test).accuracy
-        cells = [scale.cell(method, task, seed) for seed in self.seeds]
-        return base, [score_of(root, cell, test).accuracy - base for cell in cells]
-
     def result(self) -> Result:
-        scales = self.scales()
+        scores = {
+            (decoding, task, base): self.scores_of(
+                self.models(scale, task), scale.test(task, temperature=DECODING[decoding])
+            )
+            for decoding, task, (base, scale) in itertools.product(
+                DECODING, TASKS, self.scales().items()
+            )
+        }
         rows = []
-        greedy: dict[str, dict[str, list[float]]] = {}
-        for (decoding, temperature), task, method in itertools.product(
-            DECODING.items(), TASKS, METHODS
-        ):
+        for decoding, task, method in itertools.product(DECODING, TASKS, METHODS):
             row = [decoding, task, TITLES[method]]
-            for name, scale in scales.items():
-                base, gains = self.gains(scale, method, task, temperature)
-                row += [percent(base), with_interval(*mean_interval(gains))]
-                row.append(" ".join(map(percent, gains)))
-                if decoding == "greedy":
-                    greedy.setdefault(f"{name}, {task}", {})[method] = gains
+            for base in self.bases:
+                row += gained(scores[decoding, task, base], method)
             rows.append(row)
         columns = ["decoding", "task", "method"]
-        for name in scales:
-            columns += [f"{name} base", f"{name}: gain", f"{name}: every seed"]
+        for base in self.bases:
+            columns += [f"{base} base", f"{base}: gain", f"{base}: every seed"]
+            columns.append(f"{base}: {R1V}, before and after")
         table = Table(
-            title="Points gained on the task trained on, from either base (%)",
+            title=f"Points gained on the task trained on, from either base (%, {STRICT})",
             columns=columns,
             rows=rows,
             note=f"{OVER_SEEDS}.",
         )
-        return Result(tables=[table], figure=draw(greedy), numbers={"gains": greedy})
+        greedy = {
+            f"{base}, {task}": {method: gains(found, method) for method in METHODS}
+            for (decoding, task, base), found in scores.items()
+            if decoding == "greedy"
+        }
+        numbers = [
+            {"decoding": decoding, "task": task, "base": base, "scores": records(found)}
+            for (decoding, task, base), found in scores.items()
+        ]
+        return Result(tables=[table], figure=draw(greedy), numbers={"scores": numbers})
 
 
-def draw(gains: dict[str, dict[str, list[float]]]) -> Figure:
+def gains(scores: Mapping[str, Sequence[Score]], method: str) -> list[float]:
+    """What each seed has over the base."""
+    (base,) = scores["base"]
+    return [score.accuracy - base.accuracy for score in scores[method]]
+
+
+def gained(scores: Mapping[str, Sequence[Score]], method: str) -> list[str]:
+    """The base, what a method gains, every seed of it, and both by R1-V's grader."""
+    (base,) = scores["base"]
+    found = gains(scores, method)
+    return [
+        percent(base.accuracy),
+        over_seeds(found),
+        " ".join(map(percent, found)),
+        f"{r1v_mean(scores['base'])} {r1v_mean(scores[method])}",
+    ]
+
+
+def draw(gains: Mapping[str, Mapping[Method, Sequence[float]]]) -> Figure:
     """Greedy gains: a panel a base and task, a dot a seed."""
     figure, panels = plt.subplots(1, len(gains), figsize=(10, 3), layout="constrained", sharey=True)
     for panel, (title, by_method) in zip(panels, gains.items(), strict=True):

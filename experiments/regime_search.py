@@ -13,7 +13,7 @@ Shows: both methods from two bases (with engineered headroom, and calibrated), o
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import ClassVar
 
@@ -23,8 +23,8 @@ from experiments.lab.cells import Cell
 from experiments.lab.experiment import FIRST_TUNING_SEED, Options, Result, main
 from experiments.lab.laptop import Base, LaptopExperiment
 from experiments.lab.scales import TASKS, Laptop, Method, Tuned, constant_kl
-from experiments.lab.scores import metrics_of, score_of, tenths
-from experiments.lab.tables import percent
+from experiments.lab.scores import Score, metrics_of, records, tenths
+from experiments.lab.tables import R1V, STRICT, every_seed, percent, r1v_mean
 from othink_jax.config import KLConfig, Task, to_dict
 from othink_jax.report.table import Table
 
@@ -95,54 +95,71 @@ class RegimeSearch(LaptopExperiment):
             *(self._cell(regime, method, seed) for regime, seed, method in trained),
         ]
 
-    def _accuracy(self, cell: Cell) -> float:
-        return score_of(self.options.root, cell, cell.tests[0]).accuracy
+    def _trained(self, regime: Regime) -> dict[Method, list[Cell]]:
+        """Of both methods, a cell a seed."""
+        return {
+            method: [self._cell(regime, method, seed) for seed in self.seeds] for method in COMPARED
+        }
+
+    def _scores(self, regime: Regime) -> dict[str, list[Score]]:
+        """Of the base, one; of both methods, one a seed."""
+        base = self._base(regime)
+        (test,) = base.tests
+        return self.scores_of({"base": [base], **self._trained(regime)}, test)
+
+    def _row(self, regime: Regime, scores: Mapping[str, Sequence[Score]]) -> list[str]:
+        """What the table says of a regime."""
+        runs = {
+            method: [metrics_of(self.options.root, cell) for cell in cells]
+            for method, cells in self._trained(regime).items()
+        }
+        sampled = tenths(runs["grpo"], "reward_accuracy")
+        return [
+            regime.base,
+            regime.task,
+            f"{regime.learning_rate:g}",
+            f"{regime.kl_min:g} to {regime.kl_max:g}",
+            every_seed(scores["base"]),
+            *(every_seed(scores[method]) for method in COMPARED),
+            percent(difference(scores)),
+            " ".join(r1v_mean(scores[name]) for name in ("base", *COMPARED)),
+            f"{percent(max(sampled))}, {percent(sampled[-1])}",
+            *(f"{tenths(runs[method], 'kl')[-1]:.2g}" for method in COMPARED),
+        ]
 
     def result(self) -> Result:
-        rows: list[list[str]] = []
-        differences: list[float] = []
-        records = []
-        for regime in REGIMES:
-            cells = {
-                method: [self._cell(regime, method, seed) for seed in self.seeds]
-                for method in COMPARED
-            }
-            accuracies = {method: list(map(self._accuracy, cells[method])) for method in COMPARED}
-            runs = {
-                method: [metrics_of(self.options.root, cell) for cell in cells[method]]
-                for method in COMPARED
-            }
-            sampled = tenths(runs["grpo"], "reward_accuracy")
-            differences.append(fmean(accuracies["grpo_d"]) - fmean(accuracies["grpo"]))
-            records.append({"regime": to_dict(regime), "accuracies": accuracies})
-            rows.append(
-                [
-                    regime.base,
-                    regime.task,
-                    f"{regime.learning_rate:g}",
-                    f"{regime.kl_min:g} to {regime.kl_max:g}",
-                    percent(self._accuracy(self._base(regime))),
-                    *(" ".join(map(percent, accuracies[method])) for method in COMPARED),
-                    percent(differences[-1]),
-                    f"{percent(max(sampled))}, {percent(sampled[-1])}",
-                    *(f"{tenths(runs[method], 'kl')[-1]:.2g}" for method in COMPARED),
-                ]
-            )
-        best = int(np.argmax(differences))
-        for number, row in enumerate(rows):
-            row.append("chosen" if number == best else "")
+        scores = [self._scores(regime) for regime in REGIMES]
+        best = int(np.argmax([difference(one) for one in scores]))
+        rows = [
+            [*self._row(regime, one), "chosen" if number == best else ""]
+            for number, (regime, one) in enumerate(zip(REGIMES, scores, strict=True))
+        ]
         columns = ["base", "task", "learning rate", "KL weight", "before", "GRPO", "GRPO-D"]
-        columns += ["difference", "GRPO's samples: best tenth, last", "KL of GRPO", "KL of GRPO-D"]
+        columns += ["difference", f"{R1V}: before, GRPO, GRPO-D"]
+        columns += ["GRPO's samples: best tenth, last", "KL of GRPO", "KL of GRPO-D", ""]
         table = Table(
-            title="GRPO and GRPO-D in search of a difference (validation, %, greedy, every seed)",
-            columns=[*columns, ""],
+            title="GRPO and GRPO-D in search of a difference"
+            f" (validation, %, greedy, every seed, {STRICT})",
+            columns=columns,
             rows=rows,
             note=f"{self.updates} updates of 8 prompts; {QUESTIONS} questions; seeds"
-            f" {' and '.join(map(str, self.seeds))}. KL: nats a token, last tenth of the training.",
+            f" {' and '.join(map(str, self.seeds))}. {R1V}: means."
+            " KL: nats a token, last tenth of the training.",
         )
-        return Result(
-            tables=[table], numbers={"chosen": records[best]["regime"], "regimes": records}
-        )
+        numbers = {
+            "chosen": to_dict(REGIMES[best]),
+            "regimes": [
+                {"regime": to_dict(regime), "scores": records(one)}
+                for regime, one in zip(REGIMES, scores, strict=True)
+            ],
+        }
+        return Result(tables=[table], numbers=numbers)
+
+
+def difference(scores: Mapping[str, Sequence[Score]]) -> float:
+    """By how much GRPO-D is more accurate than GRPO, in the mean."""
+    grpo, grpo_d = (fmean(score.accuracy for score in scores[method]) for method in COMPARED)
+    return grpo_d - grpo
 
 
 if __name__ == "__main__":

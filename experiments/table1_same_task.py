@@ -13,7 +13,7 @@ Published (%), for base, SFT, GRPO, GRPO-D:
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, ClassVar
 
@@ -24,12 +24,30 @@ from experiments.lab.cells import Cell
 from experiments.lab.curves import draw_dots
 from experiments.lab.experiment import Experiment, Result, main
 from experiments.lab.scales import METHODS, TASKS, TITLES
-from experiments.lab.scores import Score, compare, metrics_of, predictions_of, score_of, tenths
-from experiments.lab.tables import OVER_CONTENTS, OVER_SEEDS, percent, published, with_interval
+from experiments.lab.scores import (
+    Score,
+    compare,
+    metrics_of,
+    predictions_of,
+    records,
+    score_of,
+    tenths,
+)
+from experiments.lab.tables import (
+    OVER_CONTENTS,
+    OVER_SEEDS,
+    R1V,
+    STRICT,
+    every_seed,
+    over_seeds,
+    percent,
+    published,
+    r1v_mean,
+    summary,
+)
 from experiments.pretraining_corpus import QUICK_LOOK
-from othink_jax.config import GRPOConfig, Task
+from othink_jax.config import EvaluateConfig, GRPOConfig, Task
 from othink_jax.report.table import Table
-from othink_jax.statistics import mean_interval
 
 # Of base, SFT, GRPO, GRPO-D.
 PUBLISHED = {
@@ -53,76 +71,75 @@ class SameTask(Experiment):
         return [self.scale.base(), *trained]
 
     def result(self) -> Result:
-        greedy = {task: self.scores_of(task, self.scale.test(task)) for task in TASKS}
-        tables = [accuracy_table(greedy, self.options.paper.size)]
-        tables += [comparison_table(greedy[task], task) for task in TASKS]
-        tables += [self.all_tests(), self.manner(), grader_table(greedy)]
-        numbers: dict[str, Any] = {
-            task: {
-                method: [
-                    {"accuracy": s.accuracy, "accuracy_r1v": s.accuracy_r1v, "format": s.format}
-                    for s in scores
-                ]
-                for method, scores in greedy[task].items()
-            }
+        greedy = {
+            task: self.scores_of(self.models(self.scale, task), self.scale.test(task))
             for task in TASKS
         }
-        return Result(tables=tables, figure=every_seed(greedy), numbers=numbers)
+        everything = [
+            (test, self.scores_of(self._all_models(), test)) for test in self.scale.tests()
+        ]
+        tables = [accuracy_table(greedy, self.options.paper.size)]
+        tables += [comparison_table(greedy[task], task) for task in TASKS]
+        tables += [all_tests(everything), self.manner(), grader_table(greedy)]
+        numbers = [
+            {
+                "test": test.data.name,
+                "decoding": decoding(test),
+                "method": method,
+                "trained_on": task or None,
+                "seeds": found,
+            }
+            for test, scores in everything
+            for (method, task), found in records(scores).items()
+        ]
+        return Result(tables=tables, figure=draw(greedy), numbers={"scores": numbers})
 
-    def _models(self) -> Iterator[tuple[str, str, list[Cell]]]:
-        """Method, task trained on, and a cell a seed; the base first."""
-        yield TITLES["base"], "", [self.scale.base()]
+    def _all_models(self) -> dict[tuple[str, str], list[Cell]]:
+        """By method and the task trained on, a cell a seed; the base, trained on nothing, first."""
+        found = {("base", ""): [self.scale.base()]}
         for task, method in itertools.product(TASKS, METHODS):
-            trained = [self.scale.cell(method, task, seed) for seed in self.seeds]
-            yield TITLES[method], task, trained
+            found[method, task] = [self.scale.cell(method, task, seed) for seed in self.seeds]
+        return found
 
     def manner(self) -> Table:
         """How each model answers, and how far training took it from the base."""
-        root, rows = self.options.root, []
-        for title, trained_on, cells in self._models():
-            row = [title, trained_on]
+        rows = []
+        for (method, trained_on), cells in self._all_models().items():
+            row = {"method": TITLES[method], "trained on": trained_on}
             for task in TASKS:
-                test = self.scale.test(task)
-                scores = [score_of(root, cell, test) for cell in cells]
-                quick = [quick_looks(predictions_of(root, cell, test)) for cell in cells]
-                row.append(percent(fmean(score.format for score in scores)))
-                row.append(f"{fmean(score.tokens for score in scores):.1f}")
-                row.append(" ".join(f"{100 * share:.0f}" for share in quick))
+                told = self._manner(cells, self.scale.test(task))
+                row |= {f"{task}: {what}": text for what, text in told.items()}
             sampled = isinstance(cells[0].train, GRPOConfig)
-            runs = [metrics_of(root, cell) for cell in cells] if sampled else []
-            rows.append([*row, f"{tenths(runs, 'kl')[-1]:.2g}" if sampled else ""])
-        columns = ["method", "trained on"]
-        for task in TASKS:
-            columns += [f"{task}: right format", f"{task}: tokens"]
-            columns.append(f"{task}: quick looks, every seed")
+            runs = [metrics_of(self.options.root, cell) for cell in cells] if sampled else []
+            row["KL"] = f"{tenths(runs, 'kl')[-1]:.2g}" if sampled else ""
+            rows.append(row)
+        note = "KL to the base, nats a token: of samples in the last tenth of the training."
+        if self._has_quick_looks:
+            note = f"Quick looks: the hasty style that the embedded model was taught. {note}"
         return Table(
             title="How they answer (greedy; % of answers; mean over seeds)",
-            columns=[*columns, "KL"],
-            rows=rows,
-            note="Quick looks: the hasty style that the embedded model was taught. KL to the base,"
-            " nats a token: of samples in the last tenth of the training.",
+            columns=list(rows[0]),
+            rows=[list(row.values()) for row in rows],
+            note=note,
         )
 
-    def all_tests(self) -> Table:
-        """Every model on every test: the other task, other scenes, and sampled answers too."""
-        tests = self.scale.tests()
-        rows = []
-        for title, trained_on, cells in self._models():
-            row = [title, trained_on]
-            for test in tests:
-                row.append(summary([score_of(self.options.root, cell, test) for cell in cells]))
-            rows.append(row)
-        titles = [
-            f"{test.data.name}, {'greedy' if test.sampling.temperature == 0 else 'sampled'}"
-            for test in tests
-        ]
-        return Table(
-            title="All tests (accuracy in %)",
-            columns=["method", "trained on", *titles],
-            rows=rows,
-            note="Sampled: one answer a question, at temperature 1. test-ood: unknown shapes."
-            f" {OVER_SEEDS}; {OVER_CONTENTS}.",
-        )
+    @property
+    def _has_quick_looks(self) -> bool:
+        """Whether the models come from the embedded one."""
+        return self.options.scale == "laptop"
+
+    def _manner(self, cells: Sequence[Cell], test: EvaluateConfig) -> dict[str, str]:
+        """How one model answers a test, by what is told of it."""
+        root = self.options.root
+        scores = [score_of(root, cell, test) for cell in cells]
+        shown = {
+            "right format": percent(fmean(score.format for score in scores)),
+            "tokens": f"{fmean(score.tokens for score in scores):.1f}",
+        }
+        if self._has_quick_looks:
+            quick = [quick_looks(predictions_of(root, cell, test)) for cell in cells]
+            shown["quick looks, every seed"] = " ".join(f"{100 * share:.0f}" for share in quick)
+        return shown
 
 
 def quick_looks(predictions: Sequence[Mapping[str, Any]]) -> float:
@@ -130,18 +147,27 @@ def quick_looks(predictions: Sequence[Mapping[str, Any]]) -> float:
     return fmean(QUICK_LOOK in row["model_output"] for row in predictions)
 
 
-def summary(scores: Sequence[Score]) -> str:
-    """Mean and interval: over seeds, or of the test set where there is one model only."""
-    values = [score.accuracy for score in scores]
-    if len(values) == 1:
-        return with_interval(values[0], *scores[0].interval)
-    return with_interval(*mean_interval(values))
+def decoding(test: EvaluateConfig) -> str:
+    """How a test has its answers made."""
+    return "greedy" if test.sampling.temperature == 0 else "sampled"
 
 
-def r1v_summary(scores: Sequence[Score]) -> str:
-    """As `summary`, by R1-V's grader, with which the paper's numbers were made."""
-    values = [score.accuracy_r1v for score in scores]
-    return percent(values[0]) if len(values) == 1 else with_interval(*mean_interval(values))
+def all_tests(
+    scores: Sequence[tuple[EvaluateConfig, Mapping[tuple[str, str], Sequence[Score]]]],
+) -> Table:
+    """Every model on every test: the other task, other scenes, and sampled answers too."""
+    rows = []
+    for test, by_model in scores:
+        for (method, trained_on), found in by_model.items():
+            model = [test.data.name, decoding(test), TITLES[method], trained_on]
+            rows.append([*model, summary(found), r1v_mean(found), every_seed(found)])
+    return Table(
+        title=f"All tests (accuracy in %, {STRICT})",
+        columns=["test", "decoding", "method", "trained on", "accuracy", R1V, "every seed"],
+        rows=rows,
+        note="Sampled: one answer a question, at temperature 1. test-ood: unknown shapes."
+        f" {OVER_SEEDS}; {OVER_CONTENTS}.",
+    )
 
 
 def accuracy_table(scores: dict[Task, dict[str, list[Score]]], size: str) -> Table:
@@ -150,16 +176,16 @@ def accuracy_table(scores: dict[Task, dict[str, list[Score]]], size: str) -> Tab
     for place, method in enumerate(("base", *METHODS)):
         row = [TITLES[method]]
         for task, by_method in scores.items():
-            row += [summary(by_method[method]), r1v_summary(by_method[method])]
-            row += [published(PUBLISHED[size, task][place])]
-            row.append(" ".join(percent(score.accuracy) for score in by_method[method]))
+            found = by_method[method]
+            row += [summary(found), over_seeds([score.accuracy_r1v for score in found])]
+            row += [published(PUBLISHED[size, task][place]), every_seed(found)]
         rows.append(row)
     columns = ["method"]
     for task in scores:
-        columns += [task, f"{task}, R1-V's grader", f"{task}, paper ({size})"]
+        columns += [task, f"{task}, {R1V}", f"{task}, paper ({size})"]
         columns.append(f"{task}, every seed")
     return Table(
-        title="Accuracy on the task that was trained on (%, greedy, strict grader where not said)",
+        title=f"Accuracy on the task that was trained on (%, greedy, {STRICT})",
         columns=columns,
         rows=rows,
         note=f"{OVER_SEEDS}; {OVER_CONTENTS}.",
@@ -175,7 +201,7 @@ def comparison_table(
     rows = [
         [
             f"{TITLES.get(one.second, one.second)} - {TITLES.get(one.first, one.first)}",
-            with_interval(*mean_interval(one.differences)),
+            over_seeds(one.differences),
             " ".join(f"{round(100 * difference, 1) + 0.0:+.1f}" for difference in one.differences),
             one.verdicts,
             " ".join(f"{p:.2g}" for p in one.p_values),
@@ -197,9 +223,9 @@ def grader_table(scores: dict[Task, dict[str, list[Score]]]) -> Table:
         [
             TITLES[method],
             task,
-            percent(sum(s.accuracy for s in found) / len(found)),
-            percent(sum(s.accuracy_r1v for s in found) / len(found)),
-            percent(sum(s.format for s in found) / len(found)),
+            percent(fmean(score.accuracy for score in found)),
+            r1v_mean(found),
+            percent(fmean(score.format for score in found)),
         ]
         for task, by_method in scores.items()
         for method, found in by_method.items()
@@ -211,7 +237,7 @@ def grader_table(scores: dict[Task, dict[str, list[Score]]]) -> Table:
     )
 
 
-def every_seed(scores: dict[Task, dict[str, list[Score]]]) -> Figure:
+def draw(scores: dict[Task, dict[str, list[Score]]]) -> Figure:
     """A dot a seed, a line at the mean."""
     figure, panels = plt.subplots(1, len(scores), figsize=(8, 3.2), layout="constrained")
     for panel, (task, by_method) in zip(panels, scores.items(), strict=True):

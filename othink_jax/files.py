@@ -24,6 +24,38 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_json_lines(path: Path) -> dict[int, dict[str, Any]]:
+    """The JSON objects of a file that holds one a line, by the number of the line, from 1.
+
+    Blank lines are skipped.
+
+    Raises:
+      UserError: the file cannot be read, or a line is no JSON object.
+    """
+    rows = {}
+    try:
+        with path.open(encoding="utf-8") as lines:
+            # Not splitlines(): it also cuts at characters that may stand inside a JSON string.
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    rows[number] = _json_object(line, f"{path}, line {number}")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}") from error
+    return rows
+
+
+def _json_object(line: str, where: str) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{where} is not a JSON object")
+    return content
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write `path` whole or not at all."""
     unfinished = path.with_name(f".{path.name}.unfinished")

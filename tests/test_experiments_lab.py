@@ -13,9 +13,13 @@ from pathlib import Path
 import filelock
 import pytest
 
-from experiments import table1_same_task, tuning
+from experiments import tuning
 from experiments.figure1_sft_vs_grpo import OverUpdates
+from experiments.figure4_format_weight import FormatWeight
 from experiments.figure5_training_curves import equation_3
+from experiments.figure6_kl_weight import KLWeight
+from experiments.figure7_cross_task import CrossTask
+from experiments.figure8_case_study import CaseStudy
 from experiments.lab import cells, runner
 from experiments.lab import experiment as lab_experiment
 from experiments.lab.cells import Cell, evaluation_directory, evaluation_name, is_done
@@ -30,10 +34,11 @@ from experiments.lab.scales import (
     changed,
     read_tuned,
 )
-from experiments.lab.scores import Score, compare, score_of
+from experiments.lab.scores import Score, compare, predictions_of, score_of
 from experiments.long_run import LongRun
 from experiments.negative_control import NegativeControl
 from experiments.regime_search import REGIMES, RegimeSearch
+from experiments.table1_same_task import SameTask
 from experiments.tuning import Tuning
 from othink_jax.config import GRPOConfig, KLConfig, SFTConfig
 from othink_jax.data.synthetic.splits import split_of
@@ -63,7 +68,10 @@ def score(*correct: bool, contents: str = "abcdefghij") -> Score:
 
 
 def finish(root: Path, cell: Cell, accuracy: float, step: int | None = None) -> None:
-    """What the tests of a finished cell leave behind, or of its checkpoint of a step."""
+    """What the tests of a finished cell leave behind, or of its checkpoint of a step.
+
+    R1-V's grader calls half as many answers right.
+    """
     for test in cell.tests:
         directory = evaluation_directory(root, cell, test, step)
         directory.mkdir(parents=True, exist_ok=True)
@@ -73,7 +81,8 @@ def finish(root: Path, cell: Cell, accuracy: float, step: int | None = None) -> 
             for n in range(10)
         ]
         (directory / "predictions.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        result = {"accuracy_strict": accuracy, "accuracy_r1v": 0.0, "format": 1.0, "tokens": 9.0}
+        result = {"accuracy_strict": accuracy, "accuracy_r1v": accuracy / 2}
+        result |= {"format": 1.0, "tokens": 9.0}
         (directory / "result.json").write_text(json.dumps(result))
 
 
@@ -250,26 +259,57 @@ def test_a_table_is_text_csv_and_html():
     assert '<th scope="row">x, y</th><td>&lt;1&gt;</td>' in table.html()
 
 
-def test_table_1_shows_every_seed_beside_the_published_number(tmp_path):
-    experiment = made(table1_same_task.SameTask, tmp_path)
+def finish_table_1(experiment: SameTask) -> None:
+    """With a tenth more of each method from the second seed."""
     values = {"base": 0.3, "sft": 0.5, "grpo": 0.6, "grpo_d": 0.9}
     for cell in experiment.cells():
         seed = 0 if cell.train is None else cell.train.seed
         finish(experiment.options.root, cell, values[cell.method] + 0.1 * seed)
         write_metrics(experiment.options.root, cell)
+
+
+def test_table_1_shows_every_seed_beside_the_published_number(tmp_path):
+    experiment = made(SameTask, tmp_path)
+    finish_table_1(experiment)
     result = experiment.result()
-    accuracy = result.tables[0]
-    assert accuracy.rows[3][:4] == ["GRPO-D", "95.0 (31.5 to 158.5)", "0.0 (0.0 to 0.0)", "76.50"]
-    assert accuracy.rows[3][4] == "90.0 100.0"
+    ours = ["95.0 (31.5 to 158.5)", "47.5 (15.7 to 79.3)"]
+    assert result.tables[0].rows[3][:5] == ["GRPO-D", *ours, "76.50", "90.0 100.0"]
     assert result.tables[1].rows[0][:3] == ["SFT - GRPO", "-10.0 (-10.0 to -10.0)", "-10.0 -10.0"]
-    assert result.numbers["counting"]["sft"][1]["accuracy"] == 0.6
-    everything = result.tables[3]
-    assert len(everything.columns) == 2 + 6
-    assert everything.rows[6][:3] == ["GRPO-D", "geometry", "95.0 (31.5 to 158.5)"]
     manner = result.tables[4]
+    assert manner.columns[-2:] == ["geometry: quick looks, every seed", "KL"]
+    assert "Quick looks" in manner.note
     assert manner.rows[0] == ["base", "", *("100.0", "9.0", "50") * 2, ""]
     assert manner.rows[2] == ["GRPO", "counting", *("100.0", "9.0", "50 50") * 2, "0.1"]
     assert result.figure is not None
+
+
+def test_table_1_has_every_seed_of_every_model_on_every_test(tmp_path):
+    experiment = made(SameTask, tmp_path)
+    finish_table_1(experiment)
+    result = experiment.result()
+    everything = result.tables[3]
+    assert len(everything.rows) == len(result.numbers["scores"]) == 6 * 7
+    assert everything.rows[7][:4] == ["counting, test", "sampled", "base", ""]
+    model = ["counting, test-ood", "sampled", "GRPO-D", "geometry"]
+    (row,) = (row for row in everything.rows if row[:4] == model)
+    assert row[4:] == ["95.0 (31.5 to 158.5)", "47.5", "90.0 100.0"]
+    number = everything.rows.index(row)
+    *model, seeds = result.numbers["scores"][number].values()
+    assert model == ["counting, test-ood", "sampled", "grpo_d", "geometry"]
+    assert seeds == [
+        {"accuracy": 0.9, "accuracy_r1v": 0.45, "format": 1.0},
+        {"accuracy": 1.0, "accuracy_r1v": 0.5, "format": 1.0},
+    ]
+
+
+def test_the_style_of_the_embedded_model_is_not_looked_for_in_another(tmp_path):
+    experiment = made(SameTask, tmp_path, scale="paper")
+    finish_table_1(experiment)
+    manner = experiment.result().tables[4]
+    told = ["counting: right format", "counting: tokens"]
+    told += ["geometry: right format", "geometry: tokens"]
+    assert manner.columns == ["method", "trained on", *told, "KL"]
+    assert "look" not in manner.note
 
 
 def test_figure_1_shows_every_checkpoint_that_was_kept(tmp_path):
@@ -288,9 +328,101 @@ def test_figure_1_shows_every_checkpoint_that_was_kept(tmp_path):
     result = experiment.result()
     assert [row[0] for row in result.tables[0].rows] == ["50", "100", "110"]
     assert result.tables[0].rows[1][1].startswith("55.0 (")
-    assert result.numbers["curves"]["grpo"][1] == pytest.approx(
-        {0: 0.2, 50: 0.35, 100: 0.6, 110: 0.9}
-    )
+    assert result.tables[0].rows[1][2] == "27.5"
+    curve = result.numbers["curves"]["grpo"][1]
+    strict = {step: record["accuracy"] for step, record in curve.items()}
+    assert strict == pytest.approx({0: 0.2, 50: 0.35, 100: 0.6, 110: 0.9})
+    assert curve[100]["accuracy_r1v"] == pytest.approx(0.3)
+
+
+def test_figure_4_shows_the_published_numbers_and_the_base(tmp_path):
+    experiment = made(FormatWeight, tmp_path)
+    for cell in experiment.cells():
+        trained = isinstance(cell.train, GRPOConfig)
+        weight = cell.train.reward.format_weight if trained else -0.4
+        finish(experiment.options.root, cell, 0.5 + weight / 4)
+    result = experiment.result()
+    base, lowest, *_, highest = result.tables[0].rows
+    assert base == ["base", "40.0 (3.1 to 76.9)", "20.0", "100.0", "", "", "", "40.0"]
+    right = "100.0 (100.0 to 100.0)"
+    assert lowest[2:] == ["25.0", right, "99.70", "", "", "50.0 50.0"]
+    assert highest[2:] == ["37.5", right, "", "50.0 (50.0 to 50.0)", "about 20", "75.0 75.0"]
+    whole = {"accuracy": 0.75, "accuracy_r1v": 0.375, "format": 1.0}
+    assert result.numbers["weights"]["1"] == [whole, whole]
+    assert len(result.numbers["weights"]["base"]) == 1
+
+
+def test_figure_6_shows_each_weight_by_both_graders(tmp_path):
+    experiment = made(KLWeight, tmp_path)
+    for cell in experiment.cells():
+        assert isinstance(cell.train, GRPOConfig)
+        finish(experiment.options.root, cell, 0.5 + 10 * cell.train.kl.kl_value)
+    result = experiment.result()
+    gain = "50.0 (50.0 to 50.0)"
+    assert result.tables[0].rows[0] == ["0", gain, "25.0", "", "50.0 50.0"]
+    assert result.tables[0].rows[5][2:4] == ["50.0", gain]
+    assert [one["accuracy_r1v"] for one in result.numbers["weights"][0.05]] == [0.5, 0.5]
+
+
+def test_figure_7_shows_the_change_over_the_base_beside_the_published_one(tmp_path):
+    experiment = made(CrossTask, tmp_path)
+    for cell in experiment.cells():
+        finish(experiment.options.root, cell, 0.4 if cell.train is None else 0.6)
+    result = experiment.result()
+    change = "50.0 (50.0 to 50.0)"
+    row = ["60.0 (60.0 to 60.0)", "30.0", change, "63.53", "50.0 50.0"]
+    assert result.tables[0].rows[3] == ["geometry to counting", "GRPO-D", *row]
+    found = result.numbers["counting to geometry"]
+    assert [one["accuracy_r1v"] for one in found["sft"]] == [0.3, 0.3]
+
+
+def test_figure_8_counts_questions_by_both_graders(tmp_path):
+    """R1-V's grader wants nothing but digits in the answer tag of a counting question."""
+    experiment = made(CaseStudy, tmp_path)
+    said = {"sft": ["3", "a dog", "3"], "grpo_d": ["4", "3", "3.0"]}
+    for cell in experiment.cells():
+        for test in cell.tests:
+            directory = evaluation_directory(experiment.options.root, cell, test)
+            directory.mkdir(parents=True)
+            rows = [
+                {
+                    "id": f"counting-test-0-{number}",
+                    "ground_truth": "3",
+                    "model_output": f"<answer>{answer}</answer>",
+                    "correct": answer in ("3", "3.0"),
+                }
+                for number, answer in enumerate(said[cell.method])
+            ]
+            asked = rows if test.data.task == "counting" else []
+            (directory / "predictions.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    result = experiment.result()
+    assert result.tables[0].rows == [
+        ["geometry to counting", "GRPO-D alone is right", "1 1", "1 1"],
+        ["geometry to counting", "SFT alone is right", "1 1", "2 2"],
+        ["counting to geometry", "GRPO-D alone is right", "0 0", "0 0"],
+        ["counting to geometry", "SFT alone is right", "0 0", "0 0"],
+    ]
+    assert result.numbers["questions"][1]["r1v"] == [2, 2]
+    assert [case.ground_truth for case in result.cases] == ["7", "9"]
+
+
+def test_a_broken_line_of_a_cells_predictions_is_named(tmp_path):
+    cell, test = LAPTOP.base(), LAPTOP.test("geometry")
+    finish(tmp_path, cell, 0.5)
+    file = evaluation_directory(tmp_path, cell, test) / "predictions.jsonl"
+    lines = file.read_text().split("\n")
+    file.write_text("\n".join([lines[0], lines[1][:20], *lines[2:]]))
+    with pytest.raises(UserError, match=rf"{test.data.task}-.*predictions\.jsonl, line 2 is not"):
+        score_of(tmp_path, cell, test)
+
+
+def test_a_prediction_may_hold_a_line_separator_of_unicode(tmp_path):
+    cell, test = LAPTOP.base(), LAPTOP.test("geometry")
+    file = evaluation_directory(tmp_path, cell, test) / "predictions.jsonl"
+    file.parent.mkdir(parents=True)
+    row = {"id": "a", "correct": True, "model_output": "one\u2028two\x85three"}
+    file.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert predictions_of(tmp_path, cell, test) == [row]
 
 
 def test_every_kept_checkpoint_has_to_be_tested_where_that_is_asked_for(tmp_path, monkeypatch):
@@ -327,9 +459,15 @@ def test_the_regime_that_favours_grpo_d_most_is_the_one_of_the_long_run(tmp_path
         finish(search.options.root, search._cell(favoured, "grpo_d", seed), 0.6)
     result = search.result()
     assert [row[-1] for row in result.tables[0].rows].index("chosen") == 4
-    assert result.tables[0].rows[4][6:8] == ["60.0 60.0", "30.0"]
+    assert result.tables[0].rows[4][4:9] == [
+        *("30.0", "30.0 30.0", "60.0 60.0", "30.0"),
+        "15.0 15.0 30.0",
+    ]
     # Of 1, 0.95, ... 0.05: the mean of the first two, and of the last two.
-    assert result.tables[0].rows[0][8] == "97.5, 7.5"
+    assert result.tables[0].rows[0][9] == "97.5, 7.5"
+    found = result.numbers["regimes"][4]["scores"]
+    assert [len(found[name]) for name in ("base", "grpo", "grpo_d")] == [1, 2, 2]
+    assert found["grpo_d"][1] == {"accuracy": 0.6, "accuracy_r1v": 0.3, "format": 1.0}
 
     with pytest.raises(UserError, match=r"run python -m experiments\.regime_search first"):
         made(LongRun, tmp_path)
@@ -343,10 +481,18 @@ def test_the_regime_that_favours_grpo_d_most_is_the_one_of_the_long_run(tmp_path
     finish(long_run.options.root, base, 0.2)
     for cell in trained:
         finish(long_run.options.root, cell, 0.5 if cell.method == "grpo_d" else 0.4)
+        _, sampled = cell.tests
+        finish(long_run.options.root, cell.tested_on(sampled), 0.3)
         write_metrics(long_run.options.root, cell)
     found = long_run.result()
     assert [row[0] for row in found.tables[0].rows] == ["base", *long_run.trials]
+    assert found.tables[0].rows[6] == [
+        "GRPO-D",
+        *("50.0 (50.0 to 50.0)", "25.0", "50.0 50.0"),
+        *("30.0 (30.0 to 30.0)", "15.0", "30.0 30.0"),
+    ]
     assert found.tables[1].rows[2][:2] == ["GRPO-D - GRPO 0.04", "10.0 (10.0 to 10.0)"]
+    assert found.numbers["sampled"]["GRPO-D"][1]["accuracy_r1v"] == 0.15
     assert found.figure is not None
 
 
@@ -361,9 +507,12 @@ def test_the_control_shows_what_either_base_gained(tmp_path):
     assert len(result.tables[0].rows) == 2 * 2 * 3
     assert result.tables[0].rows[0] == [
         *("greedy", "counting", "SFT"),
-        *("30.0", "40.0 (40.0 to 40.0)", "40.0 40.0"),
-        *("70.0", "0.0 (0.0 to 0.0)", "0.0 0.0"),
+        *("30.0", "40.0 (40.0 to 40.0)", "40.0 40.0", "15.0 35.0"),
+        *("70.0", "0.0 (0.0 to 0.0)", "0.0 0.0", "35.0 35.0"),
     ]
+    *where, found = result.numbers["scores"][-2].values()
+    assert where == ["sampled", "geometry", "hasty"]
+    assert [one["accuracy_r1v"] for one in found["grpo"]] == [0.35, 0.35]
 
 
 def test_what_is_about_the_embedded_model_alone_has_no_paper_scale(tmp_path):

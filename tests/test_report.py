@@ -331,6 +331,18 @@ def test_line_cut_by_a_kill_is_left_out_and_counted(tmp_path):
     assert "The run stands at step 19 of 150" in page.text
 
 
+def test_completion_with_a_line_separator_of_unicode_is_shown(tmp_path):
+    run = make_run(tmp_path / "run")
+    file = run / "samples" / "step_000001.jsonl"
+    rows = [json.loads(line) for line in file.read_text().split("\n") if line]
+    rows[0]["completions"][0]["text"] = "one\u2028two"
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    file.write_text("".join(lines), encoding="utf-8")
+    page = Page(write_report(run))
+    assert "one\u2028two" in page.source
+    assert "unreadable" not in page.text
+
+
 def test_metric_that_was_not_recorded_is_said_to_be_missing(tmp_path):
     run = make_run(tmp_path / "run")
     rows = [{"step": row["step"], "reward": row["reward"]} for row in metric_rows(150)]

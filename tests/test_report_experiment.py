@@ -74,22 +74,54 @@ def test_one_experiment_has_a_page_of_its_own(results):
 
 def test_what_cannot_be_used_is_named(results, tmp_path):
     record = results / "tuning" / "results.json"
-    whole = record.read_text()
     record.write_text("{")
     with pytest.raises(UserError, match=r"tuning/results\.json is not a JSON file"):
         experiments_in(results)
     record.write_text(json.dumps({"kind": "experiment", "name": "tuning"}))
-    with pytest.raises(UserError, match=r"results\.json lacks about, tables"):
+    with pytest.raises(UserError, match=r"results\.json lacks about, tables, cases"):
         write_experiment_report(results)
-    record.write_text(
-        json.dumps({"kind": "experiment", "name": "t", "about": "T", "tables": [{"heading": 1}]})
-    )
-    with pytest.raises(UserError, match=r"results\.json has a table that cannot be read"):
-        write_experiment_report(results / "tuning")
-    record.write_text(whole)
-    (results / "tuning" / "case1.png").unlink()
-    with pytest.raises(UserError, match=r"case1\.png is missing"):
-        write_experiment_report(results / "tuning")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty holds no results of experiments"):
         write_experiment_report(tmp_path / "empty")
+
+
+def test_a_missing_image_of_a_case_is_named(results):
+    (results / "tuning" / "case1.png").unlink()
+    with pytest.raises(UserError, match=r"case1\.png is missing"):
+        write_experiment_report(results / "tuning")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("about",), None, ": about must be a str, got NoneType"),
+        (("tables",), {}, ": tables must be a list, got dict"),
+        (("tables", 0), "Scores", ": table 1 is no JSON object"),
+        (("tables", 0), {"title": "T", "columns": []}, ": table 1 lacks rows, note"),
+        (("tables", 0, "title"), None, ": table 1: title must be a str, got NoneType"),
+        (("tables", 0, "rows"), 5, ": table 1: rows must be a list, got int"),
+        (
+            ("tables", 0, "rows", 0),
+            ["SFT"],
+            ": table 1 cannot be read: .* a row of 1 cells under 2",
+        ),
+        (("tables", 0, "rows", 0), ["SFT", 7], r": table 1 has a line .*: \['SFT', 7\]"),
+        (("cases", 0), {"title": "T"}, ": case 1 lacks image, question, ground_truth, answers"),
+        (("cases", 0, "image"), 1, ": case 1: image must be a str, got int"),
+        (("cases", 0, "answers", 1), {"method": "SFT"}, ": case 1, an answer lacks correct, text"),
+    ],
+)
+def test_a_record_whose_entries_are_not_as_they_should_be_is_one_line(
+    results, place, value, message
+):
+    file = results / "tuning" / "results.json"
+    record = json.loads(file.read_text())
+    *outer, last = place
+    held = record
+    for name in outer:
+        held = held[name]
+    held[last] = value
+    file.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=rf"tuning/results\.json{message}") as caught:
+        write_experiment_report(results)
+    assert "\n" not in str(caught.value)

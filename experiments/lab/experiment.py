@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import tyro
 from matplotlib.figure import Figure
@@ -31,7 +31,10 @@ from othink_jax.config import EvaluateConfig, Task
 from othink_jax.errors import UserError
 from othink_jax.report.table import Table
 
+_Name = TypeVar("_Name")
+
 SEEDS = 5
+GOES_ON = "stopped; the same command goes on from here"
 FIRST_TUNING_SEED = 100  # what is chosen on the validation split is chosen with seeds from here on
 
 
@@ -118,14 +121,19 @@ class Experiment(abc.ABC):
         """The settings of the models and their tests."""
         return self.options.make_scale()
 
-    def scores_of(self, trained: Task, test: EvaluateConfig) -> dict[str, list[Score]]:
-        """Of the base, one; of each method trained on a task, one a seed."""
-        root = self.options.root
-        found = {"base": [score_of(root, self.scale.base(), test)]}
+    def models(self, scale: Scale, task: Task) -> dict[str, list[Cell]]:
+        """The base, and each method trained on a task, a cell a seed."""
+        found = {"base": [scale.base()]}
         for method in METHODS:
-            cells = [self.scale.cell(method, trained, seed) for seed in self.seeds]
-            found[method] = [score_of(root, cell, test) for cell in cells]
+            found[method] = [scale.cell(method, task, seed) for seed in self.seeds]
         return found
+
+    def scores_of(
+        self, models: Mapping[_Name, Sequence[Cell]], test: EvaluateConfig
+    ) -> dict[_Name, list[Score]]:
+        """Of models whose cells are done, one a cell."""
+        root = self.options.root
+        return {name: [score_of(root, cell, test) for cell in models[name]] for name in models}
 
     @abc.abstractmethod
     def cells(self) -> Sequence[Cell]:
@@ -142,7 +150,7 @@ class Experiment(abc.ABC):
         """
         run_all(self.cells(), self.options.root, one_a_core=self.options.scale == "laptop")
         result = self.result()
-        about = sys.modules[type(self).__module__].__doc__
+        about = sys.modules[type(self).__module__].__doc__ or ""
         made = {
             "scale": self.options.scale,
             "seeds": list(self.seeds),
@@ -153,7 +161,7 @@ class Experiment(abc.ABC):
 
 
 def write(
-    result: Result, directory: Path, about: str | None, made: Mapping[str, Any] | None = None
+    result: Result, directory: Path, about: str, made: Mapping[str, Any] | None = None
 ) -> None:
     """The files of a result, in the place of those of an earlier one.
 
@@ -196,15 +204,21 @@ def write(
     unfinished.rename(directory)
 
 
-def as_command(name: str, run: Callable[[], None]) -> None:
-    """Run it as a command: a user's mistake, or an interruption, is one line and no traceback."""
+def as_command(name: str, run: Callable[[], None], *, stopped: str = "stopped") -> None:
+    """Run it as a command: a user's mistake, or an interruption, is one line and no traceback.
+
+    Args:
+      name: of the command.
+      run: what it does.
+      stopped: what is said of an interruption.
+    """
     try:
         run()
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print(f"{name}: stopped; the same command goes on from here", file=sys.stderr)
+        print(f"{name}: {stopped}", file=sys.stderr)
         raise SystemExit(130) from None
 
 
@@ -217,4 +231,4 @@ def main(experiment: type[Experiment], description: str | None) -> None:
             print(table.text())
         print(options.results / experiment.name)
 
-    as_command(experiment.name, run)
+    as_command(experiment.name, run, stopped=GOES_ON)

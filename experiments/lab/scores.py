@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from experiments.lab.cells import Cell, evaluation_directory
 from othink_jax.config import Difficulty, EvaluateConfig, Task
 from othink_jax.data.synthetic import LEVELS
 from othink_jax.data.synthetic.source import sample_problem
+from othink_jax.files import read_json, read_json_lines
 from othink_jax.statistics import clustered_interval, holm, mcnemar
 
 
@@ -33,11 +33,25 @@ class Score:
         """95%: of the finite test set alone, over what its questions show."""
         return clustered_interval(self.correct, self.contents)
 
+    @property
+    def record(self) -> dict[str, float]:
+        """What results.json holds of it."""
+        return {
+            "accuracy": self.accuracy,
+            "accuracy_r1v": self.accuracy_r1v,
+            "format": self.format,
+        }
+
+
+def records(scores: Mapping[Any, Sequence[Score]]) -> dict[Any, list[dict[str, float]]]:
+    """What results.json holds of several models: of each, one a seed."""
+    return {name: [score.record for score in found] for name, found in scores.items()}
+
 
 def score_of(root: Path, cell: Cell, test: EvaluateConfig, step: int | None = None) -> Score:
     """The result of a test of a finished cell: of its last checkpoint, or of that of a step."""
     directory = evaluation_directory(root, cell, test, step)
-    result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
+    result = read_json(directory / "result.json")
     predictions = predictions_of(root, cell, test, step)
     return Score(
         accuracy=result["accuracy_strict"],
@@ -62,12 +76,13 @@ def predictions_of(
     root: Path, cell: Cell, test: EvaluateConfig, step: int | None = None
 ) -> list[dict[str, Any]]:
     """Each question with the model's answer and the verdict."""
-    return _rows(evaluation_directory(root, cell, test, step) / "predictions.jsonl")
+    file = evaluation_directory(root, cell, test, step) / "predictions.jsonl"
+    return list(read_json_lines(file).values())
 
 
 def metrics_of(root: Path, cell: Cell) -> list[dict[str, Any]]:
     """The rows of a cell's training, a step each."""
-    return _rows(root / cell.name / "metrics.jsonl")
+    return list(read_json_lines(root / cell.name / "metrics.jsonl").values())
 
 
 def tenths(runs: Sequence[Sequence[Mapping[str, Any]]], name: str) -> list[float]:
@@ -80,10 +95,6 @@ def tenths(runs: Sequence[Sequence[Mapping[str, Any]]], name: str) -> list[float
     values = np.array([[row[name] for row in run] for run in runs])
     parts = np.array_split(values, min(10, values.shape[1]), axis=1)
     return [float(part.mean()) for part in parts]
-
-
-def _rows(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,6 +138,17 @@ def compare(
         )
         for (first, second), found in zip(pairs, matched, strict=True)
     ]
+
+
+def relative_changes(first: Sequence[Score], second: Sequence[Score]) -> list[float]:
+    """How much more accurate the second is, relative to the first, seed by seed.
+
+    None where one of the first has nothing right. See `compare` for what has one score only.
+    """
+    found = _matched(first, second)
+    if not all(a.accuracy for a, _ in found):
+        return []
+    return [b.accuracy / a.accuracy - 1 for a, b in found]
 
 
 def _matched(first: Sequence[Score], second: Sequence[Score]) -> list[tuple[Score, Score]]:

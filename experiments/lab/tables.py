@@ -1,12 +1,17 @@
 """How tables show shares."""
 
 from collections.abc import Sequence
+from statistics import fmean
 
+from experiments.lab.scores import Score
 from othink_jax.statistics import mean_interval
 
 # What the intervals of a table are taken over.
 OVER_SEEDS = "In parentheses: over seeds of training (Student's t, 95%), for these questions"
 OVER_CONTENTS = "of the base, over what the questions show"
+# Of the graders: a column, and what a title says of all others.
+R1V = "R1-V's grader"
+STRICT = "strict grader where not said"
 
 
 def percent(value: float) -> str:
@@ -24,8 +29,30 @@ def with_interval(value: float, low: float, high: float) -> str:
     return f"{percent(value)} ({percent(low)} to {percent(high)})"
 
 
-def over_first(values: Sequence[float], first: Sequence[float]) -> str:
+def over_seeds(values: Sequence[float]) -> str:
+    """The mean of shares, one a seed, with its interval; where there is one only, that one."""
+    return percent(values[0]) if len(values) == 1 else with_interval(*mean_interval(values))
+
+
+def summary(scores: Sequence[Score]) -> str:
+    """Mean accuracy and its interval: over seeds, or of the test set where there is one model."""
+    if len(scores) == 1:
+        return with_interval(scores[0].accuracy, *scores[0].interval)
+    return over_seeds([score.accuracy for score in scores])
+
+
+def r1v_mean(scores: Sequence[Score]) -> str:
+    """Mean accuracy by R1-V's grader, with which the paper's numbers were made."""
+    return percent(fmean(score.accuracy_r1v for score in scores))
+
+
+def every_seed(scores: Sequence[Score]) -> str:
+    """The accuracies, one a seed."""
+    return " ".join(percent(score.accuracy) for score in scores)
+
+
+def over_first(scores: Sequence[Score], first: Sequence[Score]) -> str:
     """What a setting has over the first one, in points, seed by seed."""
-    if values is first:
+    if scores is first:
         return ""
-    return with_interval(*mean_interval([b - a for a, b in zip(first, values, strict=True)]))
+    return over_seeds([b.accuracy - a.accuracy for a, b in zip(first, scores, strict=True)])

@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ from othink_jax.data.images import open_image
 from othink_jax.data.synthetic import LEVELS, SyntheticSource
 from othink_jax.data.tables import open_table
 from othink_jax.errors import UserError
+from othink_jax.files import read_json_lines
 from othink_jax.rewards import extract_answer, ground_truth
 
 # A synthetic task has no end. This is more than any run draws, and grain shuffles 32-bit numbers.
@@ -108,37 +108,16 @@ class _JsonLines:
         """
         self._path = path
         self._images = path.parent if images is None else images
-        self._rows: list[dict[str, Any]] = []
-        self._numbers: list[int] = []  # line of each row, from 1
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 text: {error}") from error
-        # Not splitlines(): it also cuts at characters that may stand inside a JSON string.
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                self._rows.append(_json_row(line, f"{path}, line {number}"))
-                self._numbers.append(number)
+        self._rows = list(read_json_lines(path).items())
+        for number, row in self._rows:
+            _check_columns(row, f"{path}, line {number}")
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Example:
-        identifier = f"{self._path.name}:{self._numbers[index]}"
-        return _example(self._rows[index], identifier, self._images)
-
-
-def _json_row(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{where} is not a JSON object")
-    _check_columns(row, where)
-    return row
+        number, row = self._rows[index]
+        return _example(row, f"{self._path.name}:{number}", self._images)
 
 
 class _Table:

@@ -2,16 +2,24 @@
 
 import base64
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
 from othink_jax.errors import UserError
+from othink_jax.files import read_json
 from othink_jax.report.page import make_environment, style
 from othink_jax.report.table import Table
 
 _RECORD = "results.json"
+
+# What the page shows: of a record, of one of its tables, of one of its cases and its answers.
+_EXPERIMENT = {"name": str, "about": str, "tables": list, "cases": list}
+_TABLE = {"title": str, "columns": list, "rows": list, "note": str}
+_CASE = {"title": str, "image": str, "question": str, "ground_truth": str, "answers": list}
+_ANSWER = {"method": str, "correct": bool, "text": str}
 
 
 def experiments_in(directory: Path) -> list[Path]:
@@ -55,28 +63,57 @@ def write_experiment_report(directory: Path) -> Path:
 
 def _read(place: Path) -> dict[str, Any]:
     """A record with its tables, and with its figure and the images of its cases as data URIs."""
-    record = json.loads((place / _RECORD).read_text(encoding="utf-8"))
-    absent = [name for name in ("name", "about", "tables") if name not in record]
-    if absent:
-        raise UserError(f"{place / _RECORD} lacks {', '.join(absent)}")
+    source = place / _RECORD
+    record = read_json(source)
+    _check(record, _EXPERIMENT, str(source))
     title, _, about = record["about"].partition("\n")
     figure = place / "figure.svg"
     return record | {
         "title": title.rstrip("."),
         "about": about.strip(),
-        "tables": [_table(place / _RECORD, values) for values in record["tables"]],
+        "tables": [
+            _table(values, f"{source}: table {number}")
+            for number, values in enumerate(record["tables"], start=1)
+        ],
         "figure": _uri(figure, "svg+xml") if figure.is_file() else None,
         "cases": [
-            case | {"image": _uri(place / case["image"], "png")} for case in record.get("cases", [])
+            _case(case, f"{source}: case {number}", place)
+            for number, case in enumerate(record["cases"], start=1)
         ],
     }
 
 
-def _table(source: Path, values: dict[str, Any]) -> Table:
+def _check(value: Any, entries: Mapping[str, type], where: str) -> None:
+    """Raise UserError if this is no JSON object with these entries, each of its type."""
+    if not isinstance(value, dict):
+        raise UserError(f"{where} is no JSON object")
+    absent = [name for name in entries if name not in value]
+    if absent:
+        raise UserError(f"{where} lacks {', '.join(absent)}")
+    for name, kind in entries.items():
+        if not isinstance(value[name], kind):
+            found = type(value[name]).__name__
+            raise UserError(f"{where}: {name} must be a {kind.__name__}, got {found}")
+
+
+def _table(values: Any, where: str) -> Table:
+    _check(values, _TABLE, where)
+    for line in (values["columns"], *values["rows"]):
+        if not isinstance(line, list) or not all(isinstance(cell, str) for cell in line):
+            raise UserError(f"{where} has a line that is no list of texts: {line}")
     try:
-        return Table(**values)
-    except TypeError as error:
-        raise UserError(f"{source} has a table that cannot be read: {error}") from error
+        return Table(**{name: values[name] for name in _TABLE})
+    except ValueError as error:
+        raise UserError(f"{where} cannot be read: {error}") from error
+
+
+def _case(case: Any, where: str, place: Path) -> dict[str, Any]:
+    """A case with its image, which lies in `place`, as a data URI."""
+    _check(case, _CASE, where)
+    for answer in case["answers"]:
+        _check(answer, _ANSWER, f"{where}, an answer")
+    # `.name`: a name in a file must not reach out of the folder it stands in.
+    return case | {"image": _uri(place / Path(case["image"]).name, "png")}
 
 
 def _uri(image: Path, kind: str) -> Markup:

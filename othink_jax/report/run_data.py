@@ -71,15 +71,17 @@ def _require_keys(record: dict[str, Any], keys: set[str]) -> None:
 def _read_rows(path: Path, key: str) -> tuple[list[dict[str, Any]], int]:
     """The objects of a JSONL file that have `key`, and how many other lines there are."""
     rows, unreadable = [], 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict) and key in row:
-            rows.append(row)
-        else:
-            unreadable += 1
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        # Not splitlines(): it also cuts at characters that may stand inside a JSON string.
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if isinstance(row, dict) and key in row:
+                rows.append(row)
+            else:
+                unreadable += 1
     return rows, unreadable
 
 

@@ -11,7 +11,11 @@ from markupsafe import Markup
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """Cells are texts already; the first column names the row."""
+    """Cells are texts already; the first column names the row.
+
+    Raises:
+      ValueError: a row has more or fewer cells than there are columns.
+    """
 
     title: str
     columns: Sequence[str]
@@ -20,7 +24,10 @@ class Table:
 
     def __post_init__(self) -> None:
         for row in self.rows:
-            assert len(row) == len(self.columns), f"{self.title}: {row}"
+            if len(row) != len(self.columns):
+                raise ValueError(
+                    f"{self.title}: a row of {len(row)} cells under {len(self.columns)} columns"
+                )
 
     def text(self) -> str:
         """In columns."""
