@@ -128,6 +128,15 @@ def test_a_folder_written_by_datasets(tmp_path):
     assert opened(str(tmp_path / "splits"), split="test")[0].question == "b"
 
 
+def test_a_split_that_was_saved_alone_is_not_taken_for_another(tmp_path):
+    rows = {"images": [[]], "problem": ["a"], "solution": ["<answer>1</answer>"]}
+    table = datasets.Dataset.from_dict(rows, split=datasets.Split.TRAIN)
+    table.save_to_disk(tmp_path / "saved")
+    assert len(opened(str(tmp_path / "saved"), split="train")) == 1
+    with pytest.raises(UserError, match="saved has no split 'test'; it is train"):
+        opened(str(tmp_path / "saved"), split="test")
+
+
 def test_a_table_may_name_image_files(tmp_path):
     noise(8, 6).save(tmp_path / "a.png")
     row = {"image": {"bytes": None, "path": str(tmp_path / "a.png")}, "problem": "p"}

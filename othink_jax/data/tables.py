@@ -55,7 +55,10 @@ def open_table(name: str, split: str) -> Any:
     if isinstance(table, datasets.DatasetDict):
         if split not in table:
             raise UserError(f"{name} has no split {split!r}; it has {', '.join(table)}")
-        table = table[split]
+        return table[split]
+    # One that was saved alone may still know which split it was.
+    if table.split is not None and str(table.split) != split:
+        raise UserError(f"{name} has no split {split!r}; it is {table.split}")
     return table
 
 
