@@ -2,7 +2,7 @@
 
 Claim: those of the experiments.
 Command: python -m experiments.all [--scale laptop]
-Cost: laptop: hours on two CPU cores, not measured yet; interrupted, it goes on where it stopped.
+Cost: laptop: about five hours on two CPU cores; interrupted, it goes on where it stopped.
 Shows: a page of all of them, report.html in the results.
 """
 

@@ -2,7 +2,7 @@
 
 Claim (paper): a KL weight that moves beats a constant one, where training goes on for long.
 Command: python -m experiments.long_run
-Cost: not measured yet.
+Cost: fifty minutes on two CPU cores.
 Shows: in the regime that `regime_search` found, GRPO-D against GRPO with the lowest, the first and
     the highest of its weights, and against SFT with as many updates; accuracy on the task trained
     on, every seed, and paired tests; accuracy of the samples and KL to the base over the training.

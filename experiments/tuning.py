@@ -2,7 +2,7 @@
 
 Claim: none; so that no method is compared at settings that suit another one.
 Command: python -m experiments.tuning
-Cost: 35 minutes on two CPU cores.
+Cost: three quarters of an hour on two CPU cores.
 Shows: eight trials a method and task, each from two seeds that no experiment uses (whatever --seeds
     says), by greedy accuracy on 500 questions of the validation split, which shares no content with
     training and test sets. The other experiments at laptop scale read what is chosen here.
