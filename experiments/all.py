@@ -19,6 +19,7 @@ from experiments.figure8_case_study import CaseStudy
 from experiments.lab.experiment import GOES_ON, Experiment, Options, as_command
 from experiments.lab.laptop import LaptopExperiment
 from experiments.long_run import LongRun
+from experiments.matched_settings import MatchedSettings
 from experiments.negative_control import NegativeControl
 from experiments.regime_search import RegimeSearch
 from experiments.table1_same_task import SameTask
@@ -27,6 +28,7 @@ from othink_jax.report import write_experiment_report
 
 EXPERIMENTS: tuple[type[Experiment], ...] = (
     SameTask,
+    MatchedSettings,
     CrossTask,
     CaseStudy,
     TrainingCurves,

@@ -32,10 +32,12 @@ from experiments.lab.scales import (
     PaperSetup,
     Tuned,
     changed,
+    constant_kl,
     read_tuned,
 )
 from experiments.lab.scores import Score, compare, predictions_of, score_of
 from experiments.long_run import LongRun
+from experiments.matched_settings import MatchedSettings
 from experiments.negative_control import NegativeControl
 from experiments.regime_search import REGIMES, RegimeSearch
 from experiments.table1_same_task import SameTask
@@ -515,8 +517,29 @@ def test_the_control_shows_what_either_base_gained(tmp_path):
     assert [one["accuracy_r1v"] for one in found["grpo"]] == [0.35, 0.35]
 
 
+def test_grpo_is_matched_to_grpo_d_in_all_but_the_schedule(tmp_path):
+    experiment = made(MatchedSettings, tmp_path)
+    for cell in experiment.cells():
+        matched = cell.train.kl.kl_schedule == "constant"
+        if matched:
+            (twin,) = (
+                other.train
+                for other in experiment.cells()
+                if other.method == "grpo_d"
+                and (other.train.data, other.train.seed) == (cell.train.data, cell.train.seed)
+            )
+            assert cell.train == dataclasses.replace(twin, kl=constant_kl(0.07))
+        finish(experiment.options.root, cell, 0.6 if matched else 0.4)
+    first, *_ = experiment.result().tables
+    assert [row[:3] for row in first.rows[:3]] == [
+        ["counting", "GRPO, as tuned", "40.0 (40.0 to 40.0)"],
+        ["counting", "GRPO, matched", "60.0 (60.0 to 60.0)"],
+        ["counting", "GRPO-D", "40.0 (40.0 to 40.0)"],
+    ]
+
+
 def test_what_is_about_the_embedded_model_alone_has_no_paper_scale(tmp_path):
-    for experiment in (NegativeControl, RegimeSearch, LongRun):
+    for experiment in (NegativeControl, RegimeSearch, LongRun, MatchedSettings):
         with pytest.raises(UserError, match=f"{experiment.name} is about the embedded model"):
             experiment(Options(scale="paper"))
 
