@@ -190,8 +190,11 @@ def test_ctrl_c_ends_the_script_and_its_workers(tmp_path: os.PathLike[str]) -> N
         file.write(
             textwrap.dedent(
                 """
-                import os, time
+                import os, signal, time
                 from othink_jax.rewards import GradingPool, pool
+
+                # Where the suite runs in the background, it would be ignored.
+                signal.signal(signal.SIGINT, signal.default_int_handler)
 
                 def hang(text, gold, grader):
                     print(os.getpid(), flush=True)

@@ -38,7 +38,8 @@ def run_all(cells: Sequence[Cell], root: Path, *, one_a_core: bool = True) -> No
     failed: list[Path] = []
     processes = _Processes()
     columns = (TextColumn("cells"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, transient=True) as progress, _terminated_as_interrupted():
+    bars = Progress(*columns, transient=True, disable=not pending)
+    with bars as progress, _terminated_as_interrupted():
         bar = progress.add_task("cells", total=len(pending))
 
         def work(core: int | None) -> None:
