@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands, and the graders say what the experiments' README says."""
+"""The README's Python runs, the graders say what it says of them, and its figures are measured."""
 
 import re
 from pathlib import Path
@@ -48,3 +48,15 @@ def test_the_verdicts_of_the_experiments_readme_are_those_of_the_graders(task, g
         grades = pool.grade_all([one[0] for one in asked], [one[1] for one in asked])
     found = ["right" if grade.accuracy else "wrong" for grade in grades]
     assert found == [verdict for *_, verdict in asked]
+
+
+@pytest.mark.parametrize("page", ["README.md", "experiments/README.md"])
+def test_every_interval_of_a_readme_stands_in_a_table_of_the_results(page):
+    results = ROOT / "experiments" / "results" / "laptop"
+    tables = "".join(path.read_text() for path in results.glob("*/tables.txt"))
+    text = (ROOT / page).read_text().replace("\n", " ")
+    text = text.partition("## The embedded model")[0]  # of which other tests were made
+    number = r"-?\d+\.\d"
+    shown = re.findall(rf"({number})%?(?:, relative)? \(({number}) to ({number})\)", text)
+    assert len(shown) > 5
+    assert [one for one in shown if "{} ({} to {})".format(*one) not in tables] == []
