@@ -20,7 +20,7 @@ from experiments.lab.cells import Cell
 from experiments.lab.curves import draw_metric
 from experiments.lab.experiment import Options, Result, main
 from experiments.lab.laptop import Base, LaptopExperiment
-from experiments.lab.scales import Laptop, Method, Tuned, constant_kl
+from experiments.lab.scales import Laptop, Method, Tuned, constant_kl, first_kl
 from experiments.lab.scores import metrics_of, records
 from experiments.lab.tables import (
     OVER_CONTENTS,
@@ -49,14 +49,14 @@ class LongRun(LaptopExperiment):
         if not found.is_file():
             raise UserError(f"{found} is absent: run python -m experiments.regime_search first")
         self.regime = from_dict(Regime, json.loads(found.read_text(encoding="utf-8"))["chosen"])
-        low, middle, high = self.regime.kl_min, self.regime.kl_mid, self.regime.kl_max
+        low, high = constant_kl(self.regime.kl_min), constant_kl(self.regime.kl_max)
         task, tuned = self.regime.task, self.laptop.tuned
         self.trials: dict[str, tuple[Method, Tuned]] = {
             "SFT, as tuned": ("sft", tuned["sft", task]),
             "GRPO, as tuned": ("grpo", tuned["grpo", task]),
         }
-        for value in (low, middle, high):
-            self.trials[f"GRPO {value:g}"] = ("grpo", self._trial(constant_kl(value)))
+        for kl in (low, first_kl(self.regime.kl), high):
+            self.trials[f"GRPO {kl.kl_value:g}"] = ("grpo", self._trial(kl))
         self.trials["GRPO-D"] = ("grpo_d", self._trial(self.regime.kl))
 
     def _trial(self, kl: KLConfig) -> Tuned:

@@ -15,7 +15,7 @@ from typing import ClassVar
 from experiments.lab.cells import Cell
 from experiments.lab.experiment import Result, main
 from experiments.lab.laptop import LaptopExperiment
-from experiments.lab.scales import TASKS, Laptop, Tuned, constant_kl
+from experiments.lab.scales import TASKS, Laptop, Tuned, first_kl
 from experiments.lab.scores import records
 from experiments.lab.tables import OVER_SEEDS, R1V, STRICT, every_seed, r1v_mean, summary
 from experiments.table1_same_task import comparison_table
@@ -32,8 +32,7 @@ class MatchedSettings(LaptopExperiment):
         """With GRPO at GRPO-D's settings but for the schedule."""
         tuned = self.laptop.tuned["grpo_d", task]
         assert tuned.kl is not None
-        kl = constant_kl((tuned.kl.kl_min + tuned.kl.kl_max) / 2)  # where Eq. 3 begins
-        matched = Tuned(learning_rate=tuned.learning_rate, kl=kl)
+        matched = Tuned(learning_rate=tuned.learning_rate, kl=first_kl(tuned.kl))
         return dataclasses.replace(self.laptop, tuned={("grpo", task): matched})
 
     def _tests(self, task: Task) -> list[EvaluateConfig]:

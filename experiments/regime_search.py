@@ -22,7 +22,7 @@ import numpy as np
 from experiments.lab.cells import Cell
 from experiments.lab.experiment import FIRST_TUNING_SEED, Options, Result, main
 from experiments.lab.laptop import Base, LaptopExperiment
-from experiments.lab.scales import TASKS, Laptop, Method, Tuned, constant_kl
+from experiments.lab.scales import TASKS, Laptop, Method, Tuned, first_kl
 from experiments.lab.scores import Score, metrics_of, records, tenths
 from experiments.lab.tables import R1V, STRICT, every_seed, percent, r1v_mean
 from othink_jax.config import KLConfig, Task, to_dict
@@ -49,11 +49,6 @@ class Regime:
         """The weight of GRPO-D."""
         return KLConfig(kl_min=self.kl_min, kl_max=self.kl_max)
 
-    @property
-    def kl_mid(self) -> float:
-        """Where Eq. 3 begins."""
-        return (self.kl_min + self.kl_max) / 2
-
 
 # Learning rate and highest KL weight; the lowest is the paper's for counting.
 # In 150 updates, 1e-4 was the best rate, 3e-4 already worse, and 1e-3 ruinous with small weights.
@@ -74,7 +69,7 @@ class RegimeSearch(LaptopExperiment):
         self.updates = options.steps or UPDATES
 
     def _cell(self, regime: Regime, method: Method, seed: int) -> Cell:
-        kl = regime.kl if method == "grpo_d" else constant_kl(regime.kl_mid)
+        kl = regime.kl if method == "grpo_d" else first_kl(regime.kl)
         scale = Laptop(
             model=self.model(regime.base),
             steps=self.updates,

@@ -18,7 +18,7 @@ from experiments.lab.experiment import FIRST_TUNING_SEED, Options, Result, main
 from experiments.lab.laptop import LaptopExperiment
 from experiments.lab.scales import METHODS, PAPER_KL, TASKS, TITLES, Laptop, Method, Tuned
 from experiments.lab.scores import Score, score_of
-from experiments.lab.tables import percent
+from experiments.lab.tables import percent, r1v_mean
 from othink_jax.config import KLConfig, Task, to_dict
 from othink_jax.report.table import Table
 
@@ -80,7 +80,7 @@ class Tuning(LaptopExperiment):
                         _weight(trial.kl),
                         *map(percent, strict),
                         percent(fmean(strict)),
-                        percent(fmean(r1v)),
+                        r1v_mean(scores),
                         "chosen" if trial is best else "",
                     ]
                 )

@@ -33,6 +33,7 @@ from experiments.lab.scales import (
     Tuned,
     changed,
     constant_kl,
+    first_kl,
     read_tuned,
 )
 from experiments.lab.scores import Score, compare, predictions_of, score_of
@@ -476,7 +477,7 @@ def test_the_regime_that_favours_grpo_d_most_is_the_one_of_the_long_run(tmp_path
     write(result, search.options.results / search.name, "The search.")
     long_run = made(LongRun, tmp_path, steps=20)
     assert long_run.regime == favoured
-    weights = ["GRPO 0.04", f"GRPO {favoured.kl_mid:g}", f"GRPO {favoured.kl_max:g}"]
+    weights = ["GRPO 0.04", f"GRPO {first_kl(favoured.kl).kl_value:g}", f"GRPO {favoured.kl_max:g}"]
     assert list(long_run.trials) == ["SFT, as tuned", "GRPO, as tuned", *weights, "GRPO-D"]
     base, *trained = long_run.cells()
     assert not {cell.name for cell in trained} & {cell.name for cell in search.cells()}

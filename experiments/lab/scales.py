@@ -76,6 +76,11 @@ def constant_kl(value: float) -> KLConfig:
     return KLConfig(kl_schedule="constant", kl_value=value)
 
 
+def first_kl(kl: KLConfig) -> KLConfig:
+    """The weight that GRPO-D begins with (Eq. 3), all along."""
+    return constant_kl((kl.kl_min + kl.kl_max) / 2)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tuned:
     """What a trial sets; the validation split chooses one for each method and task."""
