@@ -15,6 +15,7 @@ from othink_jax.data.example import Example
 from othink_jax.data.loader import in_order
 from othink_jax.data.processing import EncodedPrompt
 from othink_jax.data.sources import Source, open_source
+from othink_jax.data.stream import ENDLESS
 from othink_jax.errors import UserError
 from othink_jax.files import check_output_directory, write_atomically
 from othink_jax.rewards import Grade, GradingPool
@@ -123,12 +124,14 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
 
     Raises:
       UserError: there is a result in `config.out` already, nothing can be written there, or not one
-        question can be read.
+        question can be read, or a stream has no limit.
     """
     check_output_directory(config.out)
     if (config.out / "result.json").exists():
         raise UserError(f"{config.out} holds a result already; give another --out or remove it")
     source = open_source(config.data, size=config.count)
+    if len(source) == ENDLESS:
+        raise UserError("a stream has no end: give --limit, or leave --streaming out")
     if checkpoint is None:
         checkpoint = load(
             config.model,

@@ -14,7 +14,8 @@ from PIL import Image
 
 from othink_jax.config import DataConfig
 from othink_jax.data.example import UnreadableExample
-from othink_jax.data.sources import ENDLESS, open_source
+from othink_jax.data.sources import open_source
+from othink_jax.data.stream import ENDLESS
 from othink_jax.errors import UserError
 from tests.tiny_processor import noise
 

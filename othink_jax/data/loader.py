@@ -11,6 +11,7 @@ import grain
 from othink_jax.data.example import Example, UnreadableExample
 from othink_jax.data.processing import EncodedPrompt, Processor
 from othink_jax.data.sources import Source
+from othink_jax.data.stream import Stream
 from othink_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -114,14 +115,18 @@ class PromptLoader:
         max_prompt_tokens: longer prompts, image tokens included, are skipped; None skips none.
         max_completion_tokens: the examples' solutions are encoded as completions, and longer ones
             skipped; None encodes none.
-        epochs: passes over the source; None for no end.
+        epochs: passes over the source; None for no end, as a `Stream` has none.
         share: of the stream, the process `share[0]` of `share[1]` takes every so many-th example.
         """
         self.skipped = Counter()
         self._size = len(source)
         self._batch_size = batch_size
         self.left_out = {}
-        numbers = grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat(epochs)
+        numbers = grain.MapDataset.range(len(source))
+        if isinstance(source, Stream):
+            source = source.shuffled(seed)
+        else:
+            numbers = numbers.shuffle(seed=seed).repeat(epochs)
         numbers = numbers[share[0] :: share[1]]
         encode = _Encode(
             source,

@@ -13,14 +13,12 @@ from othink_jax.config import DataConfig
 from othink_jax.data.clevr import ClevrScenes, is_clevr
 from othink_jax.data.example import Example, UnreadableExample
 from othink_jax.data.images import open_image
+from othink_jax.data.stream import ENDLESS, Row, Stream
 from othink_jax.data.synthetic import LEVELS, SyntheticSource
-from othink_jax.data.tables import open_table
+from othink_jax.data.tables import open_stream, open_table
 from othink_jax.errors import UserError
 from othink_jax.files import read_json_lines
 from othink_jax.rewards import extract_answer, ground_truth
-
-# A synthetic task has no end. This is more than any run draws, and grain shuffles 32-bit numbers.
-ENDLESS = 2**31
 
 # Column names in use, the first that is there is taken: R1-V's training sets, its test files.
 _QUESTION = ("problem", "question")
@@ -28,6 +26,8 @@ _SOLUTION = ("solution", "ground_truth", "answer")
 _IMAGES = ("images", "image", "image_path")
 # Reasoning that stands before the solution, where R1-V's sets for supervised fine-tuning have it.
 _THINKING = "thinking"
+# Folder that the paths of a table's images are relative to.
+_HERE = Path()
 
 
 class Source(Protocol):
@@ -47,7 +47,7 @@ def open_source(config: DataConfig, *, size: int | None = None) -> Source:
     Args:
       config: a task, or a data set: a JSONL file whose rows name image files, a parquet file, a
         folder of parquet files, a folder written by `datasets.save_to_disk`, a folder of CLEVR or
-        SuperCLEVR, or a hub id.
+        SuperCLEVR, or a hub id. One that is streamed is a `Stream`, unless `config.limit` is given.
       size: how many examples of a synthetic task; `config.limit` goes before it.
 
     Raises:
@@ -66,6 +66,11 @@ def open_source(config: DataConfig, *, size: int | None = None) -> Source:
     name = config.dataset
     if name.endswith(".jsonl"):
         source: Source = _JsonLines(Path(name), config.images)
+    elif config.streaming:
+        stream = _open_stream(name, config)
+        if config.limit is None:
+            return stream
+        source = _Rows(stream.first(config.limit), name)
     elif is_clevr(Path(name)):
         source = ClevrScenes(Path(name), config.split)
     else:
@@ -120,6 +125,26 @@ class _JsonLines:
         return _example(row, f"{self._path.name}:{number}", self._images)
 
 
+def _open_stream(name: str, config: DataConfig) -> Stream:
+    stream = Stream(open_stream(name, config.split), name, _example, seed=config.limit_seed)
+    _check_columns(stream.columns(), name)
+    return stream
+
+
+class _Rows:
+    """The first rows of a stream."""
+
+    def __init__(self, rows: list[Row], name: str) -> None:
+        self._rows = rows
+        self._name = name
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Example:
+        return _example(self._rows[index], f"{self._name}:{index}")
+
+
 class _Table:
     """R1-V's training sets: image, problem, solution."""
 
@@ -134,7 +159,7 @@ class _Table:
 
     def __getitem__(self, index: int) -> Example:
         (row,) = self._table[index : index + 1].to_pylist()
-        return _example(row, f"{self._name}:{index}", Path())
+        return _example(row, f"{self._name}:{index}")
 
 
 def _column(columns: Iterable[str], names: tuple[str, ...]) -> str | None:
@@ -149,7 +174,7 @@ def _check_columns(columns: Iterable[str], where: str) -> None:
             )
 
 
-def _entry(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+def _entry(row: Row, names: tuple[str, ...]) -> Any:
     name = _column(row, names)
     held = None if name is None else row[name]
     if held is None or (isinstance(held, str) and not held.strip()):
@@ -157,7 +182,7 @@ def _entry(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     return held
 
 
-def _example(row: Mapping[str, Any], identifier: str, folder: Path) -> Example:
+def _example(row: Row, identifier: str, folder: Path = _HERE) -> Example:
     read = Example(id=identifier, images=(), question="", answer="", solution="")
     try:
         read = dataclasses.replace(read, question=_question(row))
@@ -170,14 +195,14 @@ def _example(row: Mapping[str, Any], identifier: str, folder: Path) -> Example:
         raise UnreadableExample(f"{identifier}: {error}", read) from error
 
 
-def _question(row: Mapping[str, Any]) -> str:
+def _question(row: Row) -> str:
     held = _entry(row, _QUESTION)
     if not isinstance(held, str):
         raise UserError(f"its {_column(row, _QUESTION)} is no text but {type(held).__name__}")
     return held
 
 
-def _solution(row: Mapping[str, Any]) -> tuple[str, str]:
+def _solution(row: Row) -> tuple[str, str]:
     """The ground truth, and the solution that holds it in its answer tag."""
     name = _column(row, _SOLUTION)
     try:

@@ -13,8 +13,7 @@ _FILES = (".parquet", ".csv", ".tsv", ".json", ".arrow", ".zip")
 def open_table(name: str, split: str) -> Any:
     """A `datasets.Dataset`, which stays on disk: its size does not matter to memory.
 
-    A set of the hub is downloaded whole, or taken from the hub's cache. Streamed, it could not be
-    shuffled as a whole, and a run could not go on where it stopped.
+    A set of the hub is downloaded whole, or taken from the hub's cache.
 
     Args:
       name: a parquet file, a folder of parquet files (whose names tell their splits, as on the
@@ -24,6 +23,24 @@ def open_table(name: str, split: str) -> Any:
     Raises:
       UserError: there is no such data set or split, it cannot be read, or `datasets` is missing.
     """
+    return _open(name, split, streaming=False)
+
+
+def open_stream(name: str, split: str) -> Any:
+    """A `datasets.IterableDataset`, of which nothing is stored; its images are not decoded.
+
+    Args:
+      name, split, and what is raised: as of `open_table`; a folder must have parquet files.
+    """
+    return _open(name, split, streaming=True).decode(False)
+
+
+def reason(error: Exception) -> str:
+    """What a library says, in one line."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _open(name: str, split: str, *, streaming: bool) -> Any:
     path = Path(name)
     if not path.exists() and _is_local(name):
         raise UserError(f"there is no file or folder {name}")
@@ -35,24 +52,30 @@ def open_table(name: str, split: str) -> Any:
         ) from None
     try:
         if path.is_file():
-            return _parquet_file(path)
+            return _parquet_file(path, streaming=streaming)
+        without = path.is_dir() and not any(path.rglob("*.parquet"))
+        if streaming and without:
+            raise UserError(
+                f"--streaming reads parquet files, and the folder {name} has none: leave it out, a"
+                " folder is read from the disk as it lies"
+            )
         if any((path / marker).is_file() for marker in ("dataset_info.json", "dataset_dict.json")):
             table = datasets.load_from_disk(name)
-        elif path.is_dir() and not any(path.rglob("*.parquet")):
+        elif without:
             raise UserError(
                 f"the folder {name} holds no data set: give a .jsonl file, a .parquet file, a"
                 " folder of parquet files, of CLEVR, or one written by datasets.save_to_disk"
             )
+        elif path.is_dir() or streaming:
+            table = datasets.load_dataset(name, streaming=streaming)
         else:
             # Not by its id: `datasets` does not look into the hub's cache when it is offline.
-            folder = path if path.is_dir() else snapshot_download(name, repo_type="dataset")
-            table = datasets.load_dataset(str(folder))
+            table = datasets.load_dataset(snapshot_download(name, repo_type="dataset"))
     except UserError:
         raise
     except Exception as error:  # whatever the library, the network or the files come up with
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"the data set {name} cannot be read: {reason}") from error
-    if isinstance(table, datasets.DatasetDict):
+        raise UserError(f"the data set {name} cannot be read: {reason(error)}") from error
+    if isinstance(table, datasets.DatasetDict | datasets.IterableDatasetDict):
         if split not in table:
             raise UserError(f"{name} has no split {split!r}; it has {', '.join(table)}")
         return table[split]
@@ -67,9 +90,10 @@ def _is_local(name: str) -> bool:
     return name.endswith(_FILES) or name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
-def _parquet_file(path: Path) -> Any:
+def _parquet_file(path: Path, *, streaming: bool) -> Any:
     import datasets
 
     if path.suffix != ".parquet":
         raise UserError(f"{path} is no data set: a file must end in .jsonl or .parquet")
-    return datasets.Dataset.from_parquet(str(path))
+    kind = datasets.IterableDataset if streaming else datasets.Dataset
+    return kind.from_parquet(str(path))

@@ -23,7 +23,8 @@ from othink_jax.config import TrainingConfig
 from othink_jax.data.example import Example
 from othink_jax.data.loader import PromptLoader
 from othink_jax.data.processing import EncodedPrompt, PadTo
-from othink_jax.data.sources import ENDLESS, open_source
+from othink_jax.data.sources import open_source
+from othink_jax.data.stream import ENDLESS
 from othink_jax.errors import UserError
 from othink_jax.training import processes
 from othink_jax.training.console import Monitor
@@ -234,7 +235,9 @@ def total_steps(config: TrainingConfig, examples: int) -> int:
     if config.steps is not None:
         return config.steps
     if examples == ENDLESS:
-        raise UserError("a synthetic task has no end: give --steps, or --limit for few examples")
+        raise UserError(
+            "a synthetic task or a stream has no end: give --steps, or --limit for few examples"
+        )
     return math.ceil(config.epochs * examples / config.prompts_per_step)
 
 

@@ -1,0 +1,97 @@
+"""A data set that is read while it is used, and never stored."""
+
+import contextlib
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Self
+
+from othink_jax.data.example import Example
+from othink_jax.data.tables import reason
+from othink_jax.errors import UserError
+
+# The length of what has no end: more than any run draws, and grain shuffles 32-bit numbers.
+ENDLESS = 2**31
+
+# Rows that are held in memory to be shuffled, and as many that have just been drawn.
+WINDOW = 1000
+
+Row = Mapping[str, Any]
+
+
+class Stream:
+    """The rows of a table, pass after pass, each in another order; a `Source` without an end.
+
+    The order of a pass is that of `datasets`: the files are shuffled, ten of them are read in turn,
+    and what comes is shuffled in a window of 1000 rows. The n-th example is the same at every call.
+    The next one and the last thousand are at hand; for one further on, the rows before it are read
+    too, and for one further back, all from the first.
+    """
+
+    def __init__(
+        self, table: Any, name: str, example: Callable[[Row, str], Example], *, seed: int
+    ) -> None:
+        """Args:
+        table: a `datasets.IterableDataset`; its images are not decoded.
+        name: of the data set, for people.
+        example: makes one of a row and its name.
+        seed: of the order.
+        """
+        self._table = table
+        self._name = name
+        self._example = example
+        self._seed = seed
+        self._lock = threading.Lock()  # a thread that prepares prompts may still be at work
+        self._begin()
+
+    def _begin(self) -> None:
+        self._rows = self._passes()
+        self._drawn = 0
+        self._last: deque[Row] = deque(maxlen=WINDOW)
+
+    def columns(self) -> list[str]:
+        """Those of the first row; UserError if there is none."""
+        with self._reading():
+            first = next(iter(self._table), None)
+        if first is None:
+            raise UserError(f"{self._name} holds no examples")
+        return list(first)
+
+    def shuffled(self, seed: int) -> Self:
+        """The same rows in the order of another seed."""
+        return type(self)(self._table, self._name, self._example, seed=seed)
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __getitem__(self, index: int) -> Example:
+        with self._lock:
+            if index < self._drawn - len(self._last):
+                self._begin()
+            while self._drawn <= index:
+                self._last.append(next(self._rows))
+                self._drawn += 1
+            row = self._last[index - self._drawn]
+        return self._example(row, f"{self._name}:{index}")
+
+    def first(self, count: int) -> list[Row]:
+        """Rows of the first pass, fewer if there are not so many."""
+        return list(itertools.islice(self._pass(0), count))
+
+    def _passes(self) -> Iterator[Row]:
+        for number in itertools.count():
+            yield from self._pass(number)
+
+    def _pass(self, number: int) -> Iterator[Row]:
+        shuffled = self._table.shuffle(seed=self._seed, buffer_size=WINDOW)
+        shuffled.set_epoch(number)
+        with self._reading():
+            yield from shuffled
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever the library, the network or the files come up with
+            raise UserError(f"the data set {self._name} cannot be read: {reason(error)}") from error
