@@ -30,7 +30,6 @@ from experiments.lab.scores import (
     metrics_of,
     predictions_of,
     records,
-    score_of,
     tenths,
 )
 from experiments.lab.tables import (
@@ -57,6 +56,9 @@ PUBLISHED = {
     ("7B", "geometry"): (0.3316, 0.4350, 0.4204, 0.4549),
 }
 PAIRS = (("grpo", "sft"), ("grpo", "grpo_d"), ("sft", "grpo_d"))
+# A method and the task that it was trained on; the base, on nothing.
+Model = tuple[str, str]
+AllScores = Mapping[EvaluateConfig, Mapping[Model, list[Score]]]
 OVER_BASE = tuple(("base", method) for method in METHODS)
 
 
@@ -71,16 +73,11 @@ class SameTask(Experiment):
         return [self.scale.base(), *trained]
 
     def result(self) -> Result:
-        greedy = {
-            task: self.scores_of(self.models(self.scale, task), self.scale.test(task))
-            for task in TASKS
-        }
-        everything = [
-            (test, self.scores_of(self._all_models(), test)) for test in self.scale.tests()
-        ]
+        everything = {test: self.scores_of(self._all_models(), test) for test in self.scale.tests()}
+        greedy = {task: _trained_on(task, everything[self.scale.test(task)]) for task in TASKS}
         tables = [accuracy_table(greedy, self.options.paper.size)]
         tables += [comparison_table(greedy[task], task) for task in TASKS]
-        tables += [all_tests(everything), self.manner(), grader_table(greedy)]
+        tables += [all_tests(everything), self.manner(everything), grader_table(greedy)]
         numbers = [
             {
                 "test": test.data.name,
@@ -89,25 +86,26 @@ class SameTask(Experiment):
                 "trained_on": task or None,
                 "seeds": found,
             }
-            for test, scores in everything
+            for test, scores in everything.items()
             for (method, task), found in records(scores).items()
         ]
         return Result(tables=tables, figure=draw(greedy), numbers={"scores": numbers})
 
-    def _all_models(self) -> dict[tuple[str, str], list[Cell]]:
-        """By method and the task trained on, a cell a seed; the base, trained on nothing, first."""
+    def _all_models(self) -> dict[Model, list[Cell]]:
+        """A cell a seed; the base first."""
         found = {("base", ""): [self.scale.base()]}
         for task, method in itertools.product(TASKS, METHODS):
             found[method, task] = [self.scale.cell(method, task, seed) for seed in self.seeds]
         return found
 
-    def manner(self) -> Table:
+    def manner(self, scores: AllScores) -> Table:
         """How each model answers, and how far training took it from the base."""
         rows = []
         for (method, trained_on), cells in self._all_models().items():
             row = {"method": TITLES[method], "trained on": trained_on}
             for task in TASKS:
-                told = self._manner(cells, self.scale.test(task))
+                test = self.scale.test(task)
+                told = self._manner(cells, test, scores[test][method, trained_on])
                 row |= {f"{task}: {what}": text for what, text in told.items()}
             sampled = isinstance(cells[0].train, GRPOConfig)
             runs = [metrics_of(self.options.root, cell) for cell in cells] if sampled else []
@@ -128,15 +126,16 @@ class SameTask(Experiment):
         """Whether the models come from the embedded one."""
         return self.options.scale == "laptop"
 
-    def _manner(self, cells: Sequence[Cell], test: EvaluateConfig) -> dict[str, str]:
+    def _manner(
+        self, cells: Sequence[Cell], test: EvaluateConfig, scores: Sequence[Score]
+    ) -> dict[str, str]:
         """How one model answers a test, by what is told of it."""
-        root = self.options.root
-        scores = [score_of(root, cell, test) for cell in cells]
         shown = {
             "right format": percent(fmean(score.format for score in scores)),
             "tokens": f"{fmean(score.tokens for score in scores):.1f}",
         }
         if self._has_quick_looks:
+            root = self.options.root
             quick = [quick_looks(predictions_of(root, cell, test)) for cell in cells]
             shown["quick looks, every seed"] = " ".join(f"{100 * share:.0f}" for share in quick)
         return shown
@@ -152,12 +151,15 @@ def decoding(test: EvaluateConfig) -> str:
     return "greedy" if test.sampling.temperature == 0 else "sampled"
 
 
-def all_tests(
-    scores: Sequence[tuple[EvaluateConfig, Mapping[tuple[str, str], Sequence[Score]]]],
-) -> Table:
+def _trained_on(task: Task, scores: Mapping[Model, list[Score]]) -> dict[str, list[Score]]:
+    """The base, and the methods that were trained on a task."""
+    return {"base": scores["base", ""], **{method: scores[method, task] for method in METHODS}}
+
+
+def all_tests(scores: AllScores) -> Table:
     """Every model on every test: the other task, other scenes, and sampled answers too."""
     rows = []
-    for test, by_model in scores:
+    for test, by_model in scores.items():
         for (method, trained_on), found in by_model.items():
             model = [test.data.name, decoding(test), TITLES[method], trained_on]
             rows.append([*model, summary(found), r1v_mean(found), every_seed(found)])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+import matplotlib
 import tyro
 from matplotlib.figure import Figure
 from PIL import Image
@@ -188,7 +189,8 @@ def write(
         cases.append(fields | {"image": image})
     if result.figure is not None:
         result.figure.savefig(unfinished / "figure.png", dpi=130)
-        result.figure.savefig(unfinished / "figure.svg")
+        with matplotlib.rc_context({"svg.hashsalt": directory.name}):  # the same file each time
+            result.figure.savefig(unfinished / "figure.svg", metadata={"Date": None})
     record = {
         "kind": "experiment",
         "name": directory.name,
