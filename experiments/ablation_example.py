@@ -2,7 +2,7 @@
 
 Claim: none; it shows what a researcher writes.
 Command: python -m experiments.ablation_example [--steps 30]
-Cost: about a minute a variant on two CPU cores.
+Cost: two minutes for all nine on two CPU cores.
 Shows: the KL weight, and KL and reward in the last tenth of the training, of variants of GRPO on
     the embedded model: another schedule of the KL weight, one that reacts, another estimator of the
     KL, another reduction of the loss.
