@@ -6,7 +6,6 @@ import logging
 import subprocess
 import sys
 import threading
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -111,12 +110,6 @@ def test_every_epoch_shows_every_example_once_in_another_order(load):
 def test_the_order_is_a_function_of_the_seed(load):
     assert take(load(Numbers(12)), 5) == take(load(Numbers(12)), 5)
     assert take(load(Numbers(12)), 5) != take(load(Numbers(12), seed=1), 5)
-
-
-def test_a_stream_of_some_epochs_ends_and_leaves_out_what_fills_no_batch(load):
-    batches = [ids(batch) for batch in load(Numbers(5), epochs=2)]  # 10 examples, batches of 4
-    assert [len(batch) for batch in batches] == [4, 4]
-    assert max(Counter(flat_list(batches)).values()) <= 2
 
 
 def test_processes_share_the_stream_one_example_each_in_turn(load):

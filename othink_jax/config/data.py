@@ -27,8 +27,8 @@ class DataConfig:
     # train, validation, test, or test-ood (counting only) of a task; a data set's own; a single
     # file has none
     split: str = "train"
-    # read a data set (of the hub, or parquet files) while it is used and store nothing of it, for
-    # --steps, or the first --limit rows; its order is shuffled in a window of 1000 rows
+    # read parquet files, here or on the hub, while they are used, and store nothing of them, for
+    # --steps, or the first --limit rows; their order is shuffled in a window of 1000 rows
     streaming: bool = False
     difficulty: Difficulty = "default"  # of a task
     limit: int | None = None  # use this many examples only (few-shot), chosen by `limit_seed`
@@ -53,7 +53,7 @@ class DataConfig:
         require(
             not self.streaming
             or (self.dataset is not None and not self.dataset.endswith(".jsonl")),
-            "--streaming goes with a --dataset of the hub or of parquet files",
+            "--streaming goes with a --dataset of parquet files, here or on the hub",
         )
         require("{question}" in self.template, "template must contain {question}")
         if self.min_pixels is not None and self.max_pixels is not None:

@@ -82,12 +82,12 @@ def _ahead(numbers: grain.MapDataset, encode: _Encode, batch_size: int) -> grain
 
 
 class PromptLoader:
-    """Shuffled batches of examples and their encoded prompts, endless or for some epochs.
+    """Shuffled batches of examples and their encoded prompts, without an end.
 
-    The order is a function of the seed, another one each epoch; a batch may span two epochs, and
-    what does not fill a batch at the very end is left out. Examples that cannot be read and those
-    that are too long are skipped, counted in `skipped` by cause (each time they come up), listed in
-    `left_out`, and named in the log once, the first ten of them; no text is ever cut.
+    The order is a function of the seed, another one each epoch; a batch may span two epochs.
+    Examples that cannot be read and those that are too long are skipped, counted in `skipped` by
+    cause (each time they come up), listed in `left_out`, and named in the log once (those of a
+    `Stream` once an epoch), the first ten of them; no text is ever cut.
     """
 
     skipped: Counter[str]  # `unreadable` and `too_long`
@@ -103,7 +103,6 @@ class PromptLoader:
         template: str,
         max_prompt_tokens: int | None,
         max_completion_tokens: int | None = None,
-        epochs: int | None = None,
         share: tuple[int, int] = (0, 1),
     ) -> None:
         """Args:
@@ -115,7 +114,6 @@ class PromptLoader:
         max_prompt_tokens: longer prompts, image tokens included, are skipped; None skips none.
         max_completion_tokens: the examples' solutions are encoded as completions, and longer ones
             skipped; None encodes none.
-        epochs: passes over the source; None for no end, as a `Stream` has none.
         share: of the stream, the process `share[0]` of `share[1]` takes every so many-th example.
         """
         self.skipped = Counter()
@@ -126,7 +124,7 @@ class PromptLoader:
         if isinstance(source, Stream):
             source = source.shuffled(seed)
         else:
-            numbers = numbers.shuffle(seed=seed).repeat(epochs)
+            numbers = numbers.shuffle(seed=seed).repeat()
         numbers = numbers[share[0] :: share[1]]
         encode = _Encode(
             source,

@@ -67,10 +67,7 @@ def open_source(config: DataConfig, *, size: int | None = None) -> Source:
     if name.endswith(".jsonl"):
         source: Source = _JsonLines(Path(name), config.images)
     elif config.streaming:
-        stream = _open_stream(name, config)
-        if config.limit is None:
-            return stream
-        source = _Rows(stream.first(config.limit), name)
+        return _open_stream(name, config)
     elif is_clevr(Path(name)):
         source = ClevrScenes(Path(name), config.split)
     else:
@@ -79,11 +76,13 @@ def open_source(config: DataConfig, *, size: int | None = None) -> Source:
         raise UserError(f"{name} holds no examples")
     if config.limit is None:
         return source
-    if config.limit > len(source):
-        raise UserError(
-            f"limit asks for {config.limit} examples, but {name} holds only {len(source)}"
-        )
+    _check_limit(config.limit, len(source), name)
     return _Subset(source, config.limit, config.limit_seed)
+
+
+def _check_limit(limit: int, found: int, name: str) -> None:
+    if limit > found:
+        raise UserError(f"limit asks for {limit} examples, but {name} holds only {found}")
 
 
 class _Subset:
@@ -125,10 +124,14 @@ class _JsonLines:
         return _example(row, f"{self._path.name}:{number}", self._images)
 
 
-def _open_stream(name: str, config: DataConfig) -> Stream:
+def _open_stream(name: str, config: DataConfig) -> Source:
     stream = Stream(open_stream(name, config.split), name, _example, seed=config.limit_seed)
     _check_columns(stream.columns(), name)
-    return stream
+    if config.limit is None:
+        return stream
+    rows = stream.first(config.limit)
+    _check_limit(config.limit, len(rows), name)
+    return _Rows(rows, name)
 
 
 class _Rows:

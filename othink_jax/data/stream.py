@@ -1,10 +1,12 @@
 """A data set that is read while it is used, and never stored."""
 
+import atexit
 import contextlib
 import itertools
 import threading
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, Self
 
 from othink_jax.data.example import Example
@@ -19,14 +21,17 @@ WINDOW = 1000
 
 Row = Mapping[str, Any]
 
+_OPEN: "weakref.WeakSet[Stream]" = weakref.WeakSet()
+
 
 class Stream:
     """The rows of a table, pass after pass, each in another order; a `Source` without an end.
 
     The order of a pass is that of `datasets`: the files are shuffled, ten of them are read in turn,
-    and what comes is shuffled in a window of 1000 rows. The n-th example is the same at every call.
-    The next one and the last thousand are at hand; for one further on, the rows before it are read
-    too, and for one further back, all from the first.
+    and what comes is shuffled in a window of 1000 rows. Examples are named after their place in the
+    stream, not after that of their row in its file. The n-th is the same at every call, as long as
+    the data set and the version of `datasets` are. The next one and the last thousand are at hand;
+    for one further on, the rows before it are read too, for one further back, all from the first.
     """
 
     def __init__(
@@ -44,6 +49,13 @@ class Stream:
         self._seed = seed
         self._lock = threading.Lock()  # a thread that prepares prompts may still be at work
         self._begin()
+        _OPEN.add(self)
+
+    def close(self) -> None:
+        """End reading. It goes on from the first row, if it goes on."""
+        with self._lock:
+            self._rows.close()
+            self._begin()
 
     def _begin(self) -> None:
         self._rows = self._passes()
@@ -79,7 +91,7 @@ class Stream:
         """Rows of the first pass, fewer if there are not so many."""
         return list(itertools.islice(self._pass(0), count))
 
-    def _passes(self) -> Iterator[Row]:
+    def _passes(self) -> Generator[Row, None, None]:
         for number in itertools.count():
             yield from self._pass(number)
 
@@ -94,4 +106,12 @@ class Stream:
         try:
             yield
         except Exception as error:  # whatever the library, the network or the files come up with
+            self._begin()
             raise UserError(f"the data set {self._name} cannot be read: {reason(error)}") from error
+
+
+@atexit.register
+def _close_all() -> None:
+    """Arrow's threads must not outlive the interpreter: github.com/apache/arrow/issues/45214."""
+    for stream in list(_OPEN):
+        stream.close()

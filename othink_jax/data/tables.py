@@ -27,12 +27,16 @@ def open_table(name: str, split: str) -> Any:
 
 
 def open_stream(name: str, split: str) -> Any:
-    """A `datasets.IterableDataset`, of which nothing is stored; its images are not decoded.
+    """A `datasets.IterableDataset` of rows whose images are not decoded; nothing is stored.
 
     Args:
       name, split, and what is raised: as of `open_table`; a folder must have parquet files.
     """
-    return _open(name, split, streaming=True).decode(False)
+    table = _open(name, split, streaming=True)
+    if table.features is not None:
+        table = table.decode(False)
+    # No Arrow: of that, `datasets` cannot shuffle more than 2 GiB in a window.
+    return table.map(dict, features=table.features)
 
 
 def reason(error: Exception) -> str:
@@ -53,13 +57,14 @@ def _open(name: str, split: str, *, streaming: bool) -> Any:
     try:
         if path.is_file():
             return _parquet_file(path, streaming=streaming)
+        saved = any((path / file).is_file() for file in ("dataset_info.json", "dataset_dict.json"))
         without = path.is_dir() and not any(path.rglob("*.parquet"))
-        if streaming and without:
+        if streaming and (saved or without):
             raise UserError(
-                f"--streaming reads parquet files, and the folder {name} has none: leave it out, a"
-                " folder is read from the disk as it lies"
+                f"--streaming reads parquet files, and the folder {name} is none of them: leave it"
+                " out, what lies there is read from the disk as it is"
             )
-        if any((path / marker).is_file() for marker in ("dataset_info.json", "dataset_dict.json")):
+        if saved:
             table = datasets.load_from_disk(name)
         elif without:
             raise UserError(
