@@ -61,8 +61,8 @@ def _open(name: str, split: str, *, streaming: bool) -> Any:
         without = path.is_dir() and not any(path.rglob("*.parquet"))
         if streaming and (saved or without):
             raise UserError(
-                f"--streaming reads parquet files, and the folder {name} is none of them: leave it"
-                " out, what lies there is read from the disk as it is"
+                f"--streaming reads parquet files, and {name} is no folder of them: leave it out,"
+                " what lies there is read from the disk as it is"
             )
         if saved:
             table = datasets.load_from_disk(name)
