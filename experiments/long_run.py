@@ -25,15 +25,13 @@ from experiments.lab.scores import metrics_of, records
 from experiments.lab.tables import (
     OVER_CONTENTS,
     OVER_SEEDS,
-    R1V,
     STRICT,
-    every_seed,
-    r1v_mean,
-    summary,
+    both,
+    both_columns,
 )
 from experiments.regime_search import BASES, UPDATES, Regime, RegimeSearch
 from experiments.table1_same_task import comparison_table
-from othink_jax.config import EvaluateConfig, KLConfig, from_dict, to_dict
+from othink_jax.config import KLConfig, from_dict, to_dict
 from othink_jax.errors import UserError
 from othink_jax.report.table import Table
 
@@ -69,19 +67,14 @@ class LongRun(LaptopExperiment):
             tuned={(method, self.regime.task): trial},
         )
 
-    def _tests(self) -> list[EvaluateConfig]:
-        """Greedy, and sampled."""
-        task = self.regime.task
-        return [self.laptop.test(task, temperature=value) for value in (0.0, 1.0)]
-
     def _cell(self, label: str, seed: int) -> Cell:
         method, trial = self.trials[label]
         trained = self._scale(method, trial).cell(method, self.regime.task, seed)
-        return trained.tested_on(*self._tests())
+        return trained.tested_on(*self.both_tests(self.regime.task))
 
     def _base(self) -> Cell:
         base = dataclasses.replace(self.laptop, model=self.model(self.regime.base)).base()
-        return base.tested_on(*self._tests())
+        return base.tested_on(*self.both_tests(self.regime.task))
 
     def cells(self) -> Sequence[Cell]:
         return [self._base(), *(self._cell(x, seed) for seed in self.seeds for x in self.trials)]
@@ -92,23 +85,13 @@ class LongRun(LaptopExperiment):
         return {"base": [self._base()], **trained}
 
     def result(self) -> Result:
-        models = self._models()
-        greedy, sampled = (self.scores_of(models, test) for test in self._tests())
-        rows = []
-        for label in models:
-            row = [label]
-            for found in (greedy[label], sampled[label]):
-                row += [summary(found), r1v_mean(found), every_seed(found)]
-            rows.append(row)
-        columns = ["method"]
-        for decoding in ("greedy", "sampled"):
-            columns += [decoding, f"{decoding}, {R1V}", f"{decoding}, every seed"]
-        about = self.regime
+        models, about = self._models(), self.regime
+        greedy, sampled = (self.scores_of(models, test) for test in self.both_tests(about.task))
         table = Table(
             title=f"{self.updates} updates on {about.task} from the {about.base} base"
             f" (%, {STRICT})",
-            columns=columns,
-            rows=rows,
+            columns=["method", *both_columns()],
+            rows=[[label, *both(greedy[label], sampled[label])] for label in models],
             note=f"Learning rate {about.learning_rate:g}, but for those as tuned. GRPO-D: KL weight"
             f" from {about.kl_min:g} to {about.kl_max:g}. {OVER_SEEDS}; {OVER_CONTENTS}.",
         )

@@ -17,9 +17,9 @@ from experiments.lab.experiment import Result, main
 from experiments.lab.laptop import LaptopExperiment
 from experiments.lab.scales import TASKS, Laptop, Tuned, first_kl
 from experiments.lab.scores import records
-from experiments.lab.tables import OVER_SEEDS, R1V, STRICT, every_seed, r1v_mean, summary
+from experiments.lab.tables import OVER_SEEDS, STRICT, both, both_columns
 from experiments.table1_same_task import comparison_table
-from othink_jax.config import EvaluateConfig, Task
+from othink_jax.config import Task
 from othink_jax.report.table import Table
 
 PAIRS = list(itertools.combinations(("GRPO, as tuned", "GRPO, matched", "GRPO-D"), 2))
@@ -35,13 +35,9 @@ class MatchedSettings(LaptopExperiment):
         matched = Tuned(learning_rate=tuned.learning_rate, kl=first_kl(tuned.kl))
         return dataclasses.replace(self.laptop, tuned={("grpo", task): matched})
 
-    def _tests(self, task: Task) -> list[EvaluateConfig]:
-        """Greedy, and sampled."""
-        return [self.laptop.test(task, temperature=value) for value in (0.0, 1.0)]
-
     def _models(self, task: Task) -> dict[str, list[Cell]]:
         """A cell a seed."""
-        matched, tests = self._matched(task), self._tests(task)
+        matched, tests = self._matched(task), self.both_tests(task)
         return {
             "GRPO, as tuned": [self.laptop.cell("grpo", task, seed) for seed in self.seeds],
             "GRPO, matched": [
@@ -57,22 +53,15 @@ class MatchedSettings(LaptopExperiment):
         rows, comparisons, numbers = [], [], []
         for task in TASKS:
             models = self._models(task)
-            greedy, sampled = (self.scores_of(models, test) for test in self._tests(task))
-            for label in models:
-                row = [task, label]
-                for found in (greedy[label], sampled[label]):
-                    row += [summary(found), r1v_mean(found), every_seed(found)]
-                rows.append(row)
+            greedy, sampled = (self.scores_of(models, test) for test in self.both_tests(task))
+            rows += [[task, label, *both(greedy[label], sampled[label])] for label in models]
             comparisons.append(comparison_table(greedy, f"{task}, greedy", PAIRS))
             comparisons.append(comparison_table(sampled, f"{task}, sampled", PAIRS))
             graded = {"greedy": records(greedy), "sampled": records(sampled)}
             numbers.append({"task": task, **graded})
-        columns = ["task", "method"]
-        for decoding in ("greedy", "sampled"):
-            columns += [decoding, f"{decoding}, {R1V}", f"{decoding}, every seed"]
         table = Table(
             title=f"GRPO at GRPO-D's settings (%, {STRICT})",
-            columns=columns,
+            columns=["task", "method", *both_columns()],
             rows=rows,
             note=f"Matched: GRPO-D's learning rate, and the weight it begins with. {OVER_SEEDS}.",
         )

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from experiments.lab.cells import Cell
+from experiments.lab.cells import Cell, decoding
 from experiments.lab.curves import draw_dots
 from experiments.lab.experiment import Experiment, Result, main
 from experiments.lab.scales import METHODS, TASKS, TITLES
@@ -144,11 +144,6 @@ class SameTask(Experiment):
 def quick_looks(predictions: Sequence[Mapping[str, Any]]) -> float:
     """The share of answers in the embedded model's hasty style."""
     return fmean(QUICK_LOOK in row["model_output"] for row in predictions)
-
-
-def decoding(test: EvaluateConfig) -> str:
-    """How a test has its answers made."""
-    return "greedy" if test.sampling.temperature == 0 else "sampled"
 
 
 def _trained_on(task: Task, scores: Mapping[Model, list[Score]]) -> dict[str, list[Score]]:

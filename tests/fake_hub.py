@@ -1,4 +1,4 @@
-"""The hub, as far as a data set that is streamed asks it, serving a folder from this machine."""
+"""The hub without a network: its cache, and a server that has one data set."""
 
 import contextlib
 import http.server
@@ -12,9 +12,17 @@ from urllib.parse import urlparse
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
 
+def in_hub_cache(root: Path, kind: str, identifier: str) -> Path:
+    """Where the hub's cache under HF_HOME keeps the files of a model or a data set."""
+    cached = root / "hub" / f"{kind}s--{identifier.replace('/', '--')}"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text(SHA)
+    return cached / "snapshots" / SHA
+
+
 @contextlib.contextmanager
 def serving(folder: Path, identifier: str) -> Iterator[str]:
-    """The address under which `folder` is the data set `identifier`."""
+    """The address under which `folder` is the data set `identifier`, as far as streaming asks."""
 
     class Hub(http.server.BaseHTTPRequestHandler):
         def do_GET(self):

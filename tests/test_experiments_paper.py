@@ -8,16 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.fake_hub import in_hub_cache
 from tests.parity_cases import write_random_model
 from tests.test_sources import png, write_jsonl, write_parquet
-
-
-def in_hub_cache(root: Path, kind: str, identifier: str) -> Path:
-    """Where the hub's cache under HF_HOME keeps the files of a model or a data set."""
-    cached = root / "hub" / f"{kind}s--{identifier.replace('/', '--')}"
-    (cached / "refs").mkdir(parents=True)
-    (cached / "refs" / "main").write_text("0123abc")
-    return cached / "snapshots" / "0123abc"
 
 
 def rows(count: int) -> list[dict]:

@@ -17,6 +17,7 @@ from othink_jax.data.example import UnreadableExample
 from othink_jax.data.sources import open_source
 from othink_jax.data.stream import ENDLESS
 from othink_jax.errors import UserError
+from tests.fake_hub import in_hub_cache
 from tests.tiny_processor import noise
 
 datasets.disable_progress_bars()
@@ -280,12 +281,9 @@ def test_a_wrong_path_is_named(tmp_path, monkeypatch, name):
 
 def test_a_hub_id_is_found_in_the_hubs_cache(tmp_path, monkeypatch):
     """Laid out as `hf download --repo-type dataset` leaves it; the tests are offline."""
-    cached = tmp_path / "hub" / "datasets--someone--clevr"
-    snapshot = cached / "snapshots" / "0123abc"
+    snapshot = in_hub_cache(tmp_path, "dataset", "someone/clevr")
     for split, count in (("train", 3), ("test", 2)):
         write_parquet(snapshot / "data" / f"{split}-00000-of-00001.parquet", r1v_rows(count))
-    (cached / "refs").mkdir()
-    (cached / "refs" / "main").write_text("0123abc")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     train, test = (opened("someone/clevr", split=split) for split in ("train", "test"))
     assert (len(train), len(test)) == (3, 2)

@@ -81,12 +81,16 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
+def decoding(test: EvaluateConfig) -> str:
+    """How a test has its answers made."""
+    return "greedy" if test.sampling.temperature == 0 else "sampled"
+
+
 def evaluation_name(test: EvaluateConfig) -> str:
     """Of the directory of an evaluation."""
     data = test.data
     asked = data.task or Path(str(data.dataset)).stem
-    decoding = "greedy" if test.sampling.temperature == 0 else "sampled"
-    return f"{asked}-{data.split}-{decoding}-{_digest(_settings(test))}"
+    return f"{asked}-{data.split}-{decoding(test)}-{_digest(_settings(test))}"
 
 
 def evaluation_directory(

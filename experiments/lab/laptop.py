@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 from experiments.continue_tiny import ContinueConfig, go_on
 from experiments.lab.experiment import Experiment, Options, Result
 from experiments.lab.scales import Laptop
+from othink_jax.config import EvaluateConfig, Task
 from othink_jax.errors import UserError
 
 # `embedded` is the model of the package; the others go on from it, with a corpus whose quick looks
@@ -29,6 +30,10 @@ class LaptopExperiment(Experiment):
         """The settings of the other experiments at this scale."""
         assert isinstance(self.scale, Laptop)
         return self.scale
+
+    def both_tests(self, task: Task) -> list[EvaluateConfig]:
+        """Greedy, and sampled."""
+        return [self.laptop.test(task, temperature=value) for value in (0.0, 1.0)]
 
     def model(self, base: Base) -> str:
         """The model of a base; `run` makes those that are not there yet."""

@@ -41,6 +41,18 @@ def summary(scores: Sequence[Score]) -> str:
     return over_seeds([score.accuracy for score in scores])
 
 
+def both_columns() -> list[str]:
+    """Of `both`."""
+    names = ("greedy", "sampled")
+    return [part for name in names for part in (name, f"{name}, {R1V}", f"{name}, every seed")]
+
+
+def both(greedy: Sequence[Score], sampled: Sequence[Score]) -> list[str]:
+    """One model on the two tests of a task: by both graders, and every seed."""
+    tests = (greedy, sampled)
+    return [part for one in tests for part in (summary(one), r1v_mean(one), every_seed(one))]
+
+
 def r1v_mean(scores: Sequence[Score]) -> str:
     """Mean accuracy by R1-V's grader, with which the paper's numbers were made."""
     return percent(fmean(score.accuracy_r1v for score in scores))

@@ -16,7 +16,7 @@ from othink_jax.checkpoint import safetensors_file
 from othink_jax.checkpoint.keymap import Entry, entries, hub_name
 from othink_jax.checkpoint.safetensors_file import DTYPES
 from othink_jax.checkpoint.tensors import Tensors
-from othink_jax.errors import UserError
+from othink_jax.errors import UserError, first_line
 from othink_jax.files import read_json, write_atomically
 from othink_jax.model.config import Qwen2VLConfig
 from othink_jax.model.hf_config import from_hf, to_hf
@@ -44,9 +44,9 @@ def resolve(model: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(model), allow_patterns=list(_FETCHED)))
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"there is no directory {model}, and the hub gives no model of this name: {reason}"
+            f"there is no directory {model}, and the hub gives no model of this name:"
+            f" {first_line(error)}"
         ) from error
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from othink_jax.errors import UserError
+from othink_jax.errors import UserError, first_line
 
 
 class TrainingStore:
@@ -67,5 +67,4 @@ class TrainingStore:
 
 def damaged(place: Any, error: Exception) -> UserError:
     """One line for whatever Orbax raises, which depends on the damage."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-    return UserError(f"{place} is damaged: {reason}")
+    return UserError(f"{place} is damaged: {first_line(error)[:300]}")

@@ -10,8 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, Self
 
 from othink_jax.data.example import Example
-from othink_jax.data.tables import reason
-from othink_jax.errors import UserError
+from othink_jax.errors import UserError, first_line
 
 # The length of what has no end: more than any run draws, and grain shuffles 32-bit numbers.
 ENDLESS = 2**31
@@ -107,7 +106,9 @@ class Stream:
             yield
         except Exception as error:  # whatever the library, the network or the files come up with
             self._begin()
-            raise UserError(f"the data set {self._name} cannot be read: {reason(error)}") from error
+            raise UserError(
+                f"the data set {self._name} cannot be read: {first_line(error)}"
+            ) from error
 
 
 @atexit.register

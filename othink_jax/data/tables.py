@@ -5,7 +5,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
-from othink_jax.errors import UserError
+from othink_jax.errors import UserError, first_line
 
 _FILES = (".parquet", ".csv", ".tsv", ".json", ".arrow", ".zip")
 
@@ -37,11 +37,6 @@ def open_stream(name: str, split: str) -> Any:
         table = table.decode(False)
     # No Arrow: of that, `datasets` cannot shuffle more than 2 GiB in a window.
     return table.map(dict, features=table.features)
-
-
-def reason(error: Exception) -> str:
-    """What a library says, in one line."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _open(name: str, split: str, *, streaming: bool) -> Any:
@@ -79,7 +74,7 @@ def _open(name: str, split: str, *, streaming: bool) -> Any:
     except UserError:
         raise
     except Exception as error:  # whatever the library, the network or the files come up with
-        raise UserError(f"the data set {name} cannot be read: {reason(error)}") from error
+        raise UserError(f"the data set {name} cannot be read: {first_line(error)}") from error
     if isinstance(table, datasets.DatasetDict | datasets.IterableDatasetDict):
         if split not in table:
             raise UserError(f"{name} has no split {split!r}; it has {', '.join(table)}")

@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from othink_jax.config import ProcessConfig
-from othink_jax.errors import UserError
+from othink_jax.errors import UserError, first_line
 
 _T = TypeVar("_T")
 
@@ -31,8 +31,9 @@ def join(config: ProcessConfig) -> None:
         else:
             jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id)
     except (ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"the processes of this run do not find each other: {reason}") from error
+        raise UserError(
+            f"the processes of this run do not find each other: {first_line(error)}"
+        ) from error
 
 
 def first() -> bool:
