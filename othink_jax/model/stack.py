@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from othink_jax.model.linear import PRODUCT
+
 # What the backward pass finds in memory of a layer's forward pass, and does not compute again:
 # everything it needs (`none`), the products with weights alone (`dots`), the layer's input alone
 # (`layer`).
@@ -73,8 +75,8 @@ def run_stack(
 def _checkpointed(run: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
     if remat == "none":
         return run
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
-    return jax.checkpoint(run, policy=policy)
+    keep = jax.checkpoint_policies.save_only_these_names(PRODUCT) if remat == "dots" else None
+    return jax.checkpoint(run, policy=keep)
 
 
 def stack_layers(layers: dict[Any, Any]) -> dict[Any, Any]:

@@ -1,0 +1,163 @@
+"""What each layer keeps for the backward pass under `--remat none`, `dots` and `layer`."""
+
+import dataclasses
+import functools
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from othink_jax.checkpoint.load import abstract_model
+from othink_jax.config import LoRAConfig
+from othink_jax.model.config import WindowsConfig
+from othink_jax.model.precision import wide_einsum
+from othink_jax.model.qwen2_vl import merge
+from tests.model_cases import make_config
+from tests.programs import equations, numbers, saved
+
+RANK = 3
+B, P, G, T = 2, 11, 4, 5  # prompts, their tokens, completions, their tokens
+N, K = 2, 12  # images, patches
+GATED = {"windows": WindowsConfig(window_size=16, full_layers=(1,), tokens_per_second=2)}
+# Of the shapes below: width, that of keys and values, that of the MLP.
+TEXT, KV, MLP = 16, 8, 48
+VISION, VISION_MLP = 32, 64
+
+
+def model_of(depth, remat, dtype, *, scan, lora=None, vision=None):
+    config = make_config(heads=2, kv_heads=1, section=(1, 2, 1), depth=depth, vision_depth=depth)
+    config = dataclasses.replace(
+        config, vision=dataclasses.replace(config.vision, **(vision or {}))
+    )
+    return abstract_model(config, dtype, "float32", scan_layers=scan, remat=remat, lora=lora)
+
+
+def prefill(graphdef, dtype):
+    def run(params, x):
+        positions = jnp.broadcast_to(jnp.arange(P), (B, 3, P))
+        return merge(graphdef, params).text.prefill(x, positions, jnp.ones((B, P), bool))
+
+    return run, jax.ShapeDtypeStruct((B, P, TEXT), dtype)
+
+
+def extend(graphdef, dtype):
+    def run(params, x):
+        text = merge(graphdef, params).text
+        keys = jnp.ones((B, P, 1, 8), dtype)
+        prefix = ((keys, keys),) * text.config.num_hidden_layers
+        positions = jnp.broadcast_to(jnp.arange(T), (B, 1, 3, T))
+        return text.extend(x, positions, prefix, jnp.ones((B, P), bool), None, 0)
+
+    return run, jax.ShapeDtypeStruct((B, G, T, TEXT), dtype)
+
+
+def encode(graphdef, dtype):
+    def run(params, x):
+        positions = jnp.ones((N, K, 2), jnp.int32)
+        return merge(graphdef, params).visual(x, positions, jnp.ones((N, K), bool))
+
+    return run, jax.ShapeDtypeStruct((N, K, 96), dtype)
+
+
+def kept_by_a_layer(make, remat, dtype, *, scan, **settings):
+    """What a model of one more layer keeps more of, as arrays of one layer."""
+
+    def kept(depth):
+        graphdef, params = model_of(depth, remat, dtype, scan=scan, **settings)
+        run, x = make(graphdef, dtype)
+        return saved(lambda params, x: run(params, x)[0], params, x)
+
+    if not scan:
+        return kept(3) - kept(2)
+    # Of a scan, each array holds those of all layers.
+    return Counter(
+        {(dtype, shape[1:]): n for (dtype, shape), n in kept(7).items() if shape[0] == 7}
+    )
+
+
+def arrays(dtype, leading, *widths):
+    short = {"float32": "f32", "bfloat16": "bf16"}[dtype]
+    return Counter((short, (*leading, width)) for width in widths)
+
+
+TEXT_LINEARS = (TEXT, KV, KV, TEXT, MLP, MLP)  # q, k, v, o, gate, up; nothing needs what down gives
+CASES = {
+    "a prompt": (prefill, (B, P), TEXT, TEXT_LINEARS, {}),
+    "completions": (extend, (B, G, T), TEXT, TEXT_LINEARS, {}),
+    "images": (encode, (N, K), VISION, (3 * VISION, VISION, VISION_MLP), {}),  # qkv, proj, fc1
+    "images, gated": (
+        *(encode, (N, K), VISION, (3 * VISION, VISION, VISION_MLP, VISION_MLP)),
+        {"vision": GATED},
+    ),
+}
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+every_layout = pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
+every_dtype = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+
+
+@every_case
+@every_layout
+def test_layer_keeps_the_input_of_a_layer_alone(case, scan):
+    make, leading, width, _, settings = case
+    kept = kept_by_a_layer(make, "layer", "bfloat16", scan=scan, **settings)
+    assert kept == arrays("bfloat16", leading, width)
+
+
+@every_case
+@every_layout
+@every_dtype
+def test_dots_keeps_what_linear_layers_put_out_too(case, scan, dtype):
+    """With a bias and without, in the dtype of the computation, and nothing else."""
+    make, leading, width, linears, settings = case
+    kept = kept_by_a_layer(make, "dots", dtype, scan=scan, **settings)
+    assert kept == arrays(dtype, leading, width, *linears)
+
+
+@pytest.mark.parametrize(("make", "leading"), [(prefill, (B, P)), (extend, (B, G, T))])
+def test_dots_keeps_what_adapters_put_out_and_their_low_rank_inputs(make, leading):
+    lora = LoRAConfig(lora_rank=RANK)
+    kept = kept_by_a_layer(make, "dots", "bfloat16", scan=False, lora=lora)
+    low = arrays("bfloat16", leading, *[RANK] * 7)
+    assert kept == arrays("bfloat16", leading, TEXT, *TEXT_LINEARS) + low
+    kept = kept_by_a_layer(make, "layer", "bfloat16", scan=False, lora=lora)
+    assert kept == arrays("bfloat16", leading, TEXT)
+
+
+@every_case
+@every_layout
+def test_none_keeps_more_than_dots(case, scan):
+    make, *_, settings = case
+    none, dots = (
+        kept_by_a_layer(make, remat, "float32", scan=scan, **settings) for remat in ("none", "dots")
+    )
+    assert numbers(none) > 2 * numbers(dots)
+
+
+@pytest.mark.parametrize("lora", [None, LoRAConfig(lora_rank=RANK)], ids=["whole", "lora"])
+@every_layout
+def test_dots_computes_no_product_with_weights_again(scan, lora):
+    """Forward one product a layer, backward two; `layer` makes the first again."""
+    if scan and lora:
+        pytest.skip("adapters are trained with layers unrolled")
+
+    def products(remat):
+        graphdef, params = model_of(2, remat, "bfloat16", scan=scan, lora=lora)
+        run, x = prefill(graphdef, "bfloat16")
+        gradient = jax.grad(lambda *given: run(*given)[0].astype(jnp.float32).sum(), argnums=(0, 1))
+        found = [each for each in equations(gradient, params, x)]
+        # Those of attention have three axes or more.
+        return sum(
+            each.primitive.name == "dot_general" and each.invars[1].aval.ndim == 2 for each in found
+        )
+
+    none, dots, layer = map(products, ("none", "dots", "layer"))
+    layers, linears = (1 if scan else 2), (7 if lora is None else 21)
+    assert none == dots == 3 * linears * layers
+    assert layer > none + 5 * layers
+
+
+@every_dtype
+def test_a_wide_product_keeps_its_operands_alone(dtype):
+    x, y = (jax.ShapeDtypeStruct(shape, dtype) for shape in ((5, 6), (6, 7)))
+    assert not saved(functools.partial(wide_einsum, "ni,io->no"), x, y)
