@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 from othink_jax.config import LoRAConfig
 from othink_jax.model.precision import wide_einsum
 
-# By this name, `--remat dots` finds what a linear layer puts out. A policy that looks for products
-# does not see those of `wide_einsum`.
+# The name of linear layers' outputs, which `--remat dots` keeps. A policy that looks for products
+# instead does not see those inside `wide_einsum`, and keeps the float32 before the rounding.
 PRODUCT = "product"
 
 # U(-1, 1) / sqrt(inputs), as PEFT draws it.

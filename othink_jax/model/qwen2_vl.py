@@ -46,7 +46,7 @@ class Qwen2VL(nnx.Module):
           dtype: of the computation; norms, rotary positions, softmax and logits stay in f32.
           param_dtype: of the parameters.
           scan_layers: scan over stacked layers instead of unrolling them; the numbers are the same.
-          remat: what the backward pass of a layer computes again, see `stack.Remat`.
+          remat: what each layer keeps for the backward pass, see `stack.Remat`.
           lora: adapters of the text tower's layers, which begin as nothing; None for none.
         """
         settings: dict[str, Any] = {"scan_layers": scan_layers, "remat": remat}

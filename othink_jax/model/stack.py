@@ -16,9 +16,9 @@ from flax import nnx
 
 from othink_jax.model.linear import PRODUCT
 
-# What the backward pass finds in memory of a layer's forward pass, and does not compute again:
-# everything it needs (`none`), the products with weights alone (`dots`), the layer's input alone
-# (`layer`).
+# What each layer keeps for the backward pass; the rest is recomputed. `none`: everything. `dots`:
+# its input and the outputs of its linear layers, so that no product with weights is made again.
+# `layer`: its input alone.
 Remat = Literal["none", "dots", "layer"]
 
 
@@ -46,7 +46,7 @@ def run_stack(
       x: what the first layer gets.
       apply: `(layer, x, extra of this layer) -> (x, output of this layer)`.
       extras: one entry a layer, such as its keys and values; None gives every layer None.
-      remat: what the backward pass computes again; the numbers are the same.
+      remat: what each layer keeps for the backward pass; the numbers are the same.
 
     Returns:
       what the last layer puts out, and the layers' outputs, one entry a layer.
