@@ -7,8 +7,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "othink_jax"
 ROOMS = (
-    *("errors", "files", "types", "config", "statistics", "compilation_cache", "rl", "model"),
-    "rewards",
+    *("errors", "files", "digests", "types", "config", "statistics", "compilation_cache"),
+    *("rl", "model", "rewards"),
     *(
         "data",
         "checkpoint",
