@@ -28,7 +28,7 @@ from othink_jax.training.run_directory import RunDirectory
 from othink_jax.training.state import TrainState
 from tests.model_cases import IMAGE, make_config, random_case, random_params, save_hub, to_prompts
 from tests.peers import run_peer
-from tests.tiny_processor import write_directory
+from tests.tiny_processor import fitted, write_directory
 
 LORA = LoRAConfig(lora_rank=3, lora_alpha=6.0)
 WEIGHTS = "adapter_model.safetensors"
@@ -49,10 +49,7 @@ SHAPES = {
 def write_run(directory, config, *, train="lora"):
     """A run whose last checkpoint holds adapters that change much; returns all there is of it."""
     base = write_directory(directory / "base")
-    tokens = json.loads((base / "tokenizer.json").read_text())["added_tokens"]
-    ids = {token["content"]: token["id"] for token in tokens}
-    text = dataclasses.replace(config.text, vocab_size=max(ids.values()) + 1)
-    config = dataclasses.replace(config, text=text, image_token_id=ids["<|image_pad|>"])
+    config = fitted(config, base)
     params = random_params(config)[1]
     save_hub(base, config, params)
     rng = np.random.default_rng(1)

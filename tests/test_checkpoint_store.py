@@ -10,6 +10,7 @@ import pytest
 from othink_jax.checkpoint import hf, orbax_model, store
 from othink_jax.checkpoint.tensors import cast, in_memory, read_params
 from othink_jax.config import DataConfig, GRPOConfig
+from othink_jax.digests import SUMS
 from othink_jax.errors import UserError
 from othink_jax.rl import carry_kl_coef, dynamic_kl, kl_coef
 from othink_jax.training.run_directory import RunDirectory
@@ -123,7 +124,7 @@ def test_a_model_directory_has_weights_and_companions(tmp_path, companions):
     (companions / "chat_template.jinja").write_text("hello")
     save_model(tmp_path / "deep" / "model", PARAMS, companions=companions)
     names = {path.name for path in (tmp_path / "deep" / "model").iterdir()}
-    assert names == {"config.json", "chat_template.jinja", orbax_model.PARAMS}
+    assert names == {"config.json", "chat_template.jinja", orbax_model.PARAMS, SUMS}
     equal(of_model(tmp_path / "deep" / "model"), PARAMS)
     assert hf.load_config(tmp_path / "deep" / "model") == CONFIG
 
