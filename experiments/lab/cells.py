@@ -74,7 +74,10 @@ class Cell:
 
 
 def _settings(config: Any) -> dict[str, Any]:
-    return {name: value for name, value in to_dict(config).items() if name not in _PLACES}
+    settings = {name: value for name, value in to_dict(config).items() if name not in _PLACES}
+    if not settings.get("skip_nonfinite"):
+        settings.pop("skip_nonfinite", None)  # nothing is skipped, as by cells without the setting
+    return settings
 
 
 def _digest(value: Any) -> str:

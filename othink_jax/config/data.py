@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from othink_jax.config.checks import require, require_seed
 
@@ -68,6 +68,15 @@ class DataConfig:
             self.max_prompt_tokens is None or self.max_prompt_tokens >= 1,
             f"max_prompt_tokens must be >= 1, got {self.max_prompt_tokens}",
         )
+
+    def located(self, directory: Path) -> "DataConfig":
+        """The same with relative paths that exist from `directory` made absolute."""
+        found: dict[str, Any] = {}
+        if self.dataset is not None and (directory / self.dataset).exists():
+            found["dataset"] = str(directory / self.dataset)
+        if self.images is not None and (directory / self.images).exists():
+            found["images"] = directory / self.images
+        return dataclasses.replace(self, **found)
 
     @property
     def has_splits(self) -> bool:

@@ -47,6 +47,9 @@ class TrainingConfig:
     parallel: ParallelConfig = ParallelConfig()  # how an update is spread over devices
     checkpoint_every: int = 50  # steps between checkpoints; the last step is always saved
     keep_checkpoints: int = 2  # how many of the last ones stay
+    # A step whose loss, gradient or update is not finite ends the run; or changes nothing and is
+    # counted, up to so many in a row
+    skip_nonfinite: int = 0
     wandb: bool = False  # also log to Weights & Biases (extra `wandb`)
 
     def __post_init__(self) -> None:
@@ -55,6 +58,7 @@ class TrainingConfig:
         require(0 < self.epochs < math.inf, f"epochs must be > 0, got {self.epochs}")
         require_seed("seed", self.seed)
         require(self.keep_checkpoints >= 1, "keep_checkpoints must be >= 1")
+        require(self.skip_nonfinite >= 0, f"skip_nonfinite must be >= 0, got {self.skip_nonfinite}")
 
     def _require_positive(self, *names: str) -> None:
         for name in names:
