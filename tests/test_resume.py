@@ -108,7 +108,7 @@ def test_metrics_that_are_not_what_was_written_are_noticed(finished, copy, capsy
     (copy / "metrics.jsonl").write_text(rows.replace('"loss": 0.', '"loss": 1.', 1))
     assert (copy / "metrics.jsonl").read_text() != rows
     resume(copy)
-    assert "metrics.jsonl is not what was written until step 4" in capsys.readouterr().err
+    assert "metrics.jsonl is not what was written up to step 4" in capsys.readouterr().err
     resume(finished)
     assert "is not what was written" not in capsys.readouterr().err
 
