@@ -7,7 +7,17 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "othink_jax"
 ROOMS = (
-    *("errors", "files", "types", "config", "statistics", "compilation_cache", "rl", "model"),
+    *(
+        "errors",
+        "files",
+        "hub",
+        "types",
+        "config",
+        "statistics",
+        "compilation_cache",
+        "rl",
+        "model",
+    ),
     "rewards",
     *(
         "data",

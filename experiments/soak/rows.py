@@ -2,13 +2,13 @@
 
     python -m experiments.soak.rows --count 10000 --json experiments/soak/results/rows.json
 
-Half a minute on two cores. Small data sets are written in every format that is read (JSONL, parquet,
-parquet streamed, a folder of `datasets.save_to_disk`, CLEVR), and in each row one cell or more is
-replaced: by texts that are not UTF-8, by base64, by paths to pipes and devices, by nested lists, by
-each type that Arrow has. Whether a row can be used, and as which question, answer and number of
-images, is known from how it was made. It shows that every good row is used as it should be, that
-every bad one is refused in one line that can be written, and that a data set that cannot be opened
-says so in one line.
+Half a minute on two cores. Small data sets are written in every format that is read (JSONL,
+parquet, parquet streamed, a folder of `datasets.save_to_disk`, CLEVR), and in each row one cell or
+more is replaced: by texts that are not UTF-8, by base64, by paths to pipes and devices, by nested
+lists, by each type that Arrow has. Whether a row can be used, and as which question, answer and
+number of images, is known from how it was made. It shows that every good row is used as it should
+be, that every bad one is refused in one line that can be written, and that a data set that cannot
+be opened says so in one line.
 """
 
 import dataclasses

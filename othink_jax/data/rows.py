@@ -44,6 +44,7 @@ _BEGINNINGS = (
     *(b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*"),
     *(b"P5\n", b"P6\n", b"\0\0\0\x0cjP  "),
 )
+_SHORTEST = 32  # bytes of a file that shows something; a short path may be base64 by chance
 _FROM_URL = str.maketrans("-_", "+/")  # base64 has another alphabet in addresses
 
 
@@ -101,7 +102,7 @@ class RowReader:
             self._say_placeholders(identifier)
             bare = _EDGES.sub("", question)
             question = re.sub(_PLACE, PLACEHOLDER, question if re.search(_PLACE, bare) else bare)
-        if not question.strip():
+        if not question:
             raise UserError("its question is empty but for placeholders of images")
         for other in _OTHER_MEDIA:
             if other in question:
@@ -127,9 +128,8 @@ def _entry(row: Row, names: tuple[str, ...]) -> tuple[str, Any]:
     """Name and content of the first of these columns that the row has."""
     name = _column(row, names)
     held = None if name is None else row[name]
-    if held is None or (isinstance(held, str | bytes | Sequence | Mapping) and not len(held)):
-        raise UserError(f"its {name} is empty")
-    if isinstance(held, str) and not held.strip():
+    blank = isinstance(held, str | bytes) and not held.strip()
+    if held is None or blank or (isinstance(held, Sequence | Mapping) and not len(held)):
         raise UserError(f"its {name} is empty")
     return str(name), held
 
@@ -140,7 +140,7 @@ def _text(held: Any, name: str) -> str:
         try:
             return held.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise UserError(f"its {name} is not UTF-8 text: {quoted(repr(held))}") from error
+            raise UserError(f"its {name} is not UTF-8 text: {quoted(repr(held[:100]))}") from error
     if not isinstance(held, str):
         raise UserError(f"its {name} is no text but {type(held).__name__}")
     return held
@@ -206,7 +206,7 @@ def _image(held: Any, folder: Path | None) -> Image.Image:
             content = decoded
         held = content or held.get("path")
         if isinstance(held, bytes) and held is not content:
-            raise UserError(f"the path of its image is not UTF-8 text: {quoted(repr(held))}")
+            raise UserError(f"the path of its image is not UTF-8 text: {quoted(repr(held[:100]))}")
     if isinstance(held, str) and held.strip():
         content = _decoded(held)
         return _image_file(held, folder) if content is None else open_image(io.BytesIO(content))
@@ -227,7 +227,8 @@ def _decoded(text: str) -> bytes | None:
         if not content or not head.lower().endswith(";base64"):
             raise UserError(f"its image is a data URI, {quoted(head, 50)}, but no base64 of one")
         return content
-    return content if content.startswith(_BEGINNINGS) or content[4:8] == b"ftyp" else None
+    begins = content.startswith(_BEGINNINGS) or content[4:8] == b"ftyp"
+    return content if begins and len(content) > _SHORTEST else None
 
 
 def _image_file(path: str, folder: Path | None) -> Image.Image:

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from huggingface_hub import snapshot_download
 
 from othink_jax.errors import UserError, first_line, quoted
+from othink_jax.hub import limit_reading
 
 _FILES = (".parquet", ".csv", ".tsv", ".json", ".arrow", ".zip")
 
@@ -100,6 +101,8 @@ def _of_bytes(kind: pa.DataType) -> pa.DataType:
         return pa.large_binary()
     if pa.types.is_struct(kind):
         return pa.struct([field.with_type(_of_bytes(field.type)) for field in kind])
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_of_bytes(kind.value_type), kind.list_size)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return pa.list_(_of_bytes(kind.value_type))
     return kind
@@ -134,6 +137,7 @@ def _open(name: str, split: str, *, streaming: bool) -> Any:
         raise UserError(
             f"reading {name} needs the package `datasets`: pip install datasets"
         ) from None
+    limit_reading()
     try:
         if path.is_file():
             return _parquet_file(path, streaming=streaming)
