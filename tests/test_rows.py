@@ -5,6 +5,7 @@ import datetime
 import json
 import logging
 import os
+import sys
 from decimal import Decimal
 
 import datasets
@@ -173,6 +174,16 @@ def test_reasoning_that_is_no_text_is_not_taken_for_one(tmp_path, row, thinking)
     source = opened(write_jsonl(tmp_path / "x.jsonl", [row | {"thinking": thinking}]))
     with pytest.raises(UnreadableExample, match=r"x\.jsonl:1: its thinking is no text but"):
         source[0]
+
+
+@pytest.mark.parametrize("name", ["question", "ground_truth", "image", "thinking"])
+def test_lists_in_lists_cost_their_row_alone(tmp_path, row, name):
+    """As deep as Python's parser goes, which is deeper than it can print."""
+    held: list = []
+    for _ in range(sys.getrecursionlimit()):
+        held = [held]
+    with pytest.raises(UnreadableExample, match=r"^x:0: its "):
+        RowReader("x", tmp_path).example(row | {name: held}, "x:0")
 
 
 # Images

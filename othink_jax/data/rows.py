@@ -181,6 +181,9 @@ def _truth(held: Any, name: str) -> str:
         return digits.rstrip("0").rstrip(".") if "." in digits else digits
     elif type(held) is datetime.date:  # of a time of day, nobody could guess how it is written
         return held.isoformat()
+    elif isinstance(held, list | tuple | Mapping):  # may be nested deeper than Python can print
+        kind = type(held).__name__
+        raise UserError(f"its {name} must be a non-empty text or a finite number, not a {kind}")
     try:
         return ground_truth(held)
     except ValueError as error:
