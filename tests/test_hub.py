@@ -62,6 +62,14 @@ def test_whatever_the_hub_comes_up_with_is_one_line(monkeypatch, error):
         open_table("someone/set", "train", used=())
 
 
+def test_a_file_of_a_model_that_came_empty_is_refused(monkeypatch, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "chat_template.jinja").touch()
+    monkeypatch.setattr(hf, "snapshot_download", lambda *_, **__: tmp_path)
+    with pytest.raises(UserError, match=r"chat_template\.jinja of someone/model without a content"):
+        hf.resolve("someone/model")
+
+
 @pytest.mark.slow
 def test_a_failing_hub_ends_in_a_result_or_a_line():
     """The campaign of experiments/soak/hub.py, in small."""

@@ -43,12 +43,17 @@ def resolve(model: str | Path) -> Path:
         return Path(model)
     limit_waiting()
     try:
-        return Path(snapshot_download(str(model), allow_patterns=list(_FETCHED)))
+        fetched = Path(snapshot_download(str(model), allow_patterns=list(_FETCHED)))
     except Exception as error:  # whatever the library, the network or the hub come up with
         raise UserError(
             f"there is no directory {model}, and the hub gives no model of this name:"
             f" {first_line(error)}"
         ) from error
+    # An empty chat template would be taken for one that writes nothing.
+    for file in sorted(fetched.iterdir()):
+        if file.suffix in (".json", ".jinja", ".safetensors") and file.stat().st_size == 0:
+            raise UserError(f"the hub gave {file} of {model} without a content: remove it")
+    return fetched
 
 
 def load_config(directory: Path) -> Qwen2VLConfig:
