@@ -12,6 +12,7 @@ ROOMS = (
         "files",
         "digests",
         "identity",
+        "hub",
         "types",
         "config",
         "statistics",

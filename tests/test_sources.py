@@ -162,12 +162,12 @@ def test_jsonl_rows_as_r1v_evaluates_with_images_beside_the_file(tmp_path):
 
 
 def test_a_jsonl_row_is_named_by_its_line(tmp_path):
-    row = {"image_path": [], "question": "q", "ground_truth": 4}
+    noise(8, 6).save(tmp_path / "a.png")
+    row = {"image_path": ["a.png"], "question": "q", "ground_truth": 4}
     path = tmp_path / "test.jsonl"
     path.write_text(json.dumps(row) + "\n\n" + json.dumps(row) + "\n")
     source = opened(str(path))
     assert [source[i].id for i in range(len(source))] == ["test.jsonl:1", "test.jsonl:3"]
-    assert source[0].images == ()
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,8 @@ def test_an_entry_that_cannot_be_what_it_should_is_named(tmp_path, entry, messag
 
 
 def test_a_whole_number_is_written_as_one(tmp_path):
-    row = {"image": [], "question": "q", "ground_truth": 3.0}
+    noise(8, 6).save(tmp_path / "a.png")
+    row = {"image": "a.png", "question": "q", "ground_truth": 3.0}
     source = opened(write_jsonl(tmp_path / "x.jsonl", [row, row | {"ground_truth": 0.5}]))
     assert [source[i].answer for i in range(2)] == ["3", "0.5"]
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from huggingface_hub import snapshot_download, split_state_dict_into_shards_factory
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from othink_jax.checkpoint import safetensors_file
@@ -18,6 +17,7 @@ from othink_jax.checkpoint.safetensors_file import DTYPES
 from othink_jax.checkpoint.tensors import Tensors
 from othink_jax.errors import UserError, first_line
 from othink_jax.files import read_json, write_atomically
+from othink_jax.hub import limit_waiting
 from othink_jax.model.config import Qwen2VLConfig
 from othink_jax.model.hf_config import from_hf, to_hf
 
@@ -41,13 +41,19 @@ def resolve(model: str | Path) -> Path:
         return TINY
     if Path(model).is_dir():
         return Path(model)
+    limit_waiting()
     try:
-        return Path(snapshot_download(str(model), allow_patterns=list(_FETCHED)))
-    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        fetched = Path(snapshot_download(str(model), allow_patterns=list(_FETCHED)))
+    except Exception as error:  # whatever the library, the network or the hub come up with
         raise UserError(
             f"there is no directory {model}, and the hub gives no model of this name:"
             f" {first_line(error)}"
         ) from error
+    # An empty chat template would be taken for one that writes nothing.
+    for file in sorted(fetched.iterdir()):
+        if file.suffix in (".json", ".jinja", ".safetensors") and file.stat().st_size == 0:
+            raise UserError(f"the hub gave {file} of {model} without a content: remove it")
+    return fetched
 
 
 def load_config(directory: Path) -> Qwen2VLConfig:

@@ -22,7 +22,8 @@ class DataConfig:
 
     task: Task | None = None  # a synthetic task, generated on the fly
     dataset: str | None = None  # a hub id, a parquet or JSONL file, or a folder (also of CLEVR)
-    # folder that the image paths of a JSONL file are relative to; the file's own if not given
+    # folder that a data set's image paths are relative to; that of the file, or the folder of files
+    # itself, if not given
     images: Path | None = None
     # train, validation, test, or test-ood (counting only) of a task; a data set's own; a single
     # file has none
@@ -47,8 +48,8 @@ class DataConfig:
             "give either --task (counting, geometry) or --dataset, and not both",
         )
         require(
-            self.images is None or str(self.dataset).endswith(".jsonl"),
-            "--images goes with a --dataset that ends in .jsonl",
+            self.images is None or self.dataset is not None,
+            "--images goes with a --dataset whose rows name image files",
         )
         require(
             not self.streaming

@@ -6,12 +6,13 @@ import hashlib
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import grain
+from PIL import Image
 
-from othink_jax.data.example import Example, UnreadableExample
+from othink_jax.data.example import PLACEHOLDER, Example, UnreadableExample
 from othink_jax.data.processing import EncodedPrompt, Processor
 from othink_jax.data.sources import Source
 from othink_jax.data.stream import Stream
@@ -65,7 +66,7 @@ class _Encode:
             return _Skipped(index, "unreadable", str(error), error.example)
         text = self._template.replace("{question}", example.question)
         try:
-            prompt = self._processor.encode(text, example.images)
+            prompt = self._processor.encode_chat(_turn(text, example.images))
             if self._max_completion_tokens is not None:
                 completion = self._processor.encode_answer(example.solution)
                 prompt = dataclasses.replace(prompt, completion=completion)
@@ -79,6 +80,24 @@ class _Encode:
                 reason = f"its {part} has {len(tokens)} tokens, over max_{part}_tokens = {limit}"
                 return _Skipped(index, "too_long", f"{example.id}: {reason}", example)
         return example, prompt
+
+
+def _turn(text: str, images: Sequence[Image.Image]) -> list[dict[str, Any]]:
+    """One user turn: the images before the text, or each where the text has a placeholder."""
+    parts = text.split(PLACEHOLDER)
+    shown = [{"type": "image", "image": image} for image in images]
+    if len(parts) == 1:
+        content = [*shown, {"type": "text", "text": text}]
+    elif len(parts) == len(images) + 1:
+        texts = [{"type": "text", "text": part} for part in parts]
+        mixed = itertools.chain.from_iterable(itertools.zip_longest(texts, shown))
+        content = [part for part in mixed if part is not None and part.get("text") != ""]
+    else:
+        raise UserError(
+            f"the prompt has {len(parts) - 1} {PLACEHOLDER} placeholder(s), but there are"
+            f" {len(images)} image(s)"
+        )
+    return [{"role": "user", "content": content}]
 
 
 def _ahead(numbers: grain.MapDataset, encode: _Encode, batch_size: int) -> grain.DatasetIterator:
