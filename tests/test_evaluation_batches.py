@@ -26,7 +26,8 @@ from othink_jax.data.synthetic import generate
 from othink_jax.errors import UserError
 from othink_jax.evaluation import PARTIAL, accuracy, evaluate, sampler
 from othink_jax.evaluation.batches import Batches, Question
-from othink_jax.evaluation.sampler import Sampler, free_bytes
+from othink_jax.evaluation.sampler import DoesNotFitError, Sampler, free_bytes
+from othink_jax.sampling import prompt_keys
 from othink_jax.training.parallel import make_parallel
 
 TINY = load("tiny", max_pixels=10**6)
@@ -164,6 +165,23 @@ def test_what_is_drawn_for_a_question_does_not_depend_on_the_other_questions(
     others = evaluated([first, *examples[1:]])
     assert others[-1]["readable"] is False
     assert others[:-1] == whole[1:]
+
+
+def test_the_key_of_a_question_is_that_of_its_place_in_the_source(evaluated, tmp_path, monkeypatch):
+    """What is drawn today for the 500th question is drawn tomorrow, however batches are cut."""
+    drawn = []
+
+    def note(self, prompts, pad, rows):
+        drawn.extend(prompt.key for prompt in prompts)
+        yield len(prompts), DoesNotFitError("not drawn")
+
+    monkeypatch.setattr(Sampler, "__call__", note)
+    with pytest.raises(UserError, match="9 of 9 questions do not fit"):
+        evaluated(out=tmp_path / "out")
+    order = (0, 1, 3, 4, 2, 5, 6, 7, 8)
+    expected = [prompt_keys(0, number // 4, 4)[number % 4] for number in order]
+    np.testing.assert_array_equal(drawn, expected)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
