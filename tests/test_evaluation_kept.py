@@ -98,7 +98,9 @@ def test_an_interrupted_evaluation_goes_on_and_is_that_of_one_that_was_not(
     partial = config.out / PARTIAL
     text = partial.read_bytes()
     partial.write_bytes(text[: len(text) - cut])  # a kill in the middle of the last line
-    ran = interrupt_after(monkeypatch, 0)
+    ran = interrupt_after(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):  # what it adds is read again, too
+        evaluate(config, checkpoint=tiny)
     assert without_seconds(evaluate(config, checkpoint=tiny)) == without_seconds(result)
     assert predictions(config) == predictions(whole)
     assert len(ran) == 4 - batches + (cut > 0)  # 2, 2, 2 and the large one

@@ -70,7 +70,7 @@ def _read(place: Path) -> dict[str, Any]:
     figure = place / "figure.svg"
     return record | {
         "title": title.rstrip("."),
-        "about": about.strip(),
+        "about": about.strip(" \n"),
         "tables": [
             _table(values, f"{source}: table {number}")
             for number, values in enumerate(record["tables"], start=1)
