@@ -119,14 +119,24 @@ def evaluate(config: EvaluateConfig) -> None:
     Decoding is greedy unless a temperature is given. Without `--preset`, a run directory is
     evaluated with the prompt, image bounds and length it was trained with. `--preset superclevr`
     and `--preset geoqa` ask as R1-V does on its test sets, `--preset paper` as in training;
-    `--preset tiny` suits the embedded model. All of them take the split `test`.
+    `--preset tiny` suits the embedded model. All of them take the split `test`. Answers are kept as
+    they come: what was interrupted goes on with the same command.
     """
     from othink_jax import compilation_cache
+    from othink_jax.evaluation import PARTIAL
     from othink_jax.evaluation import evaluate as run_evaluation
 
     compilation_cache.enable()
 
-    result = run_evaluation(config)
+    try:
+        result = run_evaluation(config)
+    except KeyboardInterrupt:
+        if (config.out / PARTIAL).exists():
+            print(
+                f"stopped: the answers so far are kept in {config.out}; the same command goes on",
+                file=sys.stderr,
+            )
+        raise
     low, high = result["interval"]
     print(
         f"accuracy {result['accuracy']:.1%} on {config.data.name} (95% interval {low:.1%} to"

@@ -93,7 +93,9 @@ def evaluation_name(test: EvaluateConfig) -> str:
     """Of the directory of an evaluation."""
     data = test.data
     asked = data.task or Path(str(data.dataset)).stem
-    return f"{asked}-{data.split}-{decoding(test)}-{_digest(_settings(test))}"
+    settings = _settings(test)
+    del settings["parallel"]  # which devices answer does not change what is asked
+    return f"{asked}-{data.split}-{decoding(test)}-{_digest(settings)}"
 
 
 def evaluation_directory(

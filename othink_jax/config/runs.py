@@ -123,12 +123,15 @@ class EvaluateConfig:
     out: Path  # directory for predictions.jsonl and result.json
     data: DataConfig
     count: int = 500  # examples of a synthetic task; a data set is evaluated whole unless limited
-    batch_size: int = 16  # prompts decoded together
+    # Prompts decoded together; fewer of those whose images or texts are large. With a temperature,
+    # what is drawn depends on it
+    batch_size: int = 16
     sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_new_tokens=1024)
     reward: RewardConfig = RewardConfig()
     seed: int = 0  # of sampling, where temperature > 0
     stage: Literal["before", "after"] | None = None  # training it belongs to, for a run's report
     dtype: Literal["float32", "bfloat16"] = "float32"  # of parameters and computation
+    parallel: ParallelConfig = ParallelConfig()  # how a batch is spread over devices
 
     def __post_init__(self) -> None:
         require(self.count >= 1, f"count must be >= 1, got {self.count}")

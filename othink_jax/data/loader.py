@@ -339,11 +339,12 @@ def in_order(
     template: str,
     max_prompt_tokens: int | None = None,
     unreadable: list[Example] | None = None,
-) -> Iterator[Batch]:
-    """Every example once, in order, the last batch as large as what is left.
+) -> Iterator[tuple[int, Example, EncodedPrompt]]:
+    """Every example once, in order, with its number in the source and its encoded prompt.
 
     Args:
-      source, processor, batch_size, template, max_prompt_tokens: as of `PromptLoader`.
+      source, processor, template, max_prompt_tokens: as of `PromptLoader`.
+      batch_size: two times so many are prepared ahead.
       unreadable: examples that cannot be used, as those that `PromptLoader` skips, are appended
         here for the caller to count, and the first ten are named in the log; without it, the first
         of them is an error.
@@ -351,22 +352,17 @@ def in_order(
     Raises:
       UnreadableExample: an example cannot be used, and `unreadable` is not given.
     """
-    batch: list[tuple[Example, EncodedPrompt]] = []
     encode = _Encode(source, processor, template=template, max_prompt_tokens=max_prompt_tokens)
-    for item in _ahead(grain.MapDataset.range(len(source)), encode, batch_size):
+    numbers = grain.MapDataset.range(len(source))
+    for number, item in enumerate(_ahead(numbers, encode, batch_size)):
         if not isinstance(item, _Skipped):
-            batch.append(item)
+            yield number, *item
         elif unreadable is None:
             raise UnreadableExample(item.message, item.example)
         else:
             unreadable.append(item.example)
             if len(unreadable) <= _NAMED:
                 _log.warning("cannot be answered: %s", item.message)
-        if len(batch) == batch_size:
-            yield _columns(batch)
-            batch = []
-    if batch:
-        yield _columns(batch)
 
 
 def _columns(batch: list[tuple[Example, EncodedPrompt]]) -> Batch:
