@@ -46,6 +46,9 @@ class Numbers:
     def __len__(self):
         return self.size
 
+    def texts(self):
+        yield "numbers"
+
     def __getitem__(self, index):
         self.threads.add(threading.current_thread())
         words = 200 if index in self.long else 1

@@ -352,3 +352,35 @@ def test_a_data_set_without_examples_is_refused(tmp_path):
     (tmp_path / "x.jsonl").write_text("\n")
     with pytest.raises(UserError, match="holds no examples"):
         opened(str(tmp_path / "x.jsonl"))
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "limited", "clevr"])
+def test_the_texts_of_a_source_tell_whether_any_row_has_changed(tmp_path, form):
+    """Whatever row it is: a run that goes on reads only its last batch again."""
+
+    def texts(answer):
+        rows = [{"question": f"q{n}", "ground_truth": "1", "image_path": "a.png"} for n in range(9)]
+        rows[5]["ground_truth"] = answer
+        folder = tmp_path / answer
+        folder.mkdir(exist_ok=True)
+        if form == "clevr":
+            scenes = [
+                {"image_filename": "a.png", "objects": [{}] * int(row["ground_truth"])}
+                for row in rows
+            ]
+            (folder / "scenes").mkdir(exist_ok=True)
+            (folder / "scenes" / "CLEVR_train_scenes.json").write_text(
+                json.dumps({"scenes": scenes})
+            )
+            name = str(folder)
+        elif form == "parquet":
+            name = str(folder / "rows.parquet")
+            datasets.Dataset.from_list(rows).to_parquet(name)
+        else:
+            name = str(folder / "rows.jsonl")
+            Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        limit = 2 if form == "limited" else None
+        return list(open_source(DataConfig(dataset=name, limit=limit)).texts())
+
+    assert texts("1") == texts("1")
+    assert texts("1") != texts("2")

@@ -7,7 +7,7 @@ SuperCLEVR has one file of scenes, no splits, and its images in images/ itself.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,9 @@ class ClevrScenes:
             return dataclasses.replace(read, images=(open_image(self._images / name),))
         except UserError as error:
             raise UnreadableExample(f"{read.id}: {error}", read) from error
+
+    def texts(self) -> Iterator[str]:
+        return map(repr, self._scenes)
 
 
 def _split_of(file: Path) -> str | None:

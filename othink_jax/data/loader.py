@@ -153,12 +153,16 @@ class _Prepared:
 
 def _digest(example: Example) -> str:
     """A fingerprint of all that a run reads of an example."""
+    pictures = [
+        f"{image.size} {hashlib.sha256(image.tobytes()).hexdigest()}" for image in example.images
+    ]
+    return _digest_of([example.question, example.answer, example.solution, *pictures])
+
+
+def _digest_of(texts: Iterable[str]) -> str:
     made = hashlib.sha256()
-    for text in (example.question, example.answer, example.solution):
-        made.update(f"{len(text)} {text}".encode())
-    for image in example.images:
-        made.update(f"{image.size}".encode())
-        made.update(image.tobytes())
+    for text in texts:
+        made.update(f"{len(text)} {text}".encode(errors="surrogatepass"))
     return made.hexdigest()
 
 
@@ -217,6 +221,7 @@ class PromptLoader:
         self._position = 0  # of the next example, in the order of the whole run
         self._begun = 0  # where the last batch began
         self._digest = ""  # of the last batch; empty before the first
+        self._source_digest = _digest_of(source.texts())
         order = grain.MapDataset.range(len(source))
         if isinstance(source, Stream):
             source = source.shuffled(seed)
@@ -253,8 +258,7 @@ class PromptLoader:
         for position in sorted(found):
             if found[position].cause:
                 self._skip(found[position])
-        together = "".join(found[position].text for position in chosen)
-        self._digest = hashlib.sha256(together.encode()).hexdigest()
+        self._digest = _digest_of(found[position].text for position in chosen)
         self._begun, self._position = self._position, chosen[-1] + 1
         self._look_ahead()
         return _columns([item for item in batch if not isinstance(item, _Skipped)])
@@ -299,6 +303,7 @@ class PromptLoader:
         """The position in the stream, as a JSON object; the same for all processes of a run."""
         return {
             "examples": self._size,
+            "source": self._source_digest,
             "position": self._position,
             "begun": self._begun,
             "digest": self._digest,
@@ -308,16 +313,17 @@ class PromptLoader:
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on where `get_state` was called, with any number of processes.
 
-        The last batch before it is read again and compared.
+        The texts of the whole data set are compared, unless it is a stream, and the last batch
+        before it, which is read again, images and all.
 
         Raises:
           UserError: it is not what it was, or cannot be read.
         """
-        read = [state[name] for name in ("examples", "position", "digest")]
+        read = [state[name] for name in ("examples", "source", "position", "digest")]
         if state["digest"]:
             self._position = state["begun"]
             next(self)
-            if [self._size, self._position, self._digest] != read:
+            if [self._size, self._source_digest, self._position, self._digest] != read:
                 raise UserError(
                     "the data set is not what this run has read: its examples, their order or"
                     " their images have changed"

@@ -33,7 +33,8 @@ _SOLUTION = ("solution", "ground_truth", "answer")
 _IMAGES = ("images", "image", "image_path")
 # Reasoning that stands before the solution, where R1-V's sets for supervised fine-tuning have it.
 _THINKING = "thinking"
-USED = (*_QUESTION, *_SOLUTION, *_IMAGES, _THINKING)
+TEXTS = (*_QUESTION, *_SOLUTION, _THINKING)
+USED = (*TEXTS, *_IMAGES)
 
 # Where an image stands: in sets for EasyR1, verl, LLaVA and ms-swift, and in those for Qwen2-VL.
 _PLACE = rf"(?:{PLACEHOLDER}|<\|vision_start\|><\|image_pad\|><\|vision_end\|>)"

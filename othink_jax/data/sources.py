@@ -1,5 +1,6 @@
 """Where examples come from: synthetic tasks, files, the hub; all as sized, indexable sources."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -8,12 +9,14 @@ import numpy as np
 from othink_jax.config import DataConfig
 from othink_jax.data.clevr import ClevrScenes, is_clevr
 from othink_jax.data.example import Example, UnreadableExample
-from othink_jax.data.rows import USED, Row, RowReader, check_columns
+from othink_jax.data.rows import TEXTS, USED, Row, RowReader, check_columns
 from othink_jax.data.stream import ENDLESS, Stream
 from othink_jax.data.synthetic import LEVELS, SyntheticSource
 from othink_jax.data.tables import local_folder, open_stream, open_table, plain
 from othink_jax.errors import UserError, first_line, quoted, writable
 from othink_jax.files import read_json_lines
+
+_ROWS_AT_A_TIME = 1000
 
 
 class Source(Protocol):
@@ -25,6 +28,9 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
+
+    def texts(self) -> Iterator[str]:
+        """What tells these examples from others, without their images; nothing of a stream."""
 
 
 def open_source(config: DataConfig, *, size: int | None = None) -> Source:
@@ -87,6 +93,9 @@ class _Subset:
     def __getitem__(self, index: int) -> Example:
         return self._source[int(self._chosen[index])]
 
+    def texts(self) -> Iterator[str]:
+        return self._source.texts()
+
 
 class _JsonLines:
     """Rows of question, ground_truth and image_path, as R1-V evaluates."""
@@ -111,6 +120,9 @@ class _JsonLines:
     def __getitem__(self, index: int) -> Example:
         number, row = self._rows[index]
         return self._reader.example(row, f"{self._name}:{number}")
+
+    def texts(self) -> Iterator[str]:
+        return (repr(row) for _, row in self._rows)
 
 
 def _open_stream(name: str, config: DataConfig) -> Source:
@@ -139,6 +151,10 @@ class _Rows:
     def __getitem__(self, index: int) -> Example:
         return self._reader.example(self._rows[index], f"{self._name}:{index}")
 
+    def texts(self) -> Iterator[str]:
+        for row in self._rows:
+            yield repr([row[column] for column in TEXTS if column in row])
+
 
 class _Table:
     """R1-V's training sets: image, problem, solution."""
@@ -163,3 +179,8 @@ class _Table:
             reason = quoted(first_line(error))
             raise UnreadableExample(f"{read.id}: it cannot be read: {reason}", read) from error
         return self._reader.example(row, identifier)
+
+    def texts(self) -> Iterator[str]:
+        texts = [column for column in TEXTS if column in self._table.column_names]
+        for rows in self._table.select_columns(texts).iter(_ROWS_AT_A_TIME):
+            yield repr(plain(rows, TEXTS).to_pylist())

@@ -85,6 +85,10 @@ class Stream:
             row = self._last[index - self._drawn]
         return self._example(row, f"{self._name}:{index}")
 
+    def texts(self) -> Iterator[str]:
+        """Nothing: it would take reading all of it."""
+        return iter(())
+
     def first(self, count: int) -> list[Row]:
         """Rows of the first pass, fewer if there are not so many."""
         return list(itertools.islice(self._pass(0), count))
