@@ -195,7 +195,7 @@ def test_page_says_what_was_trained_how_and_what_came_of_it(page):
     assert "geometry, test cross task" in page.text
     assert "flax 0.12.8" in page.text
     assert "sampling.top_k 50" in page.text
-    assert "What is missing" not in page.text
+    assert "To be noted" not in page.text
 
 
 def test_constant_weight_is_called_grpo(tmp_path):
@@ -218,7 +218,7 @@ def test_a_run_of_fine_tuning_shows_its_loss_and_nothing_of_rewards_or_samples(t
         "Loss and gradient",
         "Learning rate and speed",
     ]
-    for word in ("β", "KL", "reward", "Sample completions", "ungradable", "What is missing"):
+    for word in ("β", "KL", "reward", "Sample completions", "ungradable", "To be noted"):
         assert word not in page.text
     card = model_card(run)
     assert "tags: [sft, qwen2_vl, othink_jax]" in card
@@ -421,6 +421,19 @@ def test_wall_time_adds_up_over_resumptions(tmp_path):
     rows = [{"step": step, "elapsed": seconds} for step, seconds in enumerate(elapsed, 1)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert "wall time 5 min 0 s" in Page(write_report(run)).text
+
+
+def test_settings_that_were_changed_on_the_way_are_noted(tmp_path):
+    run = make_run(tmp_path / "run")
+    record = json.loads((run / "config.json").read_text())
+    changes = [{"after_step": 50, "settings": {"steps": [100, 150], "remat": ["none", "layer"]}}]
+    (run / "config.json").write_text(json.dumps(record | {"changes": changes}))
+    said = "After step 50 the run went on with steps from 100 to 150, remat from none to layer."
+    assert said in Page(write_report(run)).text
+    for broken in ([1], [{"after_step": 50}], [{"after_step": 50, "settings": {"steps": 100}}]):
+        (run / "config.json").write_text(json.dumps(record | {"changes": broken}))
+        with pytest.raises(UserError, match="changes must say after which step"):
+            write_report(run)
 
 
 def test_out_may_be_elsewhere(tmp_path):

@@ -79,6 +79,14 @@ def check_record(record: RunRecord, path: Path) -> None:
     for name, kind in kinds.items():
         if not _is(getattr(record, name), kind):
             raise UserError(f"{path}: {name} must be a {kind.__name__}")
+    if not all(_is_change(change) for change in record.changes):
+        raise UserError(f"{path}: changes must say after which step which settings were changed")
+
+
+def _is_change(value: Any) -> bool:
+    return _has(value, {"after_step": int, "settings": dict}) and all(
+        isinstance(pair, list) and len(pair) == 2 for pair in value["settings"].values()
+    )
 
 
 def _has(value: Any, entries: Mapping[str, Any]) -> bool:

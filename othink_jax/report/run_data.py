@@ -9,7 +9,7 @@ import base64
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,7 @@ def read_run_data(run: Path) -> RunData:
             f"The run stands at step {metrics[-1]['step']} of {record.total_steps}: it was"
             " interrupted or is still going."
         )
+    notes += [_change_in_words(change) for change in record.changes]
     return RunData(
         path=run,
         record=record,
@@ -170,3 +171,8 @@ def read_run_data(run: Path) -> RunData:
         samples=_read_samples(run, notes) if describe(record.config).samples else [],
         notes=notes,
     )
+
+
+def _change_in_words(change: Mapping[str, Any]) -> str:
+    settings = (f"{name} from {old} to {new}" for name, (old, new) in change["settings"].items())
+    return f"After step {change['after_step']} the run went on with {', '.join(settings)}."
