@@ -1,6 +1,6 @@
 """Claim: whatever the hub answers, or not, the result is right or one line, in a bounded time.
 
-    python -m experiments.soak.hub --count 144 --json experiments/soak/results/hub.json
+    python -m experiments.soak.hub --count 72 --json experiments/soak/results/hub.json
 
 Five minutes on two cores. A hub on this machine has a data set and a model. They are fetched, or
 streamed, each time by a process of its own with an empty cache, while the hub fails: it answers
@@ -82,7 +82,7 @@ class Case:
 
 
 def main() -> None:
-    made = parser(__doc__, count=144)
+    made = parser(__doc__, count=72)
     made.add_argument("--real-waits", action="store_true", help="shorten no wait")
     arguments = made.parse_args()
     campaign = Campaign("hub", arguments)

@@ -50,7 +50,7 @@ def resolve(model: str | Path) -> Path:
             f" {first_line(error)}"
         ) from error
     # An empty chat template would be taken for one that writes nothing.
-    for file in sorted(fetched.iterdir()):
+    for file in sorted(fetched.glob("*")):  # of nothing, if the hub has no file
         if file.suffix in (".json", ".jinja", ".safetensors") and file.stat().st_size == 0:
             raise UserError(f"the hub gave {file} of {model} without a content: remove it")
     return fetched
