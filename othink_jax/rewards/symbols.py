@@ -68,7 +68,12 @@ def _equal_expressions(given: Any, wanted: Any, decimal: bool, wanted_decimal: b
     if given == wanted:
         return True
     if given.free_symbols or wanted.free_symbols:
-        return sympy.simplify(given - wanted) == 0
+        distance = sympy.expand(given - wanted)
+        symbols = distance.free_symbols
+        # Simplifying the whole of a polynomial is slow.
+        polynomial = symbols and distance.is_polynomial(*symbols)
+        parts = sympy.Poly(distance, *symbols).coeffs() if polynomial else [distance]
+        return all(sympy.simplify(part) == 0 for part in parts)
     # Two rationals that are the same are so literally.
     equal = not (given.is_Rational and wanted.is_Rational) and _same_constant(given, wanted)
     # A decimal of an irrational number, or of a fraction, can have been rounded.
@@ -101,8 +106,24 @@ def _equal_equations(given: tuple[str, ...], wanted: tuple[str, ...]) -> bool | 
         return None
     if answer is None or answer == 0:
         return False
+    symbols = sorted(truth.free_symbols, key=str)
+    if answer.free_symbols != truth.free_symbols or not symbols:
+        return False
+    if answer.is_polynomial(*symbols) and truth.is_polynomial(*symbols):
+        return _same_multiples(sympy.Poly(answer, *symbols), sympy.Poly(truth, *symbols))
     factor = sympy.simplify(answer / truth)
     return bool(factor.is_number and factor.is_finite and factor.is_nonzero)
+
+
+def _same_multiples(given: Any, wanted: Any) -> bool:
+    """Whether one polynomial is a multiple of the other; simplifying their ratio is slow."""
+    import sympy
+
+    first, other = given.LC(), wanted.LC()
+    return given.monoms() == wanted.monoms() and all(
+        sympy.simplify(one * other - another * first) == 0
+        for one, another in zip(given.coeffs(), wanted.coeffs(), strict=True)
+    )
 
 
 def _difference(sides: tuple[str, ...]) -> Any:
@@ -125,7 +146,8 @@ def _parse(value: str) -> Any:
     # Units are read before; math-verify would take the letters of `2ab` for one, and drop them.
     normal = dataclasses.replace(config.normalization_config, units=False)
 
-    if _TOWER.search(value):
+    opened, closed = (sum(value.count(bracket) for bracket in side) for side in ("([{", ")]}"))
+    if opened != closed or _TOWER.search(value):
         return None
     value = _PRODUCT.sub(r"\\cdot (", _FACTOR.sub(r"\\frac{\1}{\2}", value))
     value = _DECIMAL.sub(_fraction, _POINTS.sub(_one_symbol, value))
