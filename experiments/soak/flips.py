@@ -19,6 +19,7 @@ from typing import Any
 
 from experiments.soak.record import Campaign, Outcome, parser
 from experiments.soak.runs import outcome_of
+from othink_jax import compilation_cache
 from othink_jax.config import TINY_TEMPLATE, DataConfig, OptimizerConfig, SFTConfig
 from othink_jax.errors import UserError
 from othink_jax.report import write_report
@@ -86,6 +87,7 @@ def try_run(run: Path, done: str, expected: tuple[Any, ...]) -> Outcome:
 
 
 def main(arguments: argparse.Namespace) -> None:
+    compilation_cache.enable()
     record = Campaign("flips", arguments)
     chance = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
