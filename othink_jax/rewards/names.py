@@ -57,7 +57,8 @@ _POINTS = re.compile(r"([∠△]?)([A-Z]{2,3})")
 def stated(text: str) -> str:
     """A sentence with its verb as `=`: `The angle is 65°` becomes `The angle = 65°`."""
     label = _LABEL.match(text)
-    if label is not None and all(word.lower() in _NEUTRAL for word in label[1].split()):
+    # `Answer: 5`; a letter alone is a choice.
+    if label and len(label[1]) > 1 and all(w.lower() in _NEUTRAL for w in label[1].split()):
         text = text[label.end() :]
     return _VERB.sub(" = ", _PLACE.sub("", _WE_SAY.sub("", text)))
 
@@ -77,8 +78,12 @@ def name_of(side: str) -> str | None:
         return _one_name(words[0])
     known = {word for word in words if word.lower() in _NEUTRAL}
     symbols = [word for word in words if word not in known and word.lower() not in _QUANTITIES]
-    # Two symbols side by side are a product.
-    if len(symbols) > 1 or not all(_SYMBOL.fullmatch(symbol) for symbol in symbols):
+    # Two symbols side by side are a product, and `a` beside one is no article.
+    if (
+        len(symbols) > 1
+        or (symbols and known & {"a", "A"})
+        or not all(_SYMBOL.fullmatch(symbol) for symbol in symbols)
+    ):
         return None
     quantities = sorted(word.lower() for word in words if word.lower() in _QUANTITIES)
     return " ".join(quantities + [_one_name(symbol) for symbol in symbols])

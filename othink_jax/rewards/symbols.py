@@ -12,6 +12,7 @@ from othink_jax.rewards.strict import rounds_to
 # `3/2√3` reads from left to right; math-verify would put the root under the bar.
 _FACTOR = re.compile(r"(?<![\d.^)}/])(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)(?=\\sqrt|\\pi|\()")
 _PRODUCT = re.compile(r"(?<=\d)\((?!\\cdot)")  # `2(\frac{1}{2})` is no mixed number
+_MIXED = re.compile(r"(?<=\d)\\frac\{(\d+)\}\{(\d+)\}")
 _TOWER = re.compile(r"\^\{[^{}]*\}\^")  # read from either end
 _DECIMAL = re.compile(r"(\d*)\.(\d+)|(\d+)\.")
 # Points side by side are one thing and no product; a subscript and a command stay as they are.
@@ -150,6 +151,7 @@ def _parse(value: str) -> Any:
     if opened != closed or _TOWER.search(value):
         return None
     value = _PRODUCT.sub(r"\\cdot (", _FACTOR.sub(r"\\frac{\1}{\2}", value))
+    value = _MIXED.sub(_improper, value)
     value = _DECIMAL.sub(_fraction, _POINTS.sub(_one_symbol, value))
     # No fallback to text: texts that fail to parse must not be compared letter by letter.
     parsed = parse(
@@ -159,6 +161,11 @@ def _parse(value: str) -> Any:
         parsing_timeout=None,
     )
     return parsed[0] if parsed else None
+
+
+def _improper(fraction: re.Match[str]) -> str:
+    r"""`2\frac{7}{3}` as a product: only a proper fraction makes a mixed number."""
+    return fraction[0] if int(fraction[1]) < int(fraction[2]) else rf"\cdot {fraction[0]}"
 
 
 def _fraction(decimal: re.Match[str]) -> str:

@@ -127,7 +127,8 @@ def one_line(text: str) -> str:
     text = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text).strip()
     if mixed := _MIXED.fullmatch(text):
         sign, whole, top, bottom = (group for group in mixed.groups() if group is not None)
-        text = f"{sign}{int(whole) * int(bottom) + int(top)}/{bottom}"
+        if int(top) < int(bottom):  # else `2\\frac{7}{3}` is a product
+            text = f"{sign}{int(whole) * int(bottom) + int(top)}/{bottom}"
     text = ungrouped(functools.reduce(_join, text.split(), ""))
     left, colon, right = text.partition(":")
     if colon and is_arithmetic(left) and is_arithmetic(right):
