@@ -43,7 +43,7 @@ from experiments.negative_control import NegativeControl
 from experiments.regime_search import REGIMES, RegimeSearch
 from experiments.table1_same_task import SameTask
 from experiments.tuning import Tuning
-from othink_jax.config import GRPOConfig, KLConfig, SFTConfig
+from othink_jax.config import GRPOConfig, KLConfig, ParallelConfig, SFTConfig
 from othink_jax.data.synthetic.splits import split_of
 from othink_jax.errors import UserError
 from othink_jax.report.table import Table
@@ -129,6 +129,16 @@ def test_the_name_of_a_cell_tells_its_settings_apart_but_not_where_it_lies():
     ]
     assert len({cell.name, *(other.name for other in others)}) == 7
     assert len({evaluation_name(test) for test in cell.tests}) == len(cell.tests) == 6
+
+
+def test_evaluations_keep_the_names_under_which_finished_ones_lie():
+    """Of the laptop's scale, and whatever devices answer."""
+    test = Laptop(tuned={}).test("counting")
+    assert evaluation_name(test) == "counting-test-greedy-25b4a763"
+    spread = dataclasses.replace(test, parallel=ParallelConfig(strategy="pmap"))
+    assert evaluation_name(spread) == evaluation_name(test)
+    sampled = Laptop(tuned={}).test("geometry", temperature=1.0)
+    assert evaluation_name(sampled) == "geometry-test-sampled-a8e4b4f2"
 
 
 def test_changes_go_over_a_field_or_over_that_of_a_group():

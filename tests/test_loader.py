@@ -46,6 +46,9 @@ class Numbers:
     def __len__(self):
         return self.size
 
+    def texts(self):
+        yield "numbers"
+
     def __getitem__(self, index):
         self.threads.add(threading.current_thread())
         words = 200 if index in self.long else 1
@@ -337,15 +340,16 @@ def test_examples_are_prepared_in_the_background(load):
 
 def test_evaluation_sees_every_example_once_in_order(processor):
     source = Numbers(10, long={3})  # without a limit nothing is too long to be answered
-    batches = list(in_order(source, processor, batch_size=4, template=TEMPLATE))
-    assert [len(examples) for examples, _ in batches] == [4, 4, 2]
-    assert flat_list(map(ids, batches)) == [f"n{i}" for i in range(10)]
+    read = list(in_order(source, processor, batch_size=4, template=TEMPLATE))
+    assert [(number, example.id) for number, example, _ in read] == [
+        (i, f"n{i}") for i in range(10)
+    ]
     assert threading.current_thread() not in source.threads
 
 
 def test_evaluation_hands_unreadable_examples_over_to_be_counted(processor):
     unreadable = []
-    batches = in_order(
+    read = in_order(
         Numbers(8, broken={0, 5}, narrow={6}, long={7}),
         processor,
         batch_size=2,
@@ -353,7 +357,9 @@ def test_evaluation_hands_unreadable_examples_over_to_be_counted(processor):
         max_prompt_tokens=100,
         unreadable=unreadable,
     )
-    assert [ids(batch) for batch in batches] == [["n1", "n2"], ["n3", "n4"]]
+    assert [(number, example.id) for number, example, _ in read] == [
+        (i, f"n{i}") for i in (1, 2, 3, 4)
+    ]
     assert [example.answer for example in unreadable] == ["0", "5", "6", "7"]
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from huggingface_hub import snapshot_download, split_state_dict_into_shards_factory
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import safe_open
 
 from othink_jax.checkpoint import safetensors_file
@@ -23,6 +22,7 @@ from othink_jax.checkpoint.weight_files import INDEX, Stored, read_headers
 from othink_jax.digests import check_sums, sha256
 from othink_jax.errors import UserError, first_line
 from othink_jax.files import read_json, write_atomically
+from othink_jax.hub import limit_waiting
 from othink_jax.model.config import Qwen2VLConfig
 from othink_jax.model.hf_config import from_hf, to_hf
 
@@ -45,13 +45,19 @@ def resolve(model: str | Path) -> Path:
         return TINY
     if Path(model).is_dir():
         return Path(model)
+    limit_waiting()
     try:
-        return Path(snapshot_download(str(model), allow_patterns=list(_FETCHED)))
-    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        fetched = Path(snapshot_download(str(model), allow_patterns=list(_FETCHED)))
+    except Exception as error:  # whatever the library, the network or the hub come up with
         raise UserError(
             f"there is no directory {model}, and the hub gives no model of this name:"
             f" {first_line(error)}"
         ) from error
+    # An empty chat template would be taken for one that writes nothing.
+    for file in sorted(fetched.glob("*")):  # of nothing, if the hub has no file
+        if file.suffix in (".json", ".jinja", ".safetensors") and file.stat().st_size == 0:
+            raise UserError(f"the hub gave {file} of {model} without a content: remove it")
+    return fetched
 
 
 def check_integrity(directory: Path) -> None:

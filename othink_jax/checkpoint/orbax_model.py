@@ -14,7 +14,7 @@ from othink_jax.checkpoint.keymap import Entry, adapter_entries, entries, tied_h
 from othink_jax.checkpoint.store import damaged
 from othink_jax.checkpoint.tensors import Tensors, adapted, nested, overlaid
 from othink_jax.config import RUN_CHECKPOINTS, read_run, run_and_step
-from othink_jax.digests import write_sums
+from othink_jax.digests import check_sums, write_sums
 from othink_jax.errors import UserError
 from othink_jax.files import new_model_directory
 from othink_jax.model.config import Qwen2VLConfig
@@ -126,14 +126,20 @@ def run_adapters(directory: Path, config: Qwen2VLConfig) -> Tensors:
 
 
 def _params_of(directory: Path) -> tuple[Path, tuple[str, ...]] | None:
-    """Where a checkpoint of a run holds parameters, the last if it is not one itself; or None."""
+    """Where a checkpoint of a run holds parameters, the last if it is not one itself; or None.
+
+    Raises:
+      UserError: its files are not those that were written.
+    """
     run, step = run_and_step(directory)
     if step is None:
         steps = ocp.utils.checkpoint_steps(run / RUN_CHECKPOINTS)
         if not steps:
             return None
         step = max(steps)
-    return run.absolute() / RUN_CHECKPOINTS / str(step) / "state", ("params",)
+    checkpoint = run.absolute() / RUN_CHECKPOINTS / str(step)
+    check_sums(checkpoint)
+    return checkpoint / "state", ("params",)
 
 
 def _stored(

@@ -6,12 +6,13 @@ import hashlib
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import grain
+from PIL import Image
 
-from othink_jax.data.example import Example, UnreadableExample
+from othink_jax.data.example import PLACEHOLDER, Example, UnreadableExample
 from othink_jax.data.processing import EncodedPrompt, Processor
 from othink_jax.data.sources import Source
 from othink_jax.data.stream import Stream
@@ -65,7 +66,7 @@ class _Encode:
             return _Skipped(index, "unreadable", str(error), error.example)
         text = self._template.replace("{question}", example.question)
         try:
-            prompt = self._processor.encode(text, example.images)
+            prompt = self._processor.encode_chat(_turn(text, example.images))
             if self._max_completion_tokens is not None:
                 completion = self._processor.encode_answer(example.solution)
                 prompt = dataclasses.replace(prompt, completion=completion)
@@ -79,6 +80,24 @@ class _Encode:
                 reason = f"its {part} has {len(tokens)} tokens, over max_{part}_tokens = {limit}"
                 return _Skipped(index, "too_long", f"{example.id}: {reason}", example)
         return example, prompt
+
+
+def _turn(text: str, images: Sequence[Image.Image]) -> list[dict[str, Any]]:
+    """One user turn: the images before the text, or each where the text has a placeholder."""
+    parts = text.split(PLACEHOLDER)
+    shown = [{"type": "image", "image": image} for image in images]
+    if len(parts) == 1:
+        content = [*shown, {"type": "text", "text": text}]
+    elif len(parts) == len(images) + 1:
+        texts = [{"type": "text", "text": part} for part in parts]
+        mixed = itertools.chain.from_iterable(itertools.zip_longest(texts, shown))
+        content = [part for part in mixed if part is not None and part.get("text") != ""]
+    else:
+        raise UserError(
+            f"the prompt has {len(parts) - 1} {PLACEHOLDER} placeholder(s), but there are"
+            f" {len(images)} image(s)"
+        )
+    return [{"role": "user", "content": content}]
 
 
 def _ahead(numbers: grain.MapDataset, encode: _Encode, batch_size: int) -> grain.DatasetIterator:
@@ -134,12 +153,16 @@ class _Prepared:
 
 def _digest(example: Example) -> str:
     """A fingerprint of all that a run reads of an example."""
+    pictures = [
+        f"{image.size} {hashlib.sha256(image.tobytes()).hexdigest()}" for image in example.images
+    ]
+    return _digest_of([example.question, example.answer, example.solution, *pictures])
+
+
+def _digest_of(texts: Iterable[str]) -> str:
     made = hashlib.sha256()
-    for text in (example.question, example.answer, example.solution):
-        made.update(f"{len(text)} {text}".encode())
-    for image in example.images:
-        made.update(f"{image.size}".encode())
-        made.update(image.tobytes())
+    for text in texts:
+        made.update(f"{len(text)} {text}".encode(errors="surrogatepass"))
     return made.hexdigest()
 
 
@@ -198,6 +221,7 @@ class PromptLoader:
         self._position = 0  # of the next example, in the order of the whole run
         self._begun = 0  # where the last batch began
         self._digest = ""  # of the last batch; empty before the first
+        self._source_digest = _digest_of(source.texts())
         order = grain.MapDataset.range(len(source))
         if isinstance(source, Stream):
             source = source.shuffled(seed)
@@ -234,8 +258,7 @@ class PromptLoader:
         for position in sorted(found):
             if found[position].cause:
                 self._skip(found[position])
-        together = "".join(found[position].text for position in chosen)
-        self._digest = hashlib.sha256(together.encode()).hexdigest()
+        self._digest = _digest_of(found[position].text for position in chosen)
         self._begun, self._position = self._position, chosen[-1] + 1
         self._look_ahead()
         return _columns([item for item in batch if not isinstance(item, _Skipped)])
@@ -280,6 +303,7 @@ class PromptLoader:
         """The position in the stream, as a JSON object; the same for all processes of a run."""
         return {
             "examples": self._size,
+            "source": self._source_digest,
             "position": self._position,
             "begun": self._begun,
             "digest": self._digest,
@@ -289,16 +313,17 @@ class PromptLoader:
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on where `get_state` was called, with any number of processes.
 
-        The last batch before it is read again and compared.
+        The texts of the whole data set are compared, unless it is a stream, and the last batch
+        before it, which is read again, images and all.
 
         Raises:
           UserError: it is not what it was, or cannot be read.
         """
-        read = [state[name] for name in ("examples", "position", "digest")]
+        read = [state[name] for name in ("examples", "source", "position", "digest")]
         if state["digest"]:
             self._position = state["begun"]
             next(self)
-            if [self._size, self._position, self._digest] != read:
+            if [self._size, self._source_digest, self._position, self._digest] != read:
                 raise UserError(
                     "the data set is not what this run has read: its examples, their order or"
                     " their images have changed"
@@ -320,11 +345,12 @@ def in_order(
     template: str,
     max_prompt_tokens: int | None = None,
     unreadable: list[Example] | None = None,
-) -> Iterator[Batch]:
-    """Every example once, in order, the last batch as large as what is left.
+) -> Iterator[tuple[int, Example, EncodedPrompt]]:
+    """Every example once, in order, with its number in the source and its encoded prompt.
 
     Args:
-      source, processor, batch_size, template, max_prompt_tokens: as of `PromptLoader`.
+      source, processor, template, max_prompt_tokens: as of `PromptLoader`.
+      batch_size: two times so many are prepared ahead.
       unreadable: examples that cannot be used, as those that `PromptLoader` skips, are appended
         here for the caller to count, and the first ten are named in the log; without it, the first
         of them is an error.
@@ -332,22 +358,17 @@ def in_order(
     Raises:
       UnreadableExample: an example cannot be used, and `unreadable` is not given.
     """
-    batch: list[tuple[Example, EncodedPrompt]] = []
     encode = _Encode(source, processor, template=template, max_prompt_tokens=max_prompt_tokens)
-    for item in _ahead(grain.MapDataset.range(len(source)), encode, batch_size):
+    numbers = grain.MapDataset.range(len(source))
+    for number, item in enumerate(_ahead(numbers, encode, batch_size)):
         if not isinstance(item, _Skipped):
-            batch.append(item)
+            yield number, *item
         elif unreadable is None:
             raise UnreadableExample(item.message, item.example)
         else:
             unreadable.append(item.example)
             if len(unreadable) <= _NAMED:
                 _log.warning("cannot be answered: %s", item.message)
-        if len(batch) == batch_size:
-            yield _columns(batch)
-            batch = []
-    if batch:
-        yield _columns(batch)
 
 
 def _columns(batch: list[tuple[Example, EncodedPrompt]]) -> Batch:
