@@ -17,6 +17,7 @@ from othink_jax.checkpoint import hf, orbax_model
 from othink_jax.config import DataConfig, GRPOConfig, SamplingConfig
 from othink_jax.data.synthetic import generate
 from othink_jax.presets import with_preset
+from othink_jax.training.grpo import GRPOTrainer
 from othink_jax.training.run_directory import RunDirectory
 
 WEIGHTS = "model.safetensors"
@@ -370,7 +371,7 @@ def test_a_run_is_evaluated_as_it_was_trained(tmp_path):
     data = DataConfig(task="counting", template="Q: {question}", max_pixels=None)
     sampling = SamplingConfig(max_new_tokens=17, top_k=3)
     config = GRPOConfig(model="tiny", out=tmp_path, data=data, sampling=sampling)
-    RunDirectory(tmp_path).begin(config, total_steps=1)
+    RunDirectory(tmp_path).begin(config, 1, GRPOTrainer)
     words = with_preset("evaluate", ["--model", str(tmp_path), "--top-k", "5"])
     given = dict(zip(words[::2], words[1::2], strict=True))  # a later one goes over an earlier one
     assert given["--template"] == "Q: {question}"
