@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 VENV_BENCH := .venv-bench
 
-.PHONY: demo test test-slow lint bench bench-gpu clean
+.PHONY: demo test test-slow lint bench bench-gpu soak clean
 
 $(VENV)/installed: setup.cfg requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -52,6 +52,12 @@ bench-gpu:
 		--json runs/bench/update_$(GPU_PRESET).json
 	$(PYTHON) -m experiments.bench.rollout --preset $(GPU_PRESET) \
 		--json runs/bench/rollout_$(GPU_PRESET).json
+
+# Faults, floods and strangers' files, at random; hours. The records go where the committed ones are.
+SOAK := completions rows images hub models report flips disk kills
+soak: $(VENV)/installed
+	for campaign in $(SOAK); do $(BIN)/python -m experiments.soak.$$campaign \
+		--json experiments/soak/results/$$campaign.json || exit 1; done
 
 clean:
 	rm -rf $(VENV) $(VENV_BENCH) build *.egg-info

@@ -22,8 +22,8 @@ from othink_jax import compilation_cache, rl
 from othink_jax.config import TINY_TEMPLATE, DataConfig, GRPOConfig, OptimizerConfig, SamplingConfig
 from othink_jax.files import read_json_lines
 from othink_jax.training.grpo import GRPOTrainer
-from othink_jax.training.loop import begin
 from othink_jax.training.optimizer import make_optimizer
+from othink_jax.training.runs import begin
 
 
 def with_schedule(schedule: Callable[[int], optax.Schedule]) -> type[GRPOTrainer]:

@@ -22,6 +22,7 @@ from othink_jax.config import (
     Grader,
     GRPOConfig,
     ProcessConfig,
+    ResumeConfig,
     SamplingConfig,
     SFTConfig,
     Task,
@@ -46,9 +47,13 @@ def grpo(config: GRPOConfig, processes: ProcessConfig = _ONE_PROCESS) -> None:
     default with `--model tiny`) for such as suit the embedded model; what else is given goes over
     them.
     """
-    from othink_jax.training.grpo import train
 
-    _run_training(lambda: train(config), processes)
+    def run() -> Path:
+        from othink_jax.training.grpo import train
+
+        return train(config)
+
+    _run_training(run, processes)
 
 
 def sft(config: SFTConfig, processes: ProcessConfig = _ONE_PROCESS) -> None:
@@ -57,35 +62,55 @@ def sft(config: SFTConfig, processes: ProcessConfig = _ONE_PROCESS) -> None:
     What is learned is the answer, up to the end of the assistant's turn, and not the prompt.
     Presets are those of `grpo`.
     """
-    from othink_jax.training.sft import train
 
-    _run_training(lambda: train(config), processes)
+    def run() -> Path:
+        from othink_jax.training.sft import train
 
+        return train(config)
 
-def resume_grpo(resume: Path, processes: ProcessConfig = _ONE_PROCESS) -> None:
-    """Continue the GRPO run in this directory from its last checkpoint."""
-    from othink_jax.training.grpo import resume as continue_run
-
-    _run_training(lambda: continue_run(resume), processes)
+    _run_training(run, processes)
 
 
-def resume_sft(resume: Path, processes: ProcessConfig = _ONE_PROCESS) -> None:
-    """Continue the run of supervised fine-tuning in this directory from its last checkpoint."""
-    from othink_jax.training.sft import resume as continue_run
+def resume_grpo(config: ResumeConfig, processes: ProcessConfig = _ONE_PROCESS) -> None:
+    """Continue a GRPO run from its last checkpoint; what is not given stays as it was."""
 
-    _run_training(lambda: continue_run(resume), processes)
+    def run() -> Path:
+        from othink_jax.training.grpo import resume
+
+        return resume(config)
+
+    _run_training(run, processes)
+
+
+def resume_sft(config: ResumeConfig, processes: ProcessConfig = _ONE_PROCESS) -> None:
+    """Continue a run of supervised fine-tuning from its last checkpoint.
+
+    What is not given stays as it was.
+    """
+
+    def run() -> Path:
+        from othink_jax.training.sft import resume
+
+        return resume(config)
+
+    _run_training(run, processes)
 
 
 def _run_training(run: Callable[[], Path], config: ProcessConfig) -> None:
+    from othink_jax.training.supervisor import supervise
+
+    if config.several:
+        supervise()
     from othink_jax import compilation_cache
     from othink_jax.report import write_report
     from othink_jax.training import processes
 
     compilation_cache.enable()
     processes.join(config)
-    directory = run()
-    if processes.first():
-        print(f"report: {write_report(directory)}")
+    with processes.together():
+        directory = run()
+        if processes.first():
+            print(f"report: {write_report(directory)}")
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -94,14 +119,24 @@ def evaluate(config: EvaluateConfig) -> None:
     Decoding is greedy unless a temperature is given. Without `--preset`, a run directory is
     evaluated with the prompt, image bounds and length it was trained with. `--preset superclevr`
     and `--preset geoqa` ask as R1-V does on its test sets, `--preset paper` as in training;
-    `--preset tiny` suits the embedded model. All of them take the split `test`.
+    `--preset tiny` suits the embedded model. All of them take the split `test`. Answers are kept as
+    they come: what was interrupted goes on with the same command.
     """
     from othink_jax import compilation_cache
+    from othink_jax.evaluation import PARTIAL
     from othink_jax.evaluation import evaluate as run_evaluation
 
     compilation_cache.enable()
 
-    result = run_evaluation(config)
+    try:
+        result = run_evaluation(config)
+    except KeyboardInterrupt:
+        if (config.out / PARTIAL).exists():
+            print(
+                f"stopped: the answers so far are kept in {config.out}; the same command goes on",
+                file=sys.stderr,
+            )
+        raise
     low, high = result["interval"]
     print(
         f"accuracy {result['accuracy']:.1%} on {config.data.name} (95% interval {low:.1%} to"
@@ -330,6 +365,21 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+def _check_resume_options(arguments: Sequence[str]) -> None:
+    """Refuse, in one line, to change what may not change where a run goes on."""
+    fields = [*dataclasses.fields(ResumeConfig), *dataclasses.fields(ProcessConfig)]
+    known = ["--" + field.name.replace("_", "-") for field in fields]
+    given = [word.partition("=")[0].replace("_", "-") for word in arguments if word[:2] == "--"]
+    others = [option for option in given if option not in (*known, "--help", "--no-wandb")]
+    if others:
+        print(
+            f"othink-jax: {', '.join(others)} cannot change where a run goes on; what can:"
+            f" {', '.join(known[1:])}",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
+
+
 def run(arguments: Sequence[str]) -> None:
     """Run one command line; raises what the command raises, and SystemExit(2) on a wrong usage."""
     for library, level in _LOG_LEVELS.items():
@@ -344,6 +394,7 @@ def run(arguments: Sequence[str]) -> None:
             nothing += ["--task", "counting"]
         arguments[1:1] = nothing
     if command in _RESUMING and option_value(arguments, "--resume") is not None:
+        _check_resume_options(arguments[1:])
         commands[command] = _RESUMING[command]
     elif command == "generate" and len(arguments) > 1 and not arguments[1].startswith("-"):
         model, *rest = arguments[1:]

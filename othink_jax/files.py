@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +15,33 @@ from othink_jax.errors import UserError
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; raises UserError where there is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path.parent} has no {path.name}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a JSON file: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object")
     return content
 
 
-def read_json_lines(path: Path) -> dict[int, dict[str, Any]]:
+def read_json_lines(path: Path, *, errors: str = "strict") -> dict[int, dict[str, Any]]:
     """The JSON objects of a file that holds one a line, by the number of the line, from 1.
 
-    Blank lines are skipped.
+    Blank lines are skipped, and so is a byte-order mark. A whole number of more digits than Python
+    reads (4300) is a Decimal.
+
+    Args:
+      path: of the file.
+      errors: what is done about bytes that are not UTF-8, as of `open`: with `surrogateescape` they
+        cost the text alone that they stand in, which then cannot be written.
 
     Raises:
       UserError: the file cannot be read, or a line is no JSON object.
     """
     rows = {}
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig", errors=errors) as lines:
             # Not splitlines(): it also cuts at characters that may stand inside a JSON string.
             for number, line in enumerate(lines, start=1):
                 if line.strip():
@@ -48,12 +55,19 @@ def read_json_lines(path: Path) -> dict[int, dict[str, Any]]:
 
 def _json_object(line: str, where: str) -> dict[str, Any]:
     try:
-        content = json.loads(line)
+        content = json.loads(line, parse_int=_whole)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{where} is not a JSON object")
     return content
+
+
+def _whole(digits: str) -> int | Decimal:
+    try:
+        return int(digits)
+    except ValueError:  # sys.set_int_max_str_digits
+        return Decimal(digits)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -1,10 +1,13 @@
 """Presets of the command line: settings that go together, under one name."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from othink_jax.config import TINY_TEMPLATE, GRPOConfig, SFTConfig, is_run, read_run, run_and_step
+from othink_jax.errors import UserError
 from othink_jax.files import read_json
 
 # Options of a preset, by name. Whatever the user gives goes over them.
@@ -66,10 +69,22 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
     },
 }
 
-_GENERATION = (
-    *("temperature", "top_k", "top_p", "repetition_penalty"),
-    *("max_new_tokens", "min_new_tokens"),
-)
+# Settings of generation_config.json that are followed, by type: numbers, and whole ones.
+_NUMBERS = ("temperature", "top_p", "repetition_penalty")
+_WHOLE_NUMBERS = ("top_k", "max_new_tokens", "min_new_tokens")
+# Those that would change what transformers samples and are not followed, with the value at which
+# each changes nothing; null is one for all of them.
+_NOT_FOLLOWED: Mapping[str, float | None] = {
+    **{"num_beams": 1, "num_beam_groups": 1, "diversity_penalty": 0, "constraints": None},
+    **{"min_p": 0, "top_h": 1, "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0},
+    **{"no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0},
+    **{"encoder_repetition_penalty": 1, "exponential_decay_length_penalty": None},
+    **{"bad_words_ids": None, "force_words_ids": None, "sequence_bias": None},
+    **{"suppress_tokens": None, "begin_suppress_tokens": None},
+    **{"forced_bos_token_id": None, "forced_eos_token_id": None, "stop_strings": None},
+    **{"guidance_scale": 1, "penalty_alpha": 0, "dola_layers": None, "watermarking_config": None},
+    **{"min_length": 0, "max_length": 20, "max_time": None, "token_healing": False},
+}
 
 
 def with_preset(command: str, arguments: Sequence[str]) -> list[str]:
@@ -137,9 +152,10 @@ def generation_defaults(model: str) -> Preset:
     """The sampling settings of a model's own generation_config.json, as options.
 
     As in transformers, it decodes greedily unless it says `do_sample`. Nothing without such a file.
+    What it says that is not followed is named on stderr.
 
     Raises:
-      UserError: there is no such model, or the file is no JSON object.
+      UserError: there is no such model, the file is no JSON object, or a setting is no number.
     """
     from othink_jax.checkpoint.load import locate
 
@@ -147,10 +163,32 @@ def generation_defaults(model: str) -> Preset:
     file = directory / "generation_config.json"
     if not file.is_file():
         return {}
-    given = read_json(file)
+    given = {name: value for name, value in read_json(file).items() if value is not None}
+    _check_generation(file, given)
+    ignored = [
+        f"{name} {given[name]}"
+        for name, neutral in _NOT_FOLLOWED.items()
+        if given.get(name, neutral) != neutral
+    ]
+    if ignored:
+        print(f"{file} asks for more, which is not followed: {', '.join(ignored)}", file=sys.stderr)
     settings = {
         "--" + name.replace("_", "-"): str(given[name])
-        for name in _GENERATION
-        if given.get(name) is not None
+        for name in (*_NUMBERS, *_WHOLE_NUMBERS)
+        if name in given
     }
     return settings if given.get("do_sample") else {**settings, "--temperature": "0"}
+
+
+def _check_generation(file: Path, given: Mapping[str, Any]) -> None:
+    """Raise UserError for a value that cannot be an option; the options check its range."""
+    kinds: Mapping[str, tuple[tuple[str, ...], tuple[type[float], ...]]] = {
+        "number": (_NUMBERS, (int, float)),
+        "whole number": (_WHOLE_NUMBERS, (int,)),
+        "truth value": (("do_sample",), (bool,)),
+    }
+    for kind, (names, types) in kinds.items():
+        for name in names:
+            value = given.get(name, types[0]())
+            if type(value) not in types or not math.isfinite(value):
+                raise UserError(f"{file}: {name} is {value!r}, not a {kind}")

@@ -1,12 +1,10 @@
 """Chats of every kind, and a model directory with random weights that transformers wrote."""
 
-import dataclasses
 from pathlib import Path
 
-from othink_jax.data.processing import Processor
 from tests.model_cases import make_config
 from tests.peers import make_peer
-from tests.tiny_processor import noise, write_directory
+from tests.tiny_processor import fitted, noise, write_directory
 
 
 def turn(*parts, role="user"):
@@ -48,15 +46,6 @@ CHATS = {
 def write_random_model(directory: Path, *, tied: bool = True, seed: int = 0) -> Path:
     """A model for the tokenizer of a few words; its logits are of order one."""
     write_directory(directory)
-    processor = Processor.from_pretrained(directory)
-    config = dataclasses.replace(
-        make_config(
-            tied=tied,
-            text={"vocab_size": len(processor.tokenizer)},
-            vision={"patch_size": 14},
-        ),
-        image_token_id=processor.image_token_id,
-        video_token_id=processor.video_token_id,
-    )
+    config = fitted(make_config(tied=tied, vision={"patch_size": 14}), directory)
     make_peer(config, seed=seed).save_pretrained(directory)
     return directory

@@ -7,8 +7,18 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "othink_jax"
 ROOMS = (
-    *("errors", "files", "types", "config", "statistics", "compilation_cache", "rl", "model"),
-    "rewards",
+    *(
+        "errors",
+        "files",
+        "digests",
+        "identity",
+        "hub",
+        "types",
+        "config",
+        "statistics",
+        "compilation_cache",
+    ),
+    *("rl", "model", "rewards"),
     *(
         "data",
         "checkpoint",
@@ -22,7 +32,7 @@ ROOMS = (
     "cli",
 )
 # Rooms that stand on nothing of ours, so that they can be taken out and used alone.
-ALONE = ("errors", "rl", "rewards", "statistics")
+ALONE = ("errors", "identity", "rl", "rewards", "statistics")
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -20,15 +20,17 @@ from othink_jax.checkpoint.orbax_model import RUN_CHECKPOINTS, RUN_REFERENCE, sa
 from othink_jax.checkpoint.store import TrainingStore
 from othink_jax.checkpoint.tensors import in_memory
 from othink_jax.config import DataConfig, GRPOConfig, LoRAConfig
+from othink_jax.digests import SUMS
 from othink_jax.errors import UserError
 from othink_jax.model.config import WindowsConfig
 from othink_jax.model.qwen2_vl import merge
+from othink_jax.training.grpo import GRPOTrainer
 from othink_jax.training.partial import fresh_adapters, join
 from othink_jax.training.run_directory import RunDirectory
 from othink_jax.training.state import TrainState
 from tests.model_cases import IMAGE, make_config, random_case, random_params, save_hub, to_prompts
 from tests.peers import run_peer
-from tests.tiny_processor import write_directory
+from tests.tiny_processor import fitted, write_directory
 
 LORA = LoRAConfig(lora_rank=3, lora_alpha=6.0)
 WEIGHTS = "adapter_model.safetensors"
@@ -49,10 +51,7 @@ SHAPES = {
 def write_run(directory, config, *, train="lora"):
     """A run whose last checkpoint holds adapters that change much; returns all there is of it."""
     base = write_directory(directory / "base")
-    tokens = json.loads((base / "tokenizer.json").read_text())["added_tokens"]
-    ids = {token["content"]: token["id"] for token in tokens}
-    text = dataclasses.replace(config.text, vocab_size=max(ids.values()) + 1)
-    config = dataclasses.replace(config, text=text, image_token_id=ids["<|image_pad|>"])
+    config = fitted(config, base)
     params = random_params(config)[1]
     save_hub(base, config, params)
     rng = np.random.default_rng(1)
@@ -61,13 +60,14 @@ def write_run(directory, config, *, train="lora"):
         fresh_adapters(config, LORA, seed=0),
     )
     run = directory / "run"
-    save_model(run / RUN_REFERENCE, in_memory(config, params), companions=base)
+    run.mkdir()
+    data = DataConfig(task="counting")
+    settings = GRPOConfig(model=str(base), out=run, data=data, train=train, lora=LORA)
+    with RunDirectory(run).beginning(settings, 1, GRPOTrainer):
+        save_model(run / RUN_REFERENCE, in_memory(config, params), companions=base)
     store = TrainingStore(run / RUN_CHECKPOINTS, keep=1)
     store.save(1, TrainState.create(adapters, optax.sgd(1.0)), {})
     store.close()
-    data = DataConfig(task="counting")
-    settings = GRPOConfig(model=str(base), out=run, data=data, train=train, lora=LORA)
-    RunDirectory(run).begin(settings, total_steps=1)
     return SimpleNamespace(
         base=base, run=run, config=config, params=params, adapters=adapters, out=directory / "out"
     )
@@ -189,5 +189,6 @@ def test_a_checkpoint_of_another_rank_is_refused(one):
     record = json.loads((one.run / "config.json").read_text())
     record["config"]["lora"]["lora_rank"] = 4
     (one.run / "config.json").write_text(json.dumps(record))
+    (one.run / SUMS).unlink()
     with pytest.raises(UserError, match=r"q\.lora_a is \(\d+, 3\), not \(\d+, 4\)"):
         load(one.run)

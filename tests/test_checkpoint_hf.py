@@ -15,10 +15,9 @@ from othink_jax.checkpoint import hf
 from othink_jax.checkpoint.convert import to_orbax
 from othink_jax.checkpoint.load import load, save_hf
 from othink_jax.errors import UserError
-from othink_jax.model.config import Qwen2VLConfig
 from othink_jax.model.hf_config import to_hf
 from tests.model_cases import load_hub, make_config, random_params, save_hub
-from tests.tiny_processor import write_directory
+from tests.tiny_processor import fitted, write_directory
 
 CONFIG = make_config(heads=2, kv_heads=1, section=(1, 2, 1), tied=False)
 _, PARAMS = random_params(CONFIG)
@@ -390,17 +389,7 @@ def test_a_config_that_cannot_be_followed_is_refused(directory, change, message)
 def whole(tmp_path_factory):
     """A model directory with tokenizer, and its config."""
     directory = write_directory(tmp_path_factory.mktemp("whole"))
-    tokens = json.loads((directory / "tokenizer.json").read_text())["added_tokens"]
-    ids = {token["content"]: token["id"] for token in tokens}
-    config = Qwen2VLConfig(
-        text=make_config(text={"vocab_size": max(ids.values()) + 1}).text,
-        vision=make_config(vision={"patch_size": 14}).vision,
-        tie_word_embeddings=True,
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-    )
+    config = fitted(make_config(vision={"patch_size": 14}), directory)
     save_hub(directory, config, random_params(config)[1])
     return directory
 
@@ -454,7 +443,8 @@ def test_a_tokenizer_that_is_another_models_is_refused(tmp_path, whole):
     for file in whole.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     rewrite(tmp_path / "config.json", lambda c: c.update(image_token_id=0))
-    with pytest.raises(UserError, match=r"image placeholder is \d+, but config.json says 0"):
+    message = r"<\|image_pad\|> is \d+, but image_token_id of config.json is 0$"
+    with pytest.raises(UserError, match=message):
         load(tmp_path)
 
 

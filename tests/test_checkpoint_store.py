@@ -10,8 +10,10 @@ import pytest
 from othink_jax.checkpoint import hf, orbax_model, store
 from othink_jax.checkpoint.tensors import cast, in_memory, read_params
 from othink_jax.config import DataConfig, GRPOConfig
+from othink_jax.digests import SUMS
 from othink_jax.errors import UserError
 from othink_jax.rl import carry_kl_coef, dynamic_kl, kl_coef
+from othink_jax.training.grpo import GRPOTrainer
 from othink_jax.training.run_directory import RunDirectory
 from othink_jax.training.state import TrainState
 from tests.model_cases import make_config, random_params, save_hub
@@ -66,9 +68,10 @@ def of_run(directory):
 
 def begin_run(directory, companions, params=PARAMS, **changes):
     """A run directory with a reference and settings, without a checkpoint."""
-    save_model(directory / orbax_model.RUN_REFERENCE, params, companions=companions)
+    directory.mkdir()
     settings = {"model": "tiny", "out": directory, "data": DataConfig(task="counting")}
-    RunDirectory(directory).begin(GRPOConfig(**settings | changes), total_steps=3)
+    with RunDirectory(directory).beginning(GRPOConfig(**settings | changes), 3, GRPOTrainer):
+        save_model(directory / orbax_model.RUN_REFERENCE, params, companions=companions)
 
 
 def save(directory, *states, keep=3):
@@ -123,7 +126,7 @@ def test_a_model_directory_has_weights_and_companions(tmp_path, companions):
     (companions / "chat_template.jinja").write_text("hello")
     save_model(tmp_path / "deep" / "model", PARAMS, companions=companions)
     names = {path.name for path in (tmp_path / "deep" / "model").iterdir()}
-    assert names == {"config.json", "chat_template.jinja", orbax_model.PARAMS}
+    assert names == {"config.json", "chat_template.jinja", orbax_model.PARAMS, SUMS}
     equal(of_model(tmp_path / "deep" / "model"), PARAMS)
     assert hf.load_config(tmp_path / "deep" / "model") == CONFIG
 
@@ -227,8 +230,23 @@ def test_a_run_without_its_settings_is_refused(tmp_path, companions, state):
     begin_run(run, companions)
     save(run / orbax_model.RUN_CHECKPOINTS, state).close()
     (run / "config.json").write_text("{}")
+    (run / SUMS).unlink()  # as of a run of version 0.1
     with pytest.raises(UserError, match=r"config\.json does not hold a run's settings"):
         of_run(run)
+
+
+def test_a_flipped_bit_in_a_checkpoint_of_a_run_is_refused(tmp_path, companions, state):
+    run = tmp_path / "run"
+    begin_run(run, companions)
+    save(run / orbax_model.RUN_CHECKPOINTS, state, state).close()
+    files = (run / orbax_model.RUN_CHECKPOINTS / "2" / "state").rglob("*")
+    largest = max(files, key=lambda file: file.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    with pytest.raises(UserError, match=rf"checkpoints/2 is damaged.*{largest.name} differs"):
+        of_run(run)
+    of_run(run / "checkpoints" / "1")
 
 
 def test_a_damaged_checkpoint_of_a_run_is_refused(tmp_path, companions, state):

@@ -105,6 +105,34 @@ def test_broken_scenes_are_named(clevr, content, message):
         opened(clevr)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_filename": 3}, r"_scenes\.json:0: its image_filename is no text but int"),
+        ({"image_filename": None}, "its image_filename is no text but NoneType"),
+        ({"image_filename": "\ud83d.png"}, r"^\\ud83d\.png: "),
+        ({"image_filename": "x" * 5000}, r"^x{200}\.\.\.: "),
+        ({"objects": [{"color": None}]}, "a trait of an object is no text but NoneType"),
+        ({"objects": [{"color": "\ud83d"}]}, r"its solution is not UTF-8 text: .*\\ud83d"),
+    ],
+)
+def test_a_scene_that_cannot_be_used_is_named_and_costs_no_other(clevr, change, message):
+    file = clevr / "scenes" / "CLEVR_train_scenes.json"
+    content = json.loads(file.read_text())
+    content["scenes"][0] |= change
+    file.write_text(json.dumps(content))
+    source = opened(clevr)
+    with pytest.raises(UnreadableExample, match=message) as raised:
+        source[0]
+    raised.value.example.id.encode("utf-8")
+    assert source[1].answer == "3"
+
+
+def test_a_folder_of_images_is_not_given_to_clevr(clevr, tmp_path):
+    with pytest.raises(UserError, match="--images goes with rows that name image files"):
+        opened(clevr, images=tmp_path)
+
+
 def test_jsonl_finds_its_images_in_a_folder_that_is_given(tmp_path):
     """R1-V's test files stand in another folder than their images."""
     images = tmp_path / "downloads"

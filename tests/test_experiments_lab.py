@@ -43,10 +43,11 @@ from experiments.negative_control import NegativeControl
 from experiments.regime_search import REGIMES, RegimeSearch
 from experiments.table1_same_task import SameTask
 from experiments.tuning import Tuning
-from othink_jax.config import GRPOConfig, KLConfig, SFTConfig
+from othink_jax.config import GRPOConfig, KLConfig, ParallelConfig, SFTConfig
 from othink_jax.data.synthetic.splits import split_of
 from othink_jax.errors import UserError
 from othink_jax.report.table import Table
+from othink_jax.training.grpo import GRPOTrainer
 from othink_jax.training.run_directory import RunDirectory
 
 TUNED = {
@@ -129,6 +130,16 @@ def test_the_name_of_a_cell_tells_its_settings_apart_but_not_where_it_lies():
     ]
     assert len({cell.name, *(other.name for other in others)}) == 7
     assert len({evaluation_name(test) for test in cell.tests}) == len(cell.tests) == 6
+
+
+def test_evaluations_keep_the_names_under_which_finished_ones_lie():
+    """Of the laptop's scale, and whatever devices answer."""
+    test = Laptop(tuned={}).test("counting")
+    assert evaluation_name(test) == "counting-test-greedy-25b4a763"
+    spread = dataclasses.replace(test, parallel=ParallelConfig(strategy="pmap"))
+    assert evaluation_name(spread) == evaluation_name(test)
+    sampled = Laptop(tuned={}).test("geometry", temperature=1.0)
+    assert evaluation_name(sampled) == "geometry-test-sampled-a8e4b4f2"
 
 
 def test_changes_go_over_a_field_or_over_that_of_a_group():
@@ -323,7 +334,7 @@ def test_figure_1_shows_every_checkpoint_that_was_kept(tmp_path):
         assert cell.train is not None
         assert cell.train.checkpoint_every == 25
         run = experiment.options.root / cell.name
-        RunDirectory(run).begin(cell.train, total_steps=110)
+        RunDirectory(run).begin(cell.train, 110, GRPOTrainer)
         for step in (50, 100, 37):  # in the order of numbers, without that of an interruption
             (run / "checkpoints" / str(step)).mkdir(parents=True)
             finish(experiment.options.root, cell, step / 200 + 0.1 * cell.train.seed, step)
@@ -433,7 +444,7 @@ def test_every_kept_checkpoint_has_to_be_tested_where_that_is_asked_for(tmp_path
         LAPTOP.cell("sft", "counting", 0, checkpoint_every=1).tested_on(LAPTOP.test("counting")),
         every_checkpoint=True,
     )
-    RunDirectory(tmp_path / cell.name).begin(cell.train, total_steps=2)
+    RunDirectory(tmp_path / cell.name).begin(cell.train, 2, GRPOTrainer)
     for step in (1, 2):
         (tmp_path / cell.name / "checkpoints" / str(step)).mkdir(parents=True)
     finish(tmp_path, cell, 0.5)

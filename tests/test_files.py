@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from othink_jax.errors import UserError
-from othink_jax.files import read_json_lines
+from othink_jax.errors import UserError, quoted
+from othink_jax.files import read_json, read_json_lines
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
@@ -39,3 +39,41 @@ def test_what_cannot_be_read_is_named_with_its_line(tmp_path, content, message):
         file.write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_json_lines(file)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\n{"a": 2}')
+    assert read_json_lines(tmp_path / "rows.jsonl") == {1: {"a": 1}, 2: {"a": 2}}
+    (tmp_path / "one.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(tmp_path / "one.json") == {"a": 1}
+
+
+def test_a_number_that_python_does_not_read_is_exact(tmp_path):
+    digits = "7" * 5000
+    (tmp_path / "rows.jsonl").write_text(f'{{"a": {digits}}}')
+    assert f"{read_json_lines(tmp_path / 'rows.jsonl')[1]['a']:f}" == digits
+
+
+def test_bytes_that_are_no_utf8_can_be_left_to_the_reader(tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(b'{"a": "\xff"}\n{"a": 2}')
+    read = read_json_lines(tmp_path / "rows.jsonl", errors="surrogateescape")
+    assert read == {1: {"a": "\udcff"}, 2: {"a": 2}}
+
+
+def test_a_file_that_is_nested_too_deep_is_named(tmp_path):
+    (tmp_path / "one.json").write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(UserError, match=r"one\.json is not a JSON file"):
+        read_json(tmp_path / "one.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a\nb", r"a\nb"),
+        ("\ud83d\0", r"\ud83d\x00"),
+        ("x" * 300, "x" * 200 + "..."),
+        ("é字", "é字"),
+    ],
+)
+def test_what_a_stranger_wrote_is_quoted_as_part_of_one_line(text, line):
+    assert quoted(text) == line

@@ -4,7 +4,6 @@ import dataclasses
 import gc
 import json
 import os
-import shutil
 import signal
 from pathlib import Path
 
@@ -162,7 +161,7 @@ def test_a_step_samples_from_the_policy_and_measures_its_distance_from_the_refer
         template=TINY_TEMPLATE,
         max_prompt_tokens=None,
     )
-    loader.set_state(progress["loaders"][0])
+    loader.set_state(progress["loader"])
     examples, encoded = next(loader)
     prompts = base.processor.batch(encoded)
     policy = merge(base.graphdef, state.params)
@@ -405,20 +404,6 @@ def test_resuming_what_is_not_a_run_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"kind": "gr')
     with pytest.raises(UserError, match="not a JSON file"):
         resume(tmp_path)
-
-
-def test_a_run_that_was_stopped_before_it_began_says_what_to_do(tmp_path):
-    (tmp_path / ".reference.unfinished").mkdir()
-    with pytest.raises(UserError, match="not empty: give another --out, or remove it"):
-        train(config_for(tmp_path))
-
-
-def test_a_damaged_checkpoint_is_named(finished, tmp_path):
-    run = tmp_path / "damaged"
-    shutil.copytree(finished, run)
-    shutil.rmtree(run / "checkpoints" / "4" / "state")
-    with pytest.raises(UserError, match="checkpoints/4 is damaged"):
-        resume(run)
 
 
 def test_data_of_which_nothing_can_be_used_is_refused_before_anything_is_written(tmp_path):

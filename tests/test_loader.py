@@ -1,11 +1,13 @@
 """The stream of prompts: its order, its position, and what it leaves out."""
 
+import dataclasses
 import itertools
 import json
 import logging
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +45,9 @@ class Numbers:
 
     def __len__(self):
         return self.size
+
+    def texts(self):
+        yield "numbers"
 
     def __getitem__(self, index):
         self.threads.add(threading.current_thread())
@@ -112,11 +117,108 @@ def test_the_order_is_a_function_of_the_seed(load):
     assert take(load(Numbers(12)), 5) != take(load(Numbers(12), seed=1), 5)
 
 
-def test_processes_share_the_stream_one_example_each_in_turn(load):
-    whole = flat_list(take(load(Numbers(10)), 8))
-    for process in (0, 1):
-        loader = load(Numbers(10), batch_size=2, share=(process, 2))
-        assert flat_list(take(loader, 8)) == whole[process::2]
+class Meeting:
+    """Lets loaders in threads of their own exchange values, as processes do."""
+
+    def __init__(self, count):
+        self._values = [None] * count
+        self._barrier = threading.Barrier(count, timeout=60)
+
+    def of(self, number):
+        def exchange(value):
+            self._values[number] = json.dumps(value)
+            self._barrier.wait()
+            values = [json.loads(value) for value in self._values]
+            self._barrier.wait()
+            return values
+
+        return exchange
+
+
+def run_as_processes(count, use):
+    """What `use(process, share, exchange)` gives for each of so many processes."""
+    meeting = Meeting(count)
+    with ThreadPoolExecutor(count) as threads:
+        called = [threads.submit(use, n, (n, count), meeting.of(n)) for n in range(count)]
+        return [call.result() for call in called]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_batches_are_the_same_for_any_number_of_processes(load, count):
+    source = Numbers(11, broken={1, 2, 8}, long={5})
+    alone = load(source)
+    whole, skipped = take(alone, 8), dict(alone.skipped)
+
+    def use(process, share, exchange):
+        loader = load(source, share=share, exchange=exchange)
+        return take(loader, 8), dict(loader.skipped), loader.get_state()
+
+    made = run_as_processes(count, use)
+    for batch, *shares in zip(whole, *(batches for batches, _, _ in made), strict=True):
+        assert flat_list(shares) == batch
+    assert all(counted == skipped for _, counted, _ in made)
+    assert all(state == alone.get_state() for _, _, state in made)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (4, 2)])
+def test_a_stream_goes_on_with_another_number_of_processes(load, before, after):
+    source = Numbers(11, broken={1, 2, 8}, long={5})
+    whole = take(load(source), 7)
+
+    def begin(process, share, exchange):
+        loader = load(source, share=share, exchange=exchange)
+        take(loader, 3)
+        return loader.get_state()
+
+    (state, *_) = run_as_processes(before, begin)
+
+    def go_on(process, share, exchange):
+        loader = load(source, share=share, exchange=exchange)
+        loader.set_state(json.loads(json.dumps(state)))
+        return take(loader, 4)
+
+    for batch, *shares in zip(whole[3:], *run_as_processes(after, go_on), strict=True):
+        assert flat_list(shares) == batch
+
+
+class Changed(Numbers):
+    """One in which a single example is another one."""
+
+    def __init__(self, size, index, **changes):
+        super().__init__(size)
+        self.index, self.changes = index, changes
+
+    def __getitem__(self, index):
+        example = super().__getitem__(index)
+        return dataclasses.replace(example, **self.changes) if index == self.index else example
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"question": "another"},
+        {"answer": "7"},
+        {"solution": "<answer>7</answer>"},
+        {"images": (noise(56, 56, seed=99),)},
+        {"images": (noise(28, 112, seed=0),)},
+    ],
+)
+def test_a_data_set_that_has_changed_is_not_gone_on_with(load, changes):
+    loader = load(Numbers(10))
+    shown = flat_list(take(loader, 2))
+    state = loader.get_state()
+    load(Numbers(10)).set_state(state)
+    last = int(shown[-1][1:])
+    with pytest.raises(UserError, match="the data set is not what this run has read"):
+        load(Changed(10, last, **changes)).set_state(state)
+
+
+@pytest.mark.parametrize("other", [Numbers(11), Numbers(9), Numbers(10, broken={0, 1, 2})])
+def test_a_data_set_that_has_grown_or_shrunk_is_not_gone_on_with(load, other):
+    loader = load(Numbers(10))
+    take(loader, 2)
+    with pytest.raises(UserError, match="the data set is not what this run has read"):
+        load(other).set_state(loader.get_state())
 
 
 @pytest.mark.parametrize("done", [0, 1, 3, 7])
@@ -238,15 +340,16 @@ def test_examples_are_prepared_in_the_background(load):
 
 def test_evaluation_sees_every_example_once_in_order(processor):
     source = Numbers(10, long={3})  # without a limit nothing is too long to be answered
-    batches = list(in_order(source, processor, batch_size=4, template=TEMPLATE))
-    assert [len(examples) for examples, _ in batches] == [4, 4, 2]
-    assert flat_list(map(ids, batches)) == [f"n{i}" for i in range(10)]
+    read = list(in_order(source, processor, batch_size=4, template=TEMPLATE))
+    assert [(number, example.id) for number, example, _ in read] == [
+        (i, f"n{i}") for i in range(10)
+    ]
     assert threading.current_thread() not in source.threads
 
 
 def test_evaluation_hands_unreadable_examples_over_to_be_counted(processor):
     unreadable = []
-    batches = in_order(
+    read = in_order(
         Numbers(8, broken={0, 5}, narrow={6}, long={7}),
         processor,
         batch_size=2,
@@ -254,7 +357,9 @@ def test_evaluation_hands_unreadable_examples_over_to_be_counted(processor):
         max_prompt_tokens=100,
         unreadable=unreadable,
     )
-    assert [ids(batch) for batch in batches] == [["n1", "n2"], ["n3", "n4"]]
+    assert [(number, example.id) for number, example, _ in read] == [
+        (i, f"n{i}") for i in (1, 2, 3, 4)
+    ]
     assert [example.answer for example in unreadable] == ["0", "5", "6", "7"]
 
 

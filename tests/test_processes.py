@@ -105,6 +105,49 @@ def test_two_processes_make_the_run_of_one_and_go_on_after_an_interruption(one, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_a_run_goes_on_with_another_number_of_processes(one, tmp_path, before, after):
+    """With the very examples that it would have had: rewards and losses are those of one."""
+    out = tmp_path / "run"
+
+    def start_as(count, *words):
+        return [start(4, *words)] if count == 1 else start_two(*words)
+
+    short = [word if word != "3" else "2" for word in RUN]
+    codes, written = finish(*start_as(before, *short, "--out", out))
+    assert set(codes) == {0}, written
+    codes, written = finish(*start_as(after, "grpo", "--resume", out, "--steps", "3"))
+    assert set(codes) == {0}, written
+    rewards = [row["reward"] for row in rows(out)]
+    assert rewards == pytest.approx([row["reward"] for row in rows(one)], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("moment", ["before the first step", "in mid-run"])
+def test_a_process_that_dies_takes_the_other_along_and_the_run_goes_on(
+    one, tmp_path, victim, moment
+):
+    out = tmp_path / "run"
+    two = start_two(*RUN, "--checkpoint-every", "1", "--out", out)
+    begun = (out / "reference") if moment == "before the first step" else (out / "checkpoints/1")
+    while two[victim].poll() is None and not begun.exists():
+        time.sleep(0.05)
+    two[victim].kill()
+    start_s = time.monotonic()
+    code, (_, said) = two[1 - victim].wait(), two[1 - victim].communicate()
+    assert code == 1, said
+    assert time.monotonic() - start_s < 60
+    (line,) = [line for line in said.splitlines() if line.startswith("othink-jax:")]
+    assert "goes on from its last checkpoint with --resume" in line
+    assert "Traceback" not in said
+    again = ("grpo", "--resume", out) if (out / "config.json").exists() else (*RUN, "--out", out)
+    codes, written = finish(*start_two(*again))
+    assert codes == [0, 0], written
+    assert_same_run(out, one)
+
+
+@pytest.mark.slow
 def test_two_processes_fine_tune_as_one_does(tmp_path):
     """Each has other solutions, of other lengths: the loss is the mean over the tokens of both."""
     words = ("sft", "--model", "tiny", "--task", "counting", "--steps", "3", "--strategy", "mesh")

@@ -2,6 +2,10 @@
 
 import dataclasses
 import io
+import os
+import struct
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +18,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     smart_resize,
 )
 
+from experiments.soak.images import outcomes
 from othink_jax.data.images import (
     ImageSettings,
     open_image,
@@ -236,3 +241,170 @@ def test_a_missing_image_file_is_named(tmp_path):
 def test_a_folder_is_no_image(tmp_path: Path):
     with pytest.raises(UserError, match="cannot be read as an image"):
         open_image(tmp_path)
+
+
+# More than 8 bits a value
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    checksum = struct.pack(">I", zlib.crc32(name + content))
+    return struct.pack(">I", len(content)) + name + content + checksum
+
+
+def png(rows: np.ndarray, colour: int, transparent: bytes = b"") -> bytes:
+    """A PNG file of 16 bits a value; colour type 0 is grey, 2 is RGB."""
+    height, width = rows.shape[:2]
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in rows)
+    header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
+    between = chunk(b"tRNS", transparent) if transparent else b""
+    parts = (chunk(b"IHDR", header), between, chunk(b"IDAT", zlib.compress(lines)))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
+
+
+def tiff(content: bytes, *, shape=(1, 3), bits=16, form=1, **tags: float) -> bytes:
+    """A grey TIFF file; `form` is 1 for unsigned, 2 for signed, 3 for floating point numbers."""
+    height, width = shape
+    numbers = {"black": 262, "most": 281, "low": 340, "high": 341}
+    held = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 277: 1, 278: height, 339: form}
+    held |= {273: 0, 279: len(content)} | {numbers[name]: value for name, value in tags.items()}
+    held[273] = 8 + 2 + 12 * len(held) + 4
+    entries = b""
+    for tag, value in sorted(held.items()):
+        kind, packed = (
+            (11, struct.pack("<f", value))
+            if isinstance(value, float)
+            else (4, struct.pack("<I", value))
+        )
+        entries += struct.pack("<HHI", tag, kind, 1) + packed
+    return struct.pack("<2sHIH", b"II", 42, 8, len(held)) + entries + bytes(4) + content
+
+
+def grey_of(content: bytes) -> list[int]:
+    image = open_image(io.BytesIO(content))
+    assert image.mode == "RGB"
+    assert len(set(map(tuple, np.asarray(image).reshape(-1, 3).T))) == 1
+    return np.asarray(image)[..., 0].ravel().tolist()
+
+
+DEEP = np.array([[0, 0x8000, 0xFFFF]], np.uint16)
+UNIT = np.array([[0, 0.5, 1]], np.float32)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        png(DEEP, 0),
+        png(np.repeat(DEEP[..., None], 3, axis=2), 2),
+        b"P5\n3 1\n65535\n" + DEEP.astype(">u2").tobytes(),
+        b"P5\n3 1\n4095\n" + (DEEP >> 4).astype(">u2").tobytes(),
+        b"Pf\n3 1\n-1.0\n" + UNIT.tobytes(),
+        tiff(DEEP.tobytes()),
+        tiff((0xFFFF - DEEP).tobytes(), black=0),
+        tiff((DEEP >> 4).tobytes(), most=4095),  # 12 bits, stored as 16
+        tiff(bytes([0x00, 0x08, 0x00, 0xFF, 0xF0]), bits=12),
+        tiff(DEEP.tobytes(), most=50000),  # a statistic that is not true
+        tiff((DEEP ^ 0x8000).tobytes(), form=2, low=-32768.0, high=32767.0),
+        tiff((DEEP.astype(np.uint32) * 65537).tobytes(), bits=32, high=2**32 - 1),
+        tiff(UNIT.tobytes(), bits=32, form=3),
+        tiff((UNIT * 4 - 2).tobytes(), bits=32, form=3, low=-2.0, high=2.0),
+        tiff((1 - UNIT).tobytes(), bits=32, form=3, black=0),
+        tiff(np.array([-100, 0, 100], np.int8).tobytes(), bits=8, form=2, low=-100.0, high=100.0),
+    ],
+)  # fmt: skip
+def test_a_deep_picture_is_that_of_8_bits(content):
+    black, middle, white = grey_of(content)
+    assert (black, white) == (0, 255)
+    assert middle in (127, 128)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM", "JPEG2000"])
+def test_16_and_8_bits_of_one_picture_are_the_same(kind):
+    levels = np.asarray(noise(20, 10).convert("L"))
+    made = []
+    for values in (levels, levels.astype(np.uint16) * 257):
+        buffer = io.BytesIO()
+        Image.fromarray(values).save(buffer, kind)
+        made.append(np.asarray(open_image(buffer)).astype(int))
+    np.testing.assert_allclose(made[0], made[1], rtol=0, atol=0 if kind != "JPEG2000" else 1)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        tiff(np.array([-5, 0, 700], np.int16).tobytes(), form=2),
+        tiff(DEEP.astype(np.uint32).tobytes(), bits=32),
+        tiff((UNIT * 2).tobytes(), bits=32, form=3),
+        tiff((UNIT * np.nan).tobytes(), bits=32, form=3),
+        tiff(np.array([-5, 0, 7], np.int8).tobytes(), bits=8, form=2),
+    ],
+)
+def test_a_deep_picture_that_does_not_say_its_scale_is_refused(content):
+    with pytest.raises(UserError, match="nothing says what its values"):
+        grey_of(content)
+
+
+def test_a_picture_whose_values_contradict_their_range_is_refused():
+    content = tiff((UNIT * 5).tobytes(), bits=32, form=3, low=0.0, high=2.0)
+    with pytest.raises(UserError, match="0 to 5, are not in the range from 0 to 2 that its file"):
+        grey_of(content)
+
+
+def test_a_deep_picture_in_memory_is_scaled_by_its_mode():
+    own = make_settings()
+    deep, shallow = (
+        Image.fromarray(np.asarray(noise(112, 112).convert("L")).astype(kind) * factor)
+        for kind, factor in ((np.uint16, 257), (np.uint8, 1))
+    )
+    assert deep.mode == "I;16"
+    np.testing.assert_array_equal(patchify(deep, own)[0], patchify(shallow, own)[0])
+    with pytest.raises(UserError, match="nothing says what its values"):
+        patchify(Image.fromarray(np.full((112, 112), 70_000, np.int32)), own)
+
+
+def test_what_is_transparent_in_16_bits_lies_on_white():
+    grey = png(np.array([[0x0102, 0x0103]], np.uint16), 0, struct.pack(">H", 0x0102))
+    assert grey_of(grey) == [255, 1]
+    colours = np.array([[[0x0102, 0x0304, 0x0506], [0, 0, 0]]], np.uint16)
+    image = open_image(io.BytesIO(png(colours, 2, struct.pack(">3H", 0x0102, 0x0304, 0x0506))))
+    assert [image.getpixel((x, 0)) for x in range(2)] == [(255, 255, 255), (0, 0, 0)]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+@pytest.mark.parametrize("deep", [True, False])
+def test_a_picture_of_any_depth_and_format_is_turned_once(tmp_path, name, deep):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(DEEP if deep else (DEEP >> 8).astype(np.uint8)).save(tmp_path / name, exif=exif)
+    assert np.asarray(open_image(tmp_path / name))[..., 0].tolist() == [[0], [128], [255]]
+
+
+# What must not be opened
+
+
+def test_a_pipe_and_a_device_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(UserError, match="cannot be read as an image: it is not a file"):
+            open_image(name)
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_read():
+    buffer = io.BytesIO()
+    Image.new("1", (10_000, 9_000)).save(buffer, "PNG")
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with pytest.raises(UserError, match=r"it has 10000x9000 pixels, over 89478485 in all"):
+        open_image(buffer)
+
+
+def test_no_program_is_run_on_an_image():
+    buffer = io.BytesIO()
+    noise(8, 6).save(buffer, "EPS")  # Pillow gives it to Ghostscript
+    with pytest.raises(UserError, match="its format is unknown"):
+        open_image(buffer)
+
+
+def test_mutated_images_are_read_or_refused():
+    """The campaign of experiments/soak/images.py, in small."""
+    seen = [outcome for outcome, _, _ in outcomes(seed=7, count=60)]
+    assert [outcome for outcome in seen if not outcome.good] == []
+    assert len(seen) == 60

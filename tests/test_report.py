@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 from PIL import Image, ImageDraw
 
 from othink_jax.config import (
@@ -19,8 +20,10 @@ from othink_jax.config import (
 )
 from othink_jax.errors import UserError
 from othink_jax.report import model_card, write_report
+from othink_jax.report.checks import is_result
 from othink_jax.report.comparison import compare, difference
 from othink_jax.report.curves import smooth, smoothing_window
+from othink_jax.report.text import as_code
 from othink_jax.statistics import wilson_interval
 
 SETTINGS = {"model": "tiny", "out": Path("run"), "data": DataConfig(task="counting")}
@@ -192,7 +195,7 @@ def test_page_says_what_was_trained_how_and_what_came_of_it(page):
     assert "geometry, test cross task" in page.text
     assert "flax 0.12.8" in page.text
     assert "sampling.top_k 50" in page.text
-    assert "What is missing" not in page.text
+    assert "To be noted" not in page.text
 
 
 def test_constant_weight_is_called_grpo(tmp_path):
@@ -215,7 +218,7 @@ def test_a_run_of_fine_tuning_shows_its_loss_and_nothing_of_rewards_or_samples(t
         "Loss and gradient",
         "Learning rate and speed",
     ]
-    for word in ("β", "KL", "reward", "Sample completions", "ungradable", "What is missing"):
+    for word in ("β", "KL", "reward", "Sample completions", "ungradable", "To be noted"):
         assert word not in page.text
     card = model_card(run)
     assert "tags: [sft, qwen2_vl, othink_jax]" in card
@@ -275,6 +278,28 @@ def test_hostile_words_show_as_text(tmp_path, page, hostile):
     assert hit.text.count(hostile) == 16 + 4 + 5
 
 
+def test_what_nobody_sees_is_shown_as_an_escape_and_turns_no_other_words(tmp_path):
+    """An override of the direction of writing, a NUL, half of a surrogate pair."""
+    run = make_run(tmp_path / "run", text="a\u202eb\x00c\ud800d", question="\u2067")
+    page = Page(write_report(run))
+    assert "a\\u202eb\\u0000c\\ud800d<answer>" in page.text
+    assert "\\u2067" in page.text
+    assert not re.search("[\x00\u202e\u2067]", page.source)
+
+
+def test_an_enormous_text_is_cut_and_said_to_be(tmp_path):
+    page = Page(write_report(make_run(tmp_path / "run", text="x" * 1_000_000)))
+    assert len(page.source) < 1_000_000
+    assert f"{'x' * 20_000} [… 980018 more characters]" in page.text
+
+
+def test_a_name_that_no_file_can_have_is_that_of_a_missing_image(tmp_path):
+    run = make_run(tmp_path / "run")
+    for file in (run / "samples").glob("*.jsonl"):
+        file.write_text(re.sub(r"step_\d+_0_0.png", f"{'x' * 300}.png", file.read_text()))
+    assert f"image {'x' * 300}.png is missing" in Page(write_report(run)).text
+
+
 def test_names_of_images_do_not_reach_out_of_the_run(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "secret.png")
     run = make_run(tmp_path / "run")
@@ -301,13 +326,52 @@ def test_evaluation_of_unknown_stage_is_shown_neither_before_nor_after(tmp_path)
     assert "counting, test" not in page.text
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"accuracy": 0.5}'])
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000], ids=["cut", "list", "deep"])
 def test_evaluation_that_cannot_be_read_is_named_and_left_out(tmp_path, content):
     run = make_run(tmp_path / "run")
     (run / "evaluations" / "after-counting" / "result.json").write_text(content)
     page = Page(write_report(run))
     assert "evaluations/after-counting/result.json is unreadable and left out." in page.text
     assert "not measured" in page.text
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"accuracy": "<script>"},
+        {"accuracy": float("nan")},
+        {"accuracy": True},
+        {"interval": [0.1]},
+        {"interval": [0.1, 7]},
+        {"n": "500"},
+        {"examples": None},
+        {"config": {"sampling": 1}},
+    ],
+    ids=str,
+)
+def test_an_evaluation_whose_entries_are_not_as_they_should_be_is_none(entries):
+    result = evaluation("counting", "after", 377)
+    assert is_result(result)
+    assert not is_result(result | entries)
+    assert not is_result({name: result[name] for name in result if name not in entries})
+
+
+def test_a_line_whose_entries_are_not_as_they_should_be_is_left_out_and_counted(tmp_path):
+    run = make_run(tmp_path / "run", steps=20)
+    rows = ['{"step": "<b>"}', '{"step": true}', '{"step": -1}', '{"step": 1e400}']
+    text = (run / "metrics.jsonl").read_text()
+    odd = '{"step": 21, "reward": "<b>", "elapsed": NaN, "ungradable": []}'
+    (run / "metrics.jsonl").write_text(text + "\n".join([*rows, odd]) + "\n")
+    file = run / "samples" / "step_000001.jsonl"
+    sample = json.loads(file.read_text().splitlines()[0])
+    for entries in ({"images": 1}, {"images": [1]}, {"completions": [{}]}, {"question": None}):
+        with file.open("a") as lines:
+            lines.write(json.dumps(sample | entries) + "\n")
+    page = Page(write_report(run))
+    assert "4 unreadable lines of metrics.jsonl left out" in page.text
+    assert "4 unreadable line(s) of samples/step_000001.jsonl left out" in page.text
+    assert "The run stands at step 21 of 150" in page.text
+    assert "wall time 32 s" in page.text
 
 
 def test_run_of_one_step_gives_a_page(tmp_path):
@@ -359,6 +423,19 @@ def test_wall_time_adds_up_over_resumptions(tmp_path):
     assert "wall time 5 min 0 s" in Page(write_report(run)).text
 
 
+def test_settings_that_were_changed_on_the_way_are_noted(tmp_path):
+    run = make_run(tmp_path / "run")
+    record = json.loads((run / "config.json").read_text())
+    changes = [{"after_step": 50, "settings": {"steps": [100, 150], "remat": ["none", "layer"]}}]
+    (run / "config.json").write_text(json.dumps(record | {"changes": changes}))
+    said = "After step 50 the run went on with steps from 100 to 150, remat from none to layer."
+    assert said in Page(write_report(run)).text
+    for broken in ([1], [{"after_step": 50}], [{"after_step": 50, "settings": {"steps": 100}}]):
+        (run / "config.json").write_text(json.dumps(record | {"changes": broken}))
+        with pytest.raises(UserError, match="changes must say after which step"):
+            write_report(run)
+
+
 def test_out_may_be_elsewhere(tmp_path):
     out = tmp_path / "page.html"
     run = make_run(tmp_path / "run")
@@ -377,6 +454,13 @@ def test_out_may_be_elsewhere(tmp_path):
         ('{"kind": "dpo", "config": {}}', "kind 'dpo'"),
         ('{"kind": "grpo", "config": {"model": "tiny"}}', "does not hold a run's settings"),
         ('{"kind": "sft", "config": []}', "does not hold a run's settings"),
+        (
+            json.dumps(
+                {"kind": "grpo", "config": to_dict(GRPOConfig(**SETTINGS)), "total_steps": "9"}
+                | {"started": "", "device": "", "versions": {}}
+            ),
+            "total_steps must be a int",
+        ),
     ],
 )
 def test_directory_that_is_no_run_is_one_clear_line(tmp_path, content, message):
@@ -393,6 +477,37 @@ def test_card_of_a_run_states_its_scores_with_their_intervals(tmp_path):
     assert "| 75.4% (" in card
     assert "(cross task)" in card
     assert "| base model | tiny |" in card
+
+
+HOSTILE = (
+    "a|b\n<script>x</script> ``` `c` ![x](https://evil.example) **d** _e_ www.evil.example &lt;"
+)
+
+
+def test_hostile_words_in_a_card_are_neither_markup_nor_links(tmp_path):
+    data = DataConfig(dataset=HOSTILE, template="{question}" + HOSTILE)
+    config = GRPOConfig(model=HOSTILE, out=Path("run"), data=data)
+    cards = [
+        model_card(make_run(tmp_path / "plain")),
+        model_card(make_run(tmp_path / "hostile", config=config)),
+    ]
+    pages = []
+    for number, card in enumerate(cards):
+        _, head, body = card.split("---\n", 2)
+        assert head == "library_name: transformers\npipeline_tag: image-text-to-text\n" + (
+            "tags: [grpo, qwen2_vl, othink_jax]\n"
+        )
+        file = tmp_path / f"{number}.html"
+        file.write_text(MarkdownIt("commonmark").enable("table").render(body))
+        pages.append(Page(file))
+    plain, hostile = pages
+    assert hostile.tags == plain.tags
+    words = " ".join(HOSTILE.split())
+    assert hostile.text.count(words) == 4  # title twice, model, data
+    assert words.replace("|b <", "|b\\n<") in hostile.text  # the prompt, as code
+    # Of bare addresses, some renderers make links.
+    outside = cards[1].replace(as_code(data.template), "")
+    assert not re.search(r"https?:|www\.|@", outside)
 
 
 def test_difference_of_accuracies_is_newcombes():

@@ -113,6 +113,16 @@ def test_each_way_to_fail_is_counted_and_harms_no_other(monkeypatch: pytest.Monk
             ]
 
 
+def test_a_batch_that_hangs_takes_its_rounds_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "symbolic_verdict", scripted_verdict)
+    with GradingPool("r1v", task="geometry", timeout_s=0.5, workers=2) as scripted:
+        start = time.perf_counter()
+        assert scripted.grade_all(["sleep"] * 4, ["1"] * 4) == [UNGRADABLE] * 4
+        seconds = time.perf_counter() - start
+    # Two rounds, each with the start of a worker, which takes long on a busy machine.
+    assert 1.0 < seconds < 2 * (0.5 + 60.0)
+
+
 def test_what_is_no_exception_stays_in_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     # Raised again in the parent, these would end a training run, or look like the user's Ctrl-C.
     monkeypatch.setattr(pool, "symbolic_verdict", scripted_verdict)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from othink_jax.rewards import grade
-from othink_jax.rewards.strict import quick_verdict
+from othink_jax.rewards.strict import quick_verdict, rounds_to
 
 
 def accuracy(answer: str, gold: str) -> float:
@@ -164,6 +164,37 @@ def test_everyday_answers_need_no_algebra(answer: str, gold: str, right: bool) -
     assert quick_verdict(f"<answer>{answer}</answer>", gold) is right
 
 
+@pytest.mark.parametrize(
+    ("decimal", "exact", "rounded"),
+    [
+        ("0.333333", Fraction(1, 3), True),
+        ("0.33333", Fraction(1, 3), False),
+        ("0.333334", Fraction(1, 3), False),
+        ("33333.333333", Fraction(10**5, 3), True),
+        ("33333.3333", Fraction(10**5, 3), False),
+        # Below 0.001, four digits of the number, not six decimals.
+        ("0.0003333", Fraction(1, 3000), True),
+        ("0.000333", Fraction(1, 3000), False),
+        ("0.000000", Fraction(1, 10**7), False),
+        ("0", Fraction(1, 10**400), False),
+        ("0.0000001", Fraction(0), False),
+        ("0.0", Fraction(0), True),
+        ("-0.333333", Fraction(-1, 3), True),
+        ("0.333333", Fraction(-1, 3), False),
+    ],
+)
+def test_a_decimal_is_as_precise_as_its_size_asks(
+    decimal: str, exact: Fraction, rounded: bool
+) -> None:
+    assert rounds_to(Fraction(decimal), exact) is rounded
+
+
+def test_a_truth_that_is_an_equation_of_numbers_is_read_as_its_value() -> None:
+    assert accuracy("130", "180-50=130") == 1.0
+    assert accuracy("180-50", "180-50=130") == 1.0
+    assert accuracy("50", "180-50=130") == 0.0
+
+
 integers = st.integers(-(10**9), 10**9)
 fractions = st.fractions(max_denominator=1000)
 roots = st.builds(
@@ -221,8 +252,38 @@ def test_formatting_noise_does_not_change_the_verdict(
         assert quick_verdict(f"<answer>{noise.format(padded)}</answer>", truth) is expected
 
 
+coefficients = st.integers(-9, 9)
+lines = st.tuples(coefficients, coefficients, coefficients).filter(lambda line: line[0] and line[1])
+
+
+# Algebra on generated lines: each takes some milliseconds, none can hang.
+@settings(max_examples=50, deadline=None)
+@given(lines, lines, st.integers(-5, 5).filter(bool))
+def test_an_equation_is_right_for_its_multiples_alone(
+    line: tuple[int, int, int], other: tuple[int, int, int], factor: int
+) -> None:
+    def spelled(a: int, b: int, c: int) -> str:
+        return f"{a}x={-b}y+{c}".replace("+-", "-")
+
+    gold = spelled(*line)
+    assert accuracy(spelled(*(factor * number for number in line)), gold) == 1.0
+    same = all(line[i] * other[j] == line[j] * other[i] for i in range(3) for j in range(3))
+    assert accuracy(spelled(*other), gold) == float(same)
+    assert accuracy(str(line[2]), gold) == 0.0
+
+
 soup = st.lists(
-    st.sampled_from([*"0123456789.,-+*/^()[]{}=%$! √π°BxmC", "\\frac", "\\sqrt", "\\pi", " cm"]),
+    st.sampled_from(
+        [
+            *"0123456789.,-+*/^()[]{}=%$!:&≈½² √π°∠BxmC",
+            "\\frac",
+            "\\sqrt",
+            "\\pi",
+            " cm",
+            " is ",
+            " or ",
+        ]
+    ),
     max_size=20,
 ).map("".join)
 

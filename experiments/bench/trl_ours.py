@@ -1,5 +1,6 @@
 """Our side of `trl.py`: the trainer of `othink-jax grpo`, one step at a time."""
 
+import itertools
 import time
 from collections.abc import Sequence
 from typing import Any, cast
@@ -123,13 +124,14 @@ class Ours:
         """The prompts without padding, and what a step makes of these completions of them."""
         trainer, config, shard = self.trainer, self.config, self.trainer.parallel.shard
         processor = trainer.checkpoint.processor
-        examples, encoded = next(
-            in_order(
-                open_source(config.data),
-                processor,
-                batch_size=config.prompts_per_step,
-                template=config.data.template,
-            )
+        prepared = in_order(
+            open_source(config.data),
+            processor,
+            batch_size=config.prompts_per_step,
+            template=config.data.template,
+        )
+        _, examples, encoded = zip(
+            *itertools.islice(prepared, config.prompts_per_step), strict=True
         )
         rollout = _whole(completions.astype(np.int32))
         _, _, rewards = trainer.grade(examples, rollout)

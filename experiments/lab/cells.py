@@ -74,7 +74,10 @@ class Cell:
 
 
 def _settings(config: Any) -> dict[str, Any]:
-    return {name: value for name, value in to_dict(config).items() if name not in _PLACES}
+    settings = {name: value for name, value in to_dict(config).items() if name not in _PLACES}
+    if not settings.get("skip_nonfinite"):
+        settings.pop("skip_nonfinite", None)  # nothing is skipped, as by cells without the setting
+    return settings
 
 
 def _digest(value: Any) -> str:
@@ -90,7 +93,9 @@ def evaluation_name(test: EvaluateConfig) -> str:
     """Of the directory of an evaluation."""
     data = test.data
     asked = data.task or Path(str(data.dataset)).stem
-    return f"{asked}-{data.split}-{decoding(test)}-{_digest(_settings(test))}"
+    settings = _settings(test)
+    del settings["parallel"]  # which devices answer does not change what is asked
+    return f"{asked}-{data.split}-{decoding(test)}-{_digest(settings)}"
 
 
 def evaluation_directory(

@@ -12,7 +12,6 @@ from typing import Any
 from othink_jax.training.run_directory import environment
 
 
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What became of one case."""

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from othink_jax.checkpoint import hf, orbax_model, peft
-from othink_jax.checkpoint.load import load_processor, locate, stored_tensors, write_hf
+from othink_jax.checkpoint.load import load_processor, locate, stored_model, write_hf
 from othink_jax.checkpoint.tensors import Tensors, cast, watched
 from othink_jax.config import read_run, run_and_step
+from othink_jax.digests import write_sums
 from othink_jax.errors import UserError
 from othink_jax.files import check_model_directory, new_model_directory
 from othink_jax.model.config import Qwen2VLConfig
@@ -105,14 +106,14 @@ def to_adapter(
     settings = read_run(run_and_step(run)[0]).config
     with new_model_directory(out, size=adapters.total_nbytes, force=force) as unfinished:
         peft.save(unfinished, adapters, settings.lora, base=settings.model)
+        write_sums(unfinished)
         if card is not None:
             (unfinished / "README.md").write_text(card, encoding="utf-8")
 
 
 def _open(model: str | Path) -> tuple[Path, Qwen2VLConfig, Tensors]:
     directory, run = locate(model)
-    config = hf.load_config(directory)
-    tensors = stored_tensors(directory, run, config)
+    config, tensors = stored_model(directory, run)
     load_processor(directory, config)  # what cannot be loaded is not to be written either
     return directory, config, tensors
 

@@ -1,7 +1,10 @@
 """Hugging Face model directories: config.json and safetensors, in and out; strict both ways."""
 
+import dataclasses
+import hashlib
 import json
 import logging
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,22 +12,23 @@ from typing import Any
 
 import numpy as np
 from huggingface_hub import snapshot_download, split_state_dict_into_shards_factory
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from othink_jax.checkpoint import safetensors_file
-from othink_jax.checkpoint.keymap import Entry, entries, hub_name
+from othink_jax.checkpoint.keymap import Entry, entries, tied_head
 from othink_jax.checkpoint.safetensors_file import DTYPES
-from othink_jax.checkpoint.tensors import Tensors
+from othink_jax.checkpoint.tensors import Tensors, is_tied
+from othink_jax.checkpoint.weight_files import INDEX, Stored, read_headers
+from othink_jax.digests import check_sums, sha256
 from othink_jax.errors import UserError, first_line
 from othink_jax.files import read_json, write_atomically
+from othink_jax.hub import limit_waiting
 from othink_jax.model.config import Qwen2VLConfig
 from othink_jax.model.hf_config import from_hf, to_hf
 
 _log = logging.getLogger(__name__)
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _SHARDS = "model{suffix}.safetensors"
 # What a model needs; weights in pickles are not fetched and not read: loading one runs its code.
 _COMPANIONS = ("*.json", "*.jinja", "*.txt")
@@ -41,13 +45,53 @@ def resolve(model: str | Path) -> Path:
         return TINY
     if Path(model).is_dir():
         return Path(model)
+    limit_waiting()
     try:
-        return Path(snapshot_download(str(model), allow_patterns=list(_FETCHED)))
-    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        fetched = Path(snapshot_download(str(model), allow_patterns=list(_FETCHED)))
+    except Exception as error:  # whatever the library, the network or the hub come up with
         raise UserError(
             f"there is no directory {model}, and the hub gives no model of this name:"
             f" {first_line(error)}"
         ) from error
+    # An empty chat template would be taken for one that writes nothing.
+    for file in sorted(fetched.glob("*")):  # of nothing, if the hub has no file
+        if file.suffix in (".json", ".jinja", ".safetensors") and file.stat().st_size == 0:
+            raise UserError(f"the hub gave {file} of {model} without a content: remove it")
+    return fetched
+
+
+def check_integrity(directory: Path) -> None:
+    """Compare the files of a model directory with the checksums that there are of them.
+
+    Those are its SHA256SUMS, which `convert` and `export` write, or, in the hub's cache, the names
+    of the files. Any other directory has none: a flipped bit in a weight is then not noticed.
+
+    Raises:
+      UserError: a file is not what it was.
+    """
+    if check_sums(directory):
+        return
+    for pattern in _FETCHED:
+        for link in directory.glob(pattern):
+            blob = link.resolve()
+            if blob.parent.name == "blobs" and not _is_blob(blob):
+                raise UserError(
+                    f"{link} is damaged: its content is not that of the hub; delete {blob} and"
+                    " download it again"
+                )
+
+
+def _is_blob(file: Path) -> bool:
+    """Whether the cache's name for a file is the digest of its content, if it is a digest at all.
+
+    The hub calls large files by their SHA-256, and others by their digest in Git.
+    """
+    if re.fullmatch(r"[0-9a-f]{64}", file.name):
+        return sha256(file) == file.name
+    if re.fullmatch(r"[0-9a-f]{40}", file.name):
+        content = file.read_bytes()
+        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == file.name
+    return True
 
 
 def load_config(directory: Path) -> Qwen2VLConfig:
@@ -55,84 +99,83 @@ def load_config(directory: Path) -> Qwen2VLConfig:
     return from_hf(read_json(directory / "config.json"))
 
 
-def _weight_files(directory: Path) -> list[Path]:
-    if (directory / _INDEX).is_file():
-        weight_map = read_json(directory / _INDEX).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise UserError(f"{directory / _INDEX} has no weight_map")
-        names = sorted(set(weight_map.values()))
-    elif (directory / _SINGLE).is_file():
-        names = [_SINGLE]
-    elif list(directory.glob("*.bin")):
-        raise UserError(
-            f"{directory} holds its weights as pickles (.bin), which can run code when they are"
-            " read; convert them to safetensors first"
-        )
-    else:
-        raise UserError(f"{directory} has no {_SINGLE} and no {_INDEX}")
-    absent = [name for name in names if not (directory / name).is_file()]
-    if absent:
-        raise UserError(f"{directory}: the index names files that are absent: {', '.join(absent)}")
-    return [directory / name for name in names]
-
-
 def stored_tensors(directory: Path, config: Qwen2VLConfig) -> Tensors:
     """The tensors of a directory; of each file only the header is read.
+
+    A file may hold a head though the config says that the embedding is the head. Both are then read
+    and compared. If they are equal, the head comes as `keymap.tied_head`, a copy; if not, as the
+    head that it is, and a warning says so (`tensors.as_stored` gives the config of such a model).
 
     Reading warns of values that are not finite.
 
     Raises:
       UserError: a tensor is missing, unknown, of another shape or no floating-point number (all of
-        them are listed), a file is damaged, or there are no safetensors.
+        them are listed), or as `weight_files.read_headers` does.
     """
-    absent = {entry.name: entry for entry in entries(config)}
-    places: dict[Entry, tuple[Path, str]] = {}
-    dtypes: dict[Entry, np.dtype] = {}
-    faults = []
-    for file, stored_name, shape, dtype in _headers(_weight_files(directory)):
-        name = hub_name(stored_name)
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue  # some files hold the tied head a second time
-        entry = absent.pop(name, None)
-        if entry is None:
-            faults.append(f"unknown {name}")
-        elif shape != entry.hub_shape:
-            faults.append(f"{name} is {shape}, not {entry.hub_shape}")
-        elif dtype not in DTYPES:
-            faults.append(f"{name} is of type {dtype}, not of {', '.join(DTYPES)}")
-        else:
-            places[entry], dtypes[entry] = (file, stored_name), DTYPES[dtype]
-    faults += [f"missing {name}" for name in absent]
-    if faults:
-        raise UserError(f"{directory} does not fit its config.json: {'; '.join(faults)}")
+    places = _places(directory, config)
+    if config.tie_word_embeddings and tied_head(config) in places:
+        config = _with_the_head_of_the_file(directory, config, places)
+    # In the hub's order, whatever that of the files is.
+    ordered = [entry for entry in (*entries(config), tied_head(config)) if entry in places]
 
     def read(chosen: Sequence[Entry]) -> Iterator[np.ndarray]:
         for entry in chosen:
-            tensor = _read(*places[entry])
+            tensor = _read(places[entry])
             if not _all_finite(tensor):
                 _log.warning("%s: %s holds values that are not finite", directory, entry.name)
             yield entry.from_hub(tensor)
 
-    return Tensors(dtypes=dtypes, read=read)
+    return Tensors(dtypes={entry: DTYPES[places[entry].dtype] for entry in ordered}, read=read)
 
 
-def _headers(files: list[Path]) -> Iterator[tuple[Path, str, tuple[int, ...], str]]:
-    """File, name, shape and dtype of each tensor."""
-    for file in files:
-        try:
-            with safe_open(file, framework="numpy") as stored:
-                for name in stored.keys():  # noqa: SIM118 (it is no dict)
-                    about = stored.get_slice(name)
-                    yield file, name, tuple(about.get_shape()), about.get_dtype()
-        except SafetensorError as error:
-            raise UserError(f"{file} is damaged: {error}") from error
+def _places(directory: Path, config: Qwen2VLConfig) -> dict[Entry, Stored]:
+    """Where each tensor is; raises UserError if they are not those of the config."""
+    wanted = {entry.name: entry for entry in entries(config)}
+    # The head of a tied model may be in the file, too.
+    expected = {tied_head(config).name: tied_head(config)} | wanted
+    places: dict[Entry, Stored] = {}
+    faults = []
+    for tensor in read_headers(directory):
+        entry = expected.get(tensor.name)
+        if entry is None:
+            faults.append(f"unknown {tensor.name}")
+            continue
+        if entry in places:
+            faults.append(f"{tensor.name} stands twice")
+        elif tensor.shape != entry.hub_shape:
+            faults.append(f"{tensor.name} is {tensor.shape}, not {entry.hub_shape}")
+        elif tensor.dtype not in DTYPES:
+            faults.append(f"{tensor.name} is of type {tensor.dtype}, not of {', '.join(DTYPES)}")
+        places[entry] = tensor
+    faults += [f"missing {name}" for name, entry in wanted.items() if entry not in places]
+    if faults:
+        raise UserError(f"{directory} does not fit its config.json: {'; '.join(faults)}")
+    return places
 
 
-def _read(file: Path, name: str) -> np.ndarray:
+def _with_the_head_of_the_file(
+    directory: Path, config: Qwen2VLConfig, places: dict[Entry, Stored]
+) -> Qwen2VLConfig:
+    """The config, untied if the head that it calls tied is another matrix; `places` to match."""
+    copy, untied = tied_head(config), dataclasses.replace(config, tie_word_embeddings=False)
+    by_name = {entry.name: entry for entry in entries(untied)}
+    embedding = places[by_name["model.embed_tokens.weight"]]
+    if np.array_equal(_read(embedding), _read(places[copy])):  # by value, as transformers compares
+        return config
+    _log.warning(
+        "%s: config.json says that the embedding is the head (tie_word_embeddings), but"
+        " lm_head.weight is another matrix; it is kept, as in transformers",
+        directory,
+    )
+    places[by_name[copy.name]] = places.pop(copy)
+    return untied
+
+
+def _read(tensor: Stored) -> np.ndarray:
     # Opened anew for each tensor: a file that stays mapped stays in memory as far as it was read,
     # beside the tensors themselves.
-    with safe_open(file, framework="numpy") as stored:
-        return stored.get_tensor(name)
+    with safe_open(tensor.file, framework="numpy") as content:
+        return content.get_tensor(tensor.stored_name)
 
 
 def _all_finite(tensor: np.ndarray) -> bool:
@@ -148,12 +191,38 @@ def _all_finite(tensor: np.ndarray) -> bool:
     )
 
 
-def copy_companions(source: Path, target: Path) -> None:
-    """Copy what travels with the weights: configuration, tokenizer, image settings, template."""
+def copy_companions(source: Path, target: Path, tensors: Tensors) -> None:
+    """Copy what travels with the weights: configuration, tokenizer, image settings, template.
+
+    In config.json, what is not so of these tensors is corrected: whether the head is tied, and the
+    dtype, to which transformers would cast them. A file without a fault keeps every byte.
+    """
     for pattern in _COMPANIONS:
         for file in source.glob(pattern):
-            if file.name != _INDEX:
+            if file.name != INDEX:
                 shutil.copyfile(file, target / file.name)
+    config = read_json(target / "config.json")
+    corrected = _with_head(_with_dtype(config, tensors), tied=is_tied(tensors))
+    if corrected != config:
+        _write_config(target, corrected)
+
+
+def _with_dtype(config: dict[str, Any], tensors: Tensors) -> dict[str, Any]:
+    """Names no other dtype than that of the weights, if they have one in common."""
+    (dtype, *others) = {dtype.name for dtype in tensors.dtypes.values()}
+    # "torch_dtype" is the name in the hub's files of 2024, "dtype" that of transformers 5.
+    wrong = [name for name in ("torch_dtype", "dtype") if config.get(name, dtype) != dtype]
+    return config if others else config | dict.fromkeys(wrong, dtype)
+
+
+def _with_head(config: dict[str, Any], *, tied: bool) -> dict[str, Any]:
+    """Says of the head what is so; the flag of the text counts, too (`from_hf`)."""
+    if from_hf(config).tie_word_embeddings == tied:
+        return config
+    config = config | {"tie_word_embeddings": tied}
+    if "text_config" in config:
+        config["text_config"] = config["text_config"] | {"tie_word_embeddings": tied}
+    return config
 
 
 def save(
@@ -169,14 +238,13 @@ def save(
     Args:
       directory: made if it is not there.
       config: the shape.
-      tensors: their dtypes are kept.
-      companions: a model directory whose other files are copied, its config.json among them, in
-        which only a dtype that is not that of the weights is corrected.
+      tensors: all of them are written; their dtypes are kept.
+      companions: a model directory whose other files are copied, see `copy_companions`.
       max_shard_size: largest weight file, in bytes or such as `5GB`. What does not fit into one
         becomes several and an index, as transformers writes them.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    by_name = {entry.name: entry for entry in entries(config)}
+    by_name = {entry.name: entry for entry in tensors.dtypes}
     shards = split_state_dict_into_shards_factory(
         by_name,
         get_storage_size=tensors.nbytes,
@@ -187,26 +255,12 @@ def save(
         safetensors_file.write(directory / file, [by_name[name] for name in names], tensors)
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
-        write_atomically(directory / _INDEX, json.dumps(index, indent=2) + "\n")
+        write_atomically(directory / INDEX, json.dumps(index, indent=2) + "\n")
     if companions is None:
         _write_config(directory, to_hf(config))
     else:
-        copy_companions(companions, directory)
-        _correct_dtype(directory, tensors)
+        copy_companions(companions, directory, tensors)
 
 
 def _write_config(directory: Path, config: dict[str, Any]) -> None:
     write_atomically(directory / "config.json", json.dumps(config, indent=2) + "\n")
-
-
-def _correct_dtype(directory: Path, tensors: Tensors) -> None:
-    """Let config.json name no other dtype than that of the weights: transformers would cast them.
-
-    A file that names the right one, or none, is left as it is, byte for byte.
-    """
-    (dtype, *others) = {dtype.name for dtype in tensors.dtypes.values()}
-    config = read_json(directory / "config.json")
-    # "torch_dtype" is the name in the hub's files of 2024, "dtype" that of transformers 5.
-    wrong = [name for name in ("torch_dtype", "dtype") if config.get(name, dtype) != dtype]
-    if wrong and not others:
-        _write_config(directory, config | dict.fromkeys(wrong, dtype))

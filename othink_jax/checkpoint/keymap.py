@@ -11,6 +11,7 @@ import numpy as np
 from othink_jax.model.config import Qwen2VLConfig, VisionConfig
 
 Path = tuple[Any, ...]  # keys of the nested parameter dict; layers are numbered by int
+HEAD, TIED_HEAD = ("text", "head", "kernel"), ("tied_head",)  # paths of an output head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,12 +112,21 @@ def _text(config: Qwen2VLConfig) -> Iterator[Entry]:
         )
     yield from _norm("model.norm", ("text", "norm"), width, bias=False)
     if not config.tie_word_embeddings:
-        yield from _linear("lm_head", ("text", "head"), width, t.vocab_size, bias=False)
+        yield from _linear("lm_head", HEAD[:-1], width, t.vocab_size, bias=False)
 
 
 def entries(config: Qwen2VLConfig) -> list[Entry]:
     """Every tensor of a model of this shape, in the hub's layout and order."""
     return [*_vision(config), *_text(config)]
+
+
+def tied_head(config: Qwen2VLConfig) -> Entry:
+    """A second copy of the embedding that some files hold under the name of the head.
+
+    It is no parameter of the model, and travels with the tensors so that nothing is lost.
+    """
+    shape = (config.text.vocab_size, config.text.hidden_size)
+    return Entry("lm_head.weight", TIED_HEAD, False, shape)
 
 
 def adapter_entries(config: Qwen2VLConfig, rank: int) -> list[Entry]:

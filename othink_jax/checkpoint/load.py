@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from othink_jax.checkpoint import hf, orbax_model
-from othink_jax.checkpoint.tensors import Tensors, cast, in_memory, read_params
+from othink_jax.checkpoint.tensors import Tensors, as_stored, cast, in_memory, read_params
 from othink_jax.config import LoRAConfig, run_and_step
 from othink_jax.data.processing import Processor
+from othink_jax.digests import write_sums
 from othink_jax.errors import UserError
 from othink_jax.files import new_model_directory
 from othink_jax.model.config import Qwen2VLConfig
@@ -93,20 +94,23 @@ def load(
       remat: what the backward pass of a layer computes again: `none`, `dots` (all but the products
         with weights) or `layer` (everything).
       on_host: leave the parameters in the host's memory, as numpy arrays.
-      abstract: read no weights; `params` then holds `jax.ShapeDtypeStruct`s, for planning.
+      abstract: read no weights and check none; `params` then holds `jax.ShapeDtypeStruct`s, for
+        planning.
       min_pixels, max_pixels: bounds of an image's size instead of the model's own.
 
     Raises:
       UserError: there is no such model, or something of it is missing, damaged or does not fit.
     """
     directory, run = locate(model)
-    config = hf.load_config(directory)
+    if abstract:
+        config, tensors = hf.load_config(directory), None
+    else:
+        config, tensors = stored_model(directory, run)
     params_in = dtype if param_dtype in (None, "stored") else str(param_dtype)
     graphdef, params = abstract_model(
         config, dtype, params_in, scan_layers=scan_layers, remat=remat
     )
-    if not abstract:
-        tensors = stored_tensors(directory, run, config)
+    if tensors is not None:
         tensors = tensors if param_dtype == "stored" else cast(tensors, params_in)
         params = read_params(tensors, on_host=on_host)
         if scan_layers:
@@ -134,24 +138,68 @@ def load_processor(
         min_pixels=min_pixels,
         max_pixels=max_pixels,
         tokens_per_second=None if windows is None else windows.tokens_per_second,
+        vocab_size=config.text.vocab_size,
     )
-    if processor.image_token_id != config.image_token_id:
-        raise UserError(
-            f"{directory}: the tokenizer's image placeholder is {processor.image_token_id}, but"
-            f" config.json says {config.image_token_id}"
-        )
+    _check_agreement(directory, processor, config)
     return processor
 
 
-def stored_tensors(directory: Path, run: Path | None, config: Qwen2VLConfig) -> Tensors:
-    """The tensors of a model, by the places that `locate` gives; none is read yet.
+def _check_agreement(directory: Path, processor: Processor, config: Qwen2VLConfig) -> None:
+    """Raise UserError if the model's files contradict each other.
+
+    Patches cut otherwise than the vision tower merges them give nan, not an error.
+    """
+    images, vision = processor.image_settings, config.vision
+    both = {
+        # What the processor's file or the tokenizer calls it; what config.json calls it.
+        ("patch_size", "patch_size"): (images.patch_size, vision.patch_size),
+        ("temporal_patch_size",) * 2: (images.temporal_patch_size, vision.temporal_patch_size),
+        ("merge_size", "spatial_merge_size"): (images.merge_size, vision.spatial_merge_size),
+        ("number of colours", "in_channels"): (3, vision.in_channels),
+        ("<|image_pad|>", "image_token_id"): (processor.image_token_id, config.image_token_id),
+        ("<|video_pad|>", "video_token_id"): (processor.video_token_id, config.video_token_id),
+        ("<|vision_start|>", "vision_start_token_id"): (
+            processor.vision_start_token_id,
+            config.vision_start_token_id,
+        ),
+        ("<|vision_end|>", "vision_end_token_id"): (
+            processor.vision_end_token_id,
+            config.vision_end_token_id,
+        ),
+    }
+    faults = [
+        f"{theirs} is {found}, but {ours} of config.json is {wanted}"
+        for (theirs, ours), (found, wanted) in both.items()
+        if found != wanted
+    ]
+    if faults:
+        raise UserError(
+            f"{directory}: tokenizer or image settings (preprocessor_config.json,"
+            f" processor_config.json) are another model's: {'; '.join(faults)}"
+        )
+
+
+def stored_model(directory: Path, run: Path | None) -> tuple[Qwen2VLConfig, Tensors]:
+    """Shape and tensors of a model, by the places that `locate` gives; none is read yet.
 
     Raises:
-      UserError: they are missing or damaged, or do not fit the configuration.
+      UserError: they are missing or damaged, or do not fit each other.
     """
+    hf.check_integrity(directory)
+    config = hf.load_config(directory)
+    tensors = _stored_tensors(directory, run, config)
+    return as_stored(config, tensors), tensors
+
+
+def _stored_tensors(directory: Path, run: Path | None, config: Qwen2VLConfig) -> Tensors:
     if run is not None:
         return orbax_model.run_tensors(run, config)
     if (directory / orbax_model.PARAMS).is_dir():
+        if any(directory.glob("*.safetensors")):
+            raise UserError(
+                f"{directory} holds weights twice: {orbax_model.PARAMS}/ and safetensors; remove"
+                " what is not the model's"
+            )
         return orbax_model.stored_tensors(directory, config)
     return hf.stored_tensors(directory, config)
 
@@ -211,6 +259,7 @@ def write_hf(
     """What `save_hf` does, of tensors wherever they lie."""
     with new_model_directory(target, size=tensors.total_nbytes, force=force) as unfinished:
         hf.save(unfinished, config, tensors, companions=companions, max_shard_size=max_shard_size)
+        write_sums(unfinished)  # of all but the card, which is there to be edited
         if card is not None:
             (unfinished / "README.md").write_text(card, encoding="utf-8")
     return target

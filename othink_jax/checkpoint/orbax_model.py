@@ -10,10 +10,11 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
 from othink_jax.checkpoint.hf import copy_companions
-from othink_jax.checkpoint.keymap import Entry, adapter_entries, entries
+from othink_jax.checkpoint.keymap import Entry, adapter_entries, entries, tied_head
 from othink_jax.checkpoint.store import damaged
 from othink_jax.checkpoint.tensors import Tensors, adapted, nested, overlaid
 from othink_jax.config import RUN_CHECKPOINTS, read_run, run_and_step
+from othink_jax.digests import check_sums, write_sums
 from othink_jax.errors import UserError
 from othink_jax.files import new_model_directory
 from othink_jax.model.config import Qwen2VLConfig
@@ -25,12 +26,12 @@ _GROUP = 2**27
 
 
 def save_model(directory: Path, tensors: Tensors, *, companions: Path, force: bool = False) -> None:
-    """Write a model directory: Orbax parameters, with configuration and tokenizer beside them.
+    """Write a model directory: Orbax parameters, configuration, tokenizer, and checksums of all.
 
     Args:
       directory: appears whole or not at all.
       tensors: the parameters; of an unrolled model in the file, whatever they come from.
-      companions: a model directory whose other files are copied.
+      companions: a model directory whose other files are copied, see `hf.copy_companions`.
       force: replace a model that is there.
 
     Raises:
@@ -50,9 +51,10 @@ def save_model(directory: Path, tensors: Tensors, *, companions: Path, force: bo
     )
     unread = nested({entry: entry for entry in tensors.dtypes})
     with new_model_directory(directory, size=tensors.total_nbytes, force=force) as unfinished:
-        copy_companions(companions, unfinished)
+        copy_companions(companions, unfinished, tensors)
         with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             checkpointer.save(unfinished.absolute() / PARAMS, args=ocp.args.PyTreeSave(unread))
+        write_sums(unfinished)
 
 
 class _OneByOne(type_handlers.NumpyHandler):
@@ -78,7 +80,10 @@ def stored_tensors(directory: Path, config: Qwen2VLConfig) -> Tensors:
     Raises:
       UserError: they are damaged, or a tensor is missing, unknown or of another shape.
     """
-    return _stored(directory.absolute() / PARAMS, (), entries(config))
+    wanted = entries(config)
+    if config.tie_word_embeddings:
+        return _stored(directory.absolute() / PARAMS, (), wanted, optional=[tied_head(config)])
+    return _stored(directory.absolute() / PARAMS, (), wanted)
 
 
 def run_tensors(directory: Path, config: Qwen2VLConfig) -> Tensors:
@@ -121,20 +126,29 @@ def run_adapters(directory: Path, config: Qwen2VLConfig) -> Tensors:
 
 
 def _params_of(directory: Path) -> tuple[Path, tuple[str, ...]] | None:
-    """Where a checkpoint of a run holds parameters, the last if it is not one itself; or None."""
+    """Where a checkpoint of a run holds parameters, the last if it is not one itself; or None.
+
+    Raises:
+      UserError: its files are not those that were written.
+    """
     run, step = run_and_step(directory)
     if step is None:
         steps = ocp.utils.checkpoint_steps(run / RUN_CHECKPOINTS)
         if not steps:
             return None
         step = max(steps)
-    return run.absolute() / RUN_CHECKPOINTS / str(step) / "state", ("params",)
+    checkpoint = run.absolute() / RUN_CHECKPOINTS / str(step)
+    check_sums(checkpoint)
+    return checkpoint / "state", ("params",)
 
 
-def _stored(place: Path, keys: tuple[str, ...], wanted: Sequence[Entry]) -> Tensors:
+def _stored(
+    place: Path, keys: tuple[str, ...], wanted: Sequence[Entry], *, optional: Sequence[Entry] = ()
+) -> Tensors:
     """What Orbax stored in `place` under `keys`: these tensors, and no others."""
     metadata = _metadata(place, keys)
-    expected = {_name(entry.path): entry for entry in wanted}
+    optional = [entry for entry in optional if _name(entry.path) in metadata]
+    expected = {_name(entry.path): entry for entry in (*wanted, *optional)}
     faults = [
         *(f"unknown {name}" for name in metadata if name not in expected),
         *(f"missing {name}" for name in expected if name not in metadata),

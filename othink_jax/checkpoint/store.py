@@ -1,25 +1,37 @@
 """The checkpoints of a training run, by Orbax."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from othink_jax.digests import check_sums, write_sums
 from othink_jax.errors import UserError, first_line
+
+# Of the folder that Orbax fills and then renames.
+_UNFINISHED = "*.orbax-checkpoint-tmp*"
+# Times and the kinds of items; Orbax adds the last time when all else is done.
+_WRITTEN_LAST = "_CHECKPOINT_METADATA"
 
 
 class TrainingStore:
     """The `checkpoints/` folder of a run: numbered steps, each whole or absent.
 
-    A step holds the training state (a pytree of arrays) and the progress of everything that is not
-    an array (a JSON object: position in the data, counters).
+    A step holds the training state (a pytree of arrays), the progress of everything that is not an
+    array (a JSON object: position in the data, counters), and the checksums of its files.
     """
 
     def __init__(self, directory: Path, *, keep: int) -> None:
+        self._directory = directory.absolute()
         self._manager = ocp.CheckpointManager(
-            directory.absolute(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                create=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_sums),
+            ),
             item_names=("state", "progress"),
         )
 
@@ -34,19 +46,34 @@ class TrainingStore:
             ),
         )
 
+    def _write_sums(self) -> None:
+        """Called when all files of a step are written, before its folder gets its name."""
+        if jax.process_index() == 0:
+            for folder in self._directory.glob(_UNFINISHED):
+                files = (file for file in folder.rglob("*") if file.is_file())
+                write_sums(folder, (file for file in files if file.name != _WRITTEN_LAST))
+
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """Those that are there, the latest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
 
     def restore(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
         """State and progress of `step` (the latest if not given), in the structure of `like`.
 
-        `like` is a pytree of arrays or `jax.ShapeDtypeStruct`, whose shardings say where it is read
-        to. Raises UserError if there is no
-        checkpoint, or a damaged one.
+        Args:
+          like: a pytree of arrays or `jax.ShapeDtypeStruct`, whose shardings say where it is read
+            to.
+          step: a number of `steps`.
+
+        Raises:
+          UserError: there is no checkpoint, or one that Orbax cannot read; see also `fault`.
         """
         step = self.latest_step() if step is None else step
         if step is None:
-            raise UserError(f"no checkpoint in {self._manager.directory}: nothing to resume from")
+            raise UserError(f"no checkpoint in {self._directory}: nothing to resume from")
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         try:
             restored = self._manager.restore(
@@ -56,8 +83,31 @@ class TrainingStore:
                 ),
             )
         except Exception as error:
-            raise damaged(self._manager.directory / str(step), error) from error
+            raise damaged(self._directory / str(step), error) from error
         return restored.state, restored.progress
+
+    def fault(self, step: int) -> str | None:
+        """What the checksums of a step say against it; None if nothing."""
+        try:
+            check_sums(self._directory / str(step))
+        except UserError as error:
+            return str(error)
+        return None
+
+    def place(self, step: int) -> Path:
+        """Where `set_aside` puts a step: in `damaged/`, beside the folder."""
+        return self._directory.with_name("damaged") / str(step)
+
+    def set_aside(self, step: int) -> None:
+        """Move a step out of the way of those that are whole."""
+        place = self.place(step)
+        place.parent.mkdir(exist_ok=True)
+        shutil.rmtree(place, ignore_errors=True)  # an earlier one of the same number
+        (self._directory / str(step)).rename(place)
+
+    def reload(self) -> None:
+        """Look again which steps are there."""
+        self._manager.reload()
 
     def close(self) -> None:
         """Wait until everything is on disk."""

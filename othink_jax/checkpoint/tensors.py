@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike
 
-from othink_jax.checkpoint.keymap import Entry, entries
+from othink_jax.checkpoint.keymap import HEAD, TIED_HEAD, Entry, entries
 from othink_jax.model.config import Qwen2VLConfig
 
 
@@ -33,6 +33,16 @@ class Tensors:
     def total_nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(map(self.nbytes, self.dtypes))
+
+
+def is_tied(tensors: Tensors) -> bool:
+    """Whether a model of these tensors has its embedding as the head."""
+    return all(entry.path != HEAD for entry in tensors.dtypes)
+
+
+def as_stored(config: Qwen2VLConfig, tensors: Tensors) -> Qwen2VLConfig:
+    """The config of a model of these tensors: of the head, they know more than config.json."""
+    return dataclasses.replace(config, tie_word_embeddings=is_tied(tensors))
 
 
 def in_memory(config: Qwen2VLConfig, params: Mapping[str, Any]) -> Tensors:
@@ -107,11 +117,11 @@ def watched(tensors: Tensors, on_bytes: Callable[[int], None]) -> Tensors:
 
 
 def read_params(tensors: Tensors, *, on_host: bool = False) -> dict[str, Any]:
-    """All of them as the nested dict of an unrolled model's parameters.
+    """The nested dict of an unrolled model's parameters; a copy of a tied head is none.
 
     They are on the default device, or numpy arrays.
     """
-    chosen = list(tensors.dtypes)
+    chosen = [entry for entry in tensors.dtypes if entry.path != TIED_HEAD]
     put = np.ascontiguousarray if on_host else jnp.asarray
     arrays = map(put, tensors.read(chosen))
     return nested(dict(zip(chosen, arrays, strict=True)))

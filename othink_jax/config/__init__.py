@@ -32,6 +32,7 @@ from othink_jax.config.record import (
     run_and_step,
     to_dict,
 )
+from othink_jax.config.resume import ResumeConfig, changed_settings
 from othink_jax.config.runs import EvaluateConfig, GRPOConfig, SFTConfig, TrainingConfig
 
 __all__ = [
@@ -49,12 +50,14 @@ __all__ = [
     "OptimizerConfig",
     "ParallelConfig",
     "ProcessConfig",
+    "ResumeConfig",
     "RewardConfig",
     "RunRecord",
     "SFTConfig",
     "SamplingConfig",
     "Task",
     "TrainingConfig",
+    "changed_settings",
     "from_dict",
     "is_run",
     "read_run",

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from othink_jax.config.checks import require, require_seed
 
@@ -22,7 +22,8 @@ class DataConfig:
 
     task: Task | None = None  # a synthetic task, generated on the fly
     dataset: str | None = None  # a hub id, a parquet or JSONL file, or a folder (also of CLEVR)
-    # folder that the image paths of a JSONL file are relative to; the file's own if not given
+    # folder that a data set's image paths are relative to; that of the file, or the folder of files
+    # itself, if not given
     images: Path | None = None
     # train, validation, test, or test-ood (counting only) of a task; a data set's own; a single
     # file has none
@@ -47,8 +48,8 @@ class DataConfig:
             "give either --task (counting, geometry) or --dataset, and not both",
         )
         require(
-            self.images is None or str(self.dataset).endswith(".jsonl"),
-            "--images goes with a --dataset that ends in .jsonl",
+            self.images is None or self.dataset is not None,
+            "--images goes with a --dataset whose rows name image files",
         )
         require(
             not self.streaming
@@ -68,6 +69,15 @@ class DataConfig:
             self.max_prompt_tokens is None or self.max_prompt_tokens >= 1,
             f"max_prompt_tokens must be >= 1, got {self.max_prompt_tokens}",
         )
+
+    def located(self, directory: Path) -> "DataConfig":
+        """The same with relative paths that exist from `directory` made absolute."""
+        found: dict[str, Any] = {}
+        if self.dataset is not None and (directory / self.dataset).exists():
+            found["dataset"] = str(directory / self.dataset)
+        if self.images is not None and (directory / self.images).exists():
+            found["images"] = directory / self.images
+        return dataclasses.replace(self, **found)
 
     @property
     def has_splits(self) -> bool:

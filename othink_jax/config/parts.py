@@ -208,3 +208,8 @@ class ProcessConfig:
             all(given) or not any(given),
             "--coordinator, --num-processes and --process-id go together",
         )
+
+    @property
+    def several(self) -> bool:
+        """Whether this process is one of several."""
+        return self.distributed or self.coordinator is not None

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from othink_jax.config.checks import require
 from othink_jax.config.runs import GRPOConfig, SFTConfig, TrainingConfig
+from othink_jax.digests import check_sums
 from othink_jax.errors import UserError
 from othink_jax.files import read_json
 
@@ -50,6 +51,11 @@ class RunRecord:
     started: str  # an ISO time
     versions: dict[str, str]  # of the packages that matter
     device: str
+    directory: str = ""  # that it was started in: relative paths of its data hold from there
+    trainer: str = ""  # class that made it, as `package.module:name`
+    trainer_digest: str = ""  # of the source of that class, see `identity.source_digest`
+    # Where it went on with other settings: the step after which, and what each was and is
+    changes: tuple[dict[str, Any], ...] = ()
 
 
 def is_run(directory: Path) -> bool:
@@ -76,10 +82,12 @@ def read_run(directory: Path) -> RunRecord:
     """The record of a run.
 
     Raises:
-      UserError: there is no run of a known kind, or its settings cannot be used.
+      UserError: there is no run of a known kind, its settings cannot be used, or config.json is not
+        what was written.
     """
     path = directory / "config.json"
     require(path.is_file(), f"{directory} is not a run directory: it has no config.json")
+    check_sums(directory)
     values = read_json(path)
     broken = f"{directory} is not a run directory: its config.json does not hold a run's settings"
     require("kind" in values, broken)

@@ -47,6 +47,9 @@ class TrainingConfig:
     parallel: ParallelConfig = ParallelConfig()  # how an update is spread over devices
     checkpoint_every: int = 50  # steps between checkpoints; the last step is always saved
     keep_checkpoints: int = 2  # how many of the last ones stay
+    # A step whose loss, gradient or update is not finite ends the run; or changes nothing and is
+    # counted, up to so many in a row
+    skip_nonfinite: int = 0
     wandb: bool = False  # also log to Weights & Biases (extra `wandb`)
 
     def __post_init__(self) -> None:
@@ -55,6 +58,7 @@ class TrainingConfig:
         require(0 < self.epochs < math.inf, f"epochs must be > 0, got {self.epochs}")
         require_seed("seed", self.seed)
         require(self.keep_checkpoints >= 1, "keep_checkpoints must be >= 1")
+        require(self.skip_nonfinite >= 0, f"skip_nonfinite must be >= 0, got {self.skip_nonfinite}")
 
     def _require_positive(self, *names: str) -> None:
         for name in names:
@@ -119,12 +123,15 @@ class EvaluateConfig:
     out: Path  # directory for predictions.jsonl and result.json
     data: DataConfig
     count: int = 500  # examples of a synthetic task; a data set is evaluated whole unless limited
-    batch_size: int = 16  # prompts decoded together
+    # Prompts decoded together; fewer of those whose images or texts are large. With a temperature,
+    # what is drawn depends on it
+    batch_size: int = 16
     sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_new_tokens=1024)
     reward: RewardConfig = RewardConfig()
     seed: int = 0  # of sampling, where temperature > 0
     stage: Literal["before", "after"] | None = None  # training it belongs to, for a run's report
     dtype: Literal["float32", "bfloat16"] = "float32"  # of parameters and computation
+    parallel: ParallelConfig = ParallelConfig()  # how a batch is spread over devices
 
     def __post_init__(self) -> None:
         require(self.count >= 1, f"count must be >= 1, got {self.count}")

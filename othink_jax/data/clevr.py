@@ -7,13 +7,13 @@ SuperCLEVR has one file of scenes, no splits, and its images in images/ itself.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from othink_jax.data.example import Example, UnreadableExample, solution_text
 from othink_jax.data.images import open_image
-from othink_jax.errors import UserError
+from othink_jax.errors import UserError, quoted
 from othink_jax.files import read_json
 
 # As in R1-V's questions about SuperCLEVR.
@@ -44,6 +44,7 @@ class ClevrScenes:
         if not isinstance(scenes, list):
             raise UserError(f"{file} has no list of scenes")
         self._scenes = [_described(scene, f"{file}, scene {i}") for i, scene in enumerate(scenes)]
+        self._name = file.name
         within = folder / "images" / split
         self._images = within if within.is_dir() else folder / "images"
 
@@ -51,20 +52,22 @@ class ClevrScenes:
         return len(self._scenes)
 
     def __getitem__(self, index: int) -> Example:
-        name, things = self._scenes[index]
-        count = str(len(things))
-        listed = " ".join(f"{number} {thing}" for number, thing in enumerate(things, start=1))
-        example = Example(
-            id=name,
-            images=(),
-            question=QUESTION,
-            answer=count,
-            solution=solution_text(listed, count),
-        )
+        name, objects = self._scenes[index]
+        identifier = quoted(name) if isinstance(name, str) else f"{self._name}:{index}"
+        read = Example(id=identifier, images=(), question=QUESTION, answer="", solution="")
         try:
-            return dataclasses.replace(example, images=(open_image(self._images / name),))
+            count = str(len(objects))
+            things = [f"{number} {_words(thing)}" for number, thing in enumerate(objects, start=1)]
+            solution = solution_text(" ".join(things), count)
+            read = dataclasses.replace(read, answer=count, solution=solution)
+            if not isinstance(name, str):
+                raise UserError(f"its image_filename is no text but {type(name).__name__}")
+            return dataclasses.replace(read, images=(open_image(self._images / name),))
         except UserError as error:
-            raise UnreadableExample(f"{name}: {error}", example) from error
+            raise UnreadableExample(f"{read.id}: {error}", read) from error
+
+    def texts(self) -> Iterator[str]:
+        return map(repr, self._scenes)
 
 
 def _split_of(file: Path) -> str | None:
@@ -73,8 +76,8 @@ def _split_of(file: Path) -> str | None:
     return parts[-1] if len(parts) > 1 else None
 
 
-def _described(scene: Any, where: str) -> tuple[str, list[str]]:
-    """File of the image and the things in it, each as words such as `large red metal cube`."""
+def _described(scene: Any, where: str) -> tuple[Any, list[list[Any]]]:
+    """File of the image, and the traits of each thing in it; both may be of any type."""
     if not isinstance(scene, Mapping):
         raise UserError(f"{where} is not a JSON object")
     absent = [name for name in ("image_filename", "objects") if name not in scene]
@@ -83,7 +86,13 @@ def _described(scene: Any, where: str) -> tuple[str, list[str]]:
     objects = scene["objects"]
     if not (isinstance(objects, list) and all(isinstance(thing, Mapping) for thing in objects)):
         raise UserError(f"{where} has objects that are no list of JSON objects")
-    things = [
-        " ".join(str(thing[trait]) for trait in _TRAITS if trait in thing) for thing in objects
-    ]
-    return str(scene["image_filename"]), things
+    traits = [[thing[trait] for trait in _TRAITS if trait in thing] for thing in objects]
+    return scene["image_filename"], traits
+
+
+def _words(traits: list[Any]) -> str:
+    """A thing in words, such as `large red metal cube`."""
+    for trait in traits:
+        if not isinstance(trait, str):
+            raise UserError(f"a trait of an object is no text but {type(trait).__name__}")
+    return " ".join(traits)

@@ -4,18 +4,33 @@ import dataclasses
 
 from PIL import Image
 
-from othink_jax.errors import UserError
+from othink_jax.errors import UserError, quoted, writable
+
+# Where an image stands in a question, if not all stand before it; as EasyR1, verl and LLaVA have it
+PLACEHOLDER = "<image>"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """One question with its images, its answer and a worked solution."""
+    """One question with its images, its answer and a worked solution.
+
+    Its texts can be written as UTF-8; UserError for one that cannot. They go into logs, records and
+    predictions, where a single one that cannot be written would lose all others.
+    """
 
     id: str  # unique in its source
     images: tuple[Image.Image, ...]  # RGB, in the order the prompt shows them; may be empty
-    question: str  # the bare question, no instruction about the form of the answer
+    # the bare question, no instruction about the form of the answer; the images stand before it, or
+    # each where it has a `<image>`
+    question: str
     answer: str  # ground truth, what stands between the answer tags
     solution: str  # what supervised fine-tuning learns: <think>...</think> <answer>...</answer>
+
+    def __post_init__(self) -> None:
+        for name in ("id", "question", "answer", "solution"):
+            text = getattr(self, name)
+            if writable(text) != text:
+                raise UserError(f"its {name} is not UTF-8 text: {quoted(text)}")
 
 
 class UnreadableExample(UserError):

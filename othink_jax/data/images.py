@@ -3,38 +3,87 @@
 import dataclasses
 import io
 import math
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from othink_jax.errors import UserError
+from othink_jax.data.depth import in_eight_bits, is_deep
+from othink_jax.errors import UserError, first_line, quoted
 
 _MAX_ASPECT_RATIO = 200  # of the processor in transformers
 
 
 def open_image(file: str | Path | io.BytesIO) -> Image.Image:
-    """Read an image whole: upright, as its EXIF orientation says, and in RGB.
+    """Read an image whole: upright, as its EXIF orientation says, and in RGB of 8 bits.
+
+    Of several frames the first is read.
 
     Raises:
-      UserError: the file is missing or is not an image.
+      UserError: the file is missing or no file, is not an image, has more pixels than
+        `PIL.Image.MAX_IMAGE_PIXELS`, or nothing says what its values are scaled to.
     """
-    name = "the image" if isinstance(file, io.BytesIO) else file
+    if isinstance(file, io.BytesIO):
+        return _read(file, "the image")
+    name = quoted(str(file))
     try:
-        with Image.open(file) as image:
-            return to_rgb(ImageOps.exif_transpose(image))
+        if not stat.S_ISREG(os.stat(file).st_mode):  # a pipe or a device may never end
+            raise UserError(f"{name} cannot be read as an image: it is not a file")
+        # Pillow is not given the path: it would map a TIFF file, and turn it wrongly (version 13).
+        with open(file, "rb") as opened:
+            return _read(opened, name)
     except FileNotFoundError:
         raise UserError(f"there is no image {name}") from None
+    except OSError as error:
+        raise UserError(f"{name} cannot be read as an image: {error.strerror}") from error
+    except ValueError as error:  # no file can have this name
+        raise UserError(f"{name} cannot be read as an image: {quoted(str(error))}") from error
+
+
+def _read(file: IO[bytes], name: str) -> Image.Image:
+    try:
+        with Image.open(file, formats=_formats()) as image:
+            _check_size(image)
+            ImageOps.exif_transpose(image, in_place=True)
+            rgb = to_rgb(image)
+            return rgb.copy() if rgb is image else rgb
     except UnidentifiedImageError:
         raise UserError(f"{name} cannot be read as an image: its format is unknown") from None
     except Exception as error:  # a decoder raises whatever a broken file makes it meet
-        raise UserError(f"{name} cannot be read as an image: {error}") from error
+        reason = quoted(first_line(error))
+        raise UserError(f"{name} cannot be read as an image: {reason}") from error
+
+
+def _formats() -> list[str]:
+    """All that Pillow knows but EPS, for which it would run a program on the file."""
+    Image.init()
+    return [name for name in Image.ID if name != "EPS"]
+
+
+def _check_size(image: Image.Image) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise UserError(f"it has {image.width}x{image.height} pixels, over {limit} in all")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The image in RGB; what is transparent lies on white, as on a page."""
+    """The image in RGB; what is transparent lies on white, as on a page.
+
+    Raises:
+      UserError: it has more than 8 bits a value, and nothing says what they are scaled to.
+    """
+    transparency = image.info.get("transparency")
+    if is_deep(image):
+        image = in_eight_bits(image)
+    elif isinstance(transparency, tuple) and max(transparency) > 255:
+        # Of 16 bits; Pillow has made 8 of the pixels alone.
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in transparency)
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))

@@ -18,8 +18,9 @@ from othink_jax.data.processor_files import (
     read_eos_token_ids,
     read_image_settings,
     read_tokenizer,
+    token_ids,
 )
-from othink_jax.errors import UserError
+from othink_jax.errors import UserError, first_line
 from othink_jax.types import Prompts
 
 _PROMPT_BUCKET = 32  # prompt lengths are padded to a multiple of this
@@ -29,6 +30,7 @@ _NEVER_SAMPLED = (
     *("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
     *("<|image_pad|>", "<|video_pad|>"),
 )
+_ASKED = "Which?"  # a text to try the chat template on
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,7 @@ class Processor:
         image_settings: ImageSettings,
         eos_token_ids: tuple[int, ...],
         tokens_per_second: float | None = None,
+        vocab_size: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.image_settings = image_settings
@@ -69,9 +72,26 @@ class Processor:
         self.pad_token_id = self._id(tokenizer.pad_token)
         self.image_token_id = self._id("<|image_pad|>")
         self.video_token_id = self._id("<|video_pad|>")
+        self.vision_start_token_id = self._id("<|vision_start|>")
+        self.vision_end_token_id = self._id("<|vision_end|>")
         # A completion that held one of these would have to have images, or would open a turn.
-        forbidden = {self._id(token) for token in _NEVER_SAMPLED}
+        forbidden = {self._id(token) for token in _NEVER_SAMPLED} | self._without_token(vocab_size)
         self.never_sampled = tuple(sorted(forbidden - set(eos_token_ids)))
+
+    def _without_token(self, vocab_size: int | None) -> set[int]:
+        """The ids of a vocabulary that stand for no token: it may be larger than the tokenizer's.
+
+        The embedded model has none, Qwen2-VL-2B 279. Raises UserError for a smaller vocabulary.
+        """
+        if vocab_size is None:
+            return set()
+        known = token_ids(self.tokenizer.backend_tokenizer)
+        if max(known) >= vocab_size:
+            raise UserError(
+                f"the tokenizer has ids up to {max(known)}, but config.json has a vocab_size of"
+                f" {vocab_size}: they are not of the same model"
+            )
+        return set(range(vocab_size)) - known
 
     def _id(self, token: str) -> int:
         found = self.tokenizer.backend_tokenizer.token_to_id(token)
@@ -87,6 +107,7 @@ class Processor:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         tokens_per_second: float | None = None,
+        vocab_size: int | None = None,
     ) -> Self:
         """Read tokenizer, chat template and image settings of a model directory.
 
@@ -95,17 +116,36 @@ class Processor:
           min_pixels, max_pixels: bounds of an image's size instead of the model's own.
           tokens_per_second: positions that a second of a video takes (Qwen2.5-VL); None gives every
             time step one (Qwen2-VL).
+          vocab_size: logits of the model, of which those without a token are never sampled; None if
+            there is one for each.
 
         Raises:
-          UserError: a file is missing or broken, or the tokenizer lacks a vision token.
+          UserError: a file is missing or broken, the tokenizer lacks a vision token, or the chat
+            template does not show images or text.
         """
         tokenizer = read_tokenizer(directory)
-        return cls(
-            tokenizer,
-            read_image_settings(directory, min_pixels=min_pixels, max_pixels=max_pixels),
-            read_eos_token_ids(directory, tokenizer),
-            tokens_per_second,
-        )
+        settings = read_image_settings(directory, min_pixels=min_pixels, max_pixels=max_pixels)
+        eos_token_ids = read_eos_token_ids(directory, tokenizer)
+        try:
+            made = cls(tokenizer, settings, eos_token_ids, tokens_per_second, vocab_size)
+            made._check_template()
+        except UserError as error:
+            raise UserError(f"{directory}: {error}") from error
+        return made
+
+    def _check_template(self) -> None:
+        """Raise UserError unless the chat template shows what is said.
+
+        With one that does not, every prompt would be refused, or the model asked nothing.
+        """
+        content = [{"type": "image"}, {"type": "text", "text": _ASKED}, {"type": "image"}]
+        text = self._render([{"role": "user", "content": content}], asking=True)
+        found = int((self._tokens(text) == self.image_token_id).sum())
+        if found != 2 or _ASKED not in text:
+            raise UserError(
+                f"the chat template shows {found} of 2 images, and"
+                f" {'the' if _ASKED in text else 'no'} text: it is not that of a Qwen2-VL"
+            )
 
     def encode(self, question: str, images: Sequence[Image.Image]) -> EncodedPrompt:
         """One user turn: the images, then the question. Raises as `encode_chat` does."""
@@ -173,7 +213,10 @@ class Processor:
     def _render(self, messages: Sequence[Mapping[str, Any]], *, asking: bool) -> str:
         """A chat as text; `asking` for an answer of the assistant, or as it stands."""
         render: Any = self.tokenizer.apply_chat_template
-        return render(list(messages), tokenize=False, add_generation_prompt=asking)
+        try:
+            return render(list(messages), tokenize=False, add_generation_prompt=asking)
+        except Exception as error:  # a template is a program, which raises what it likes
+            raise UserError(f"the chat template fails: {first_line(error)}") from error
 
     def _tokens(self, text: str) -> Int[np.ndarray, " t"]:
         # The Rust tokenizer itself: its encode changes nothing, so threads may share it.

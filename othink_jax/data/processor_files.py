@@ -1,14 +1,17 @@
 """What a model directory says about tokens, chat turns and images, checked."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
 
 # Not AutoTokenizer: it imports torch where torch is installed, and takes seconds.
 from transformers import PreTrainedTokenizerFast
 
 from othink_jax.data.images import ImageSettings
-from othink_jax.errors import UserError
+from othink_jax.errors import UserError, first_line
 from othink_jax.files import read_json
 
 # Steps of the image processor that are always made, and made in this way only.
@@ -20,41 +23,65 @@ _FIXED_STEPS = {
     "rescale_factor": 1 / 255,
     "do_normalize": True,
 }
+_QUOTED = 300  # characters of another's error
 
 
 def read_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     """Tokenizer and chat template.
 
-    The template stands in tokenizer_config.json, chat_template.jinja or chat_template.json.
+    The template stands in chat_template.json, chat_template.jinja or tokenizer_config.json; if in
+    several, the first of them counts, as for the processor of transformers.
 
     Raises:
-      UserError: one of them is missing or broken, or no padding or end-of-sequence token is named.
+      UserError: one of them is missing or broken, no padding or end-of-sequence token is named, or
+        tokenizer_config.json names a token that tokenizer.json lacks.
     """
     if not (directory / "tokenizer.json").is_file():
         raise UserError(f"{directory} has no tokenizer.json")
     try:
+        own = token_ids(Tokenizer.from_file(str(directory / "tokenizer.json")))
         tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
     except Exception as error:  # the parser in Rust raises bare exceptions
-        raise UserError(f"{directory} has no usable tokenizer: {error}") from error
-    if tokenizer.chat_template is None and (directory / "chat_template.json").is_file():
+        raise UserError(
+            f"{directory} has no usable tokenizer: {first_line(error)[:_QUOTED]}"
+        ) from error
+    if (directory / "chat_template.json").is_file():
         tokenizer.chat_template = read_json(directory / "chat_template.json").get("chat_template")
     if tokenizer.chat_template is None:
         raise UserError(f"{directory} has no chat template")
     for name in ("eos_token", "pad_token"):
         if getattr(tokenizer, name) is None:
             raise UserError(f"{directory / 'tokenizer_config.json'} names no {name}")
+    # transformers would give such a token a new id, which the model has never seen.
+    if added := token_ids(tokenizer.backend_tokenizer) - own:
+        named = ", ".join(sorted(map(tokenizer.backend_tokenizer.id_to_token, added)))
+        raise UserError(
+            f"{directory}: tokenizer_config.json names {named}, tokenizer.json does not"
+        )
     # A tokenizer may have been saved with limits; a prompt is never cut, and padded by us alone.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
 
 
+def token_ids(tokenizer: Tokenizer) -> set[int]:
+    """The ids that stand for a token."""
+    return set(tokenizer.get_vocab(with_added_tokens=True).values())
+
+
 def read_eos_token_ids(directory: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
-    """All tokens that end a completion, sorted: generation_config.json may name several."""
-    named: Any = []
-    if (directory / "generation_config.json").is_file():
-        named = read_json(directory / "generation_config.json").get("eos_token_id") or []
-    ids: list[int] = [named] if isinstance(named, int) else named
+    """All tokens that end a completion, sorted: generation_config.json may name several.
+
+    Raises:
+      UserError: it names something that is no token.
+    """
+    path = directory / "generation_config.json"
+    named = read_json(path).get("eos_token_id") if path.is_file() else None
+    ids = named if isinstance(named, list) else [] if named is None else [named]
+    known = token_ids(tokenizer.backend_tokenizer)
+    wrong = [found for found in ids if type(found) is not int or found not in known]
+    if wrong:
+        raise UserError(f"{path}: eos_token_id {wrong[0]!r} is not the id of a token")
     return tuple(sorted({tokenizer.eos_token_id, *ids}))
 
 
@@ -70,37 +97,67 @@ def read_image_settings(
     Raises:
       UserError: a setting is missing, contradicts another or is not what Qwen2-VL does.
     """
-    path = directory / "processor_config.json"
-    config = read_json(path).get("image_processor") if path.is_file() else None
-    if config is None:
-        path = directory / "preprocessor_config.json"
-        config = read_json(path)
+    old, new = directory / "preprocessor_config.json", directory / "processor_config.json"
+    nested = read_json(new).get("image_processor") if new.is_file() else None
+    if nested is None:
+        return _image_settings(old, read_json(old), min_pixels, max_pixels)
+    found = _image_settings(new, nested, min_pixels, max_pixels)
+    if old.is_file() and found != _image_settings(old, read_json(old), min_pixels, max_pixels):
+        raise UserError(f"{old} and {new.name} say different things of images; remove one of them")
+    return found
+
+
+def _image_settings(
+    path: Path, config: Any, min_pixels: int | None, max_pixels: int | None
+) -> ImageSettings:
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: image_processor is no JSON object")
     for name, value in _FIXED_STEPS.items():
         if config.get(name) not in (None, value):
-            raise UserError(f"{path}: {name} is {config[name]}, but only {value} is supported")
-    low, high = _own_bounds(config)
+            raise UserError(f"{path}: {name} is {config[name]!r}, but only {value} is supported")
+    low, high = _own_bounds(path, config)
     values: dict[str, Any] = {
         **{name: config.get(name) for name in ("patch_size", "temporal_patch_size", "merge_size")},
         "min_pixels": low if min_pixels is None else min_pixels,
         "max_pixels": high if max_pixels is None else max_pixels,
-        "image_mean": config.get("image_mean"),
-        "image_std": config.get("image_std"),
     }
-    missing = [name for name, value in values.items() if value is None]
+    colours = {name: config.get(name) for name in ("image_mean", "image_std")}
+    missing = [name for name, value in {**values, **colours}.items() if value is None]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}")
-    mean, std = values.pop("image_mean"), values.pop("image_std")
-    return ImageSettings(**values, mean=tuple(mean), std=tuple(std))
+    for name, value in values.items():
+        if type(value) is not int or value < 1:
+            raise UserError(f"{path}: {name} must be a positive whole number, got {value!r}")
+    mean, std = (_of_each_colour(path, name, value) for name, value in colours.items())
+    if not all(std):
+        raise UserError(f"{path}: image_std must not be 0, got {colours['image_std']!r}")
+    return ImageSettings(**values, mean=mean, std=std)
 
 
-def _own_bounds(config: Mapping[str, Any]) -> tuple[Any, Any]:
+def _of_each_colour(path: Path, name: str, value: Any) -> tuple[float, float, float]:
+    """Three numbers, or one that is that of all colours, as in transformers."""
+    values = value if isinstance(value, list) else [value] * 3
+    if len(values) != 3 or not all(is_number(each) for each in values):
+        raise UserError(f"{path}: {name} must be a number, or one of each colour, got {value!r}")
+    red, green, blue = values
+    return red, green, blue
+
+
+def _own_bounds(path: Path, config: Mapping[str, Any]) -> tuple[Any, Any]:
     """Least and greatest number of pixels; None where they are not given.
 
     Two spellings: min_pixels and max_pixels, and `size`, whose edges are areas in spite of their
     name. Where both stand, transformers lets the first go before.
     """
     size = config.get("size") or {}
+    if not isinstance(size, dict):
+        raise UserError(f"{path}: size must hold shortest_edge and longest_edge, got {size!r}")
     return (
         config.get("min_pixels") or size.get("shortest_edge"),
         config.get("max_pixels") or size.get("longest_edge"),
     )
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file is a finite number."""
+    return type(value) in (int, float) and math.isfinite(value)

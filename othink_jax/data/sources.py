@@ -1,33 +1,22 @@
 """Where examples come from: synthetic tasks, files, the hub; all as sized, indexable sources."""
 
-import dataclasses
-import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 
 from othink_jax.config import DataConfig
 from othink_jax.data.clevr import ClevrScenes, is_clevr
 from othink_jax.data.example import Example, UnreadableExample
-from othink_jax.data.images import open_image
-from othink_jax.data.stream import ENDLESS, Row, Stream
+from othink_jax.data.rows import TEXTS, USED, Row, RowReader, check_columns
+from othink_jax.data.stream import ENDLESS, Stream
 from othink_jax.data.synthetic import LEVELS, SyntheticSource
-from othink_jax.data.tables import open_stream, open_table
-from othink_jax.errors import UserError
+from othink_jax.data.tables import local_folder, open_stream, open_table, plain
+from othink_jax.errors import UserError, first_line, quoted, writable
 from othink_jax.files import read_json_lines
-from othink_jax.rewards import extract_answer, ground_truth
 
-# Column names in use, the first that is there is taken: R1-V's training sets, its test files.
-_QUESTION = ("problem", "question")
-_SOLUTION = ("solution", "ground_truth", "answer")
-_IMAGES = ("images", "image", "image_path")
-# Reasoning that stands before the solution, where R1-V's sets for supervised fine-tuning have it.
-_THINKING = "thinking"
-# Folder that the paths of a table's images are relative to.
-_HERE = Path()
+_ROWS_AT_A_TIME = 1000
 
 
 class Source(Protocol):
@@ -39,6 +28,9 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
+
+    def texts(self) -> Iterator[str]:
+        """What tells these examples from others, without their images; nothing of a stream."""
 
 
 def open_source(config: DataConfig, *, size: int | None = None) -> Source:
@@ -69,9 +61,12 @@ def open_source(config: DataConfig, *, size: int | None = None) -> Source:
     elif config.streaming:
         return _open_stream(name, config)
     elif is_clevr(Path(name)):
+        if config.images is not None:
+            raise UserError("--images goes with rows that name image files; CLEVR has its own")
         source = ClevrScenes(Path(name), config.split)
     else:
-        source = _Table(open_table(name, config.split), name)
+        table = open_table(name, config.split, used=USED)
+        source = _Table(table, name, RowReader(name, config.images or local_folder(name)))
     if len(source) == 0:
         raise UserError(f"{name} holds no examples")
     if config.limit is None:
@@ -98,6 +93,9 @@ class _Subset:
     def __getitem__(self, index: int) -> Example:
         return self._source[int(self._chosen[index])]
 
+    def texts(self) -> Iterator[str]:
+        return self._source.texts()
+
 
 class _JsonLines:
     """Rows of question, ground_truth and image_path, as R1-V evaluates."""
@@ -110,126 +108,79 @@ class _JsonLines:
         Raises:
           UserError: there is no such file, or a row is broken or lacks an entry.
         """
-        self._path = path
-        self._images = path.parent if images is None else images
-        self._rows = list(read_json_lines(path).items())
+        self._name = path.name
+        self._reader = RowReader(str(path), path.parent if images is None else images)
+        self._rows = list(read_json_lines(path, errors="surrogateescape").items())
         for number, row in self._rows:
-            _check_columns(row, f"{path}, line {number}")
+            check_columns(row, f"{path}, line {number}")
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Example:
         number, row = self._rows[index]
-        return _example(row, f"{self._path.name}:{number}", self._images)
+        return self._reader.example(row, f"{self._name}:{number}")
+
+    def texts(self) -> Iterator[str]:
+        return (repr(row) for _, row in self._rows)
 
 
 def _open_stream(name: str, config: DataConfig) -> Source:
-    stream = Stream(open_stream(name, config.split), name, _example, seed=config.limit_seed)
-    _check_columns(stream.columns(), name)
+    reader = RowReader(name, config.images or local_folder(name))
+    table = open_stream(name, config.split, used=USED)
+    stream = Stream(table, name, reader.example, seed=config.limit_seed)
+    check_columns(stream.columns(), name)
     if config.limit is None:
         return stream
     rows = stream.first(config.limit)
     _check_limit(config.limit, len(rows), name)
-    return _Rows(rows, name)
+    return _Rows(rows, name, reader)
 
 
 class _Rows:
     """The first rows of a stream."""
 
-    def __init__(self, rows: list[Row], name: str) -> None:
+    def __init__(self, rows: list[Row], name: str, reader: RowReader) -> None:
         self._rows = rows
         self._name = name
+        self._reader = reader
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Example:
-        return _example(self._rows[index], f"{self._name}:{index}")
+        return self._reader.example(self._rows[index], f"{self._name}:{index}")
+
+    def texts(self) -> Iterator[str]:
+        for row in self._rows:
+            yield repr([row[column] for column in TEXTS if column in row])
 
 
 class _Table:
     """R1-V's training sets: image, problem, solution."""
 
-    def __init__(self, table: Any, name: str) -> None:
-        _check_columns(table.column_names, name)
+    def __init__(self, table: Any, name: str, reader: RowReader) -> None:
+        check_columns(table.column_names, name)
+        used = [column for column in USED if column in table.column_names]
         # As Arrow: images stay bytes, so that a broken one is named and not fatal.
-        self._table = table.with_format("arrow")
+        self._table = table.select_columns(used).with_format("arrow")
         self._name = name
+        self._reader = reader
 
     def __len__(self) -> int:
         return len(self._table)
 
     def __getitem__(self, index: int) -> Example:
-        (row,) = self._table[index : index + 1].to_pylist()
-        return _example(row, f"{self._name}:{index}")
+        identifier = f"{self._name}:{index}"
+        try:
+            (row,) = plain(self._table[index : index + 1], USED).to_pylist()
+        except Exception as error:  # whatever the library or a broken file comes up with
+            read = Example(id=writable(identifier), images=(), question="", answer="", solution="")
+            reason = quoted(first_line(error))
+            raise UnreadableExample(f"{read.id}: it cannot be read: {reason}", read) from error
+        return self._reader.example(row, identifier)
 
-
-def _column(columns: Iterable[str], names: tuple[str, ...]) -> str | None:
-    return next((name for name in names if name in columns), None)
-
-
-def _check_columns(columns: Iterable[str], where: str) -> None:
-    for names in (_QUESTION, _SOLUTION, _IMAGES):
-        if _column(columns, names) is None:
-            raise UserError(
-                f"{where} has no column {' or '.join(names)}; it has {', '.join(columns)}"
-            )
-
-
-def _entry(row: Row, names: tuple[str, ...]) -> Any:
-    name = _column(row, names)
-    held = None if name is None else row[name]
-    if held is None or (isinstance(held, str) and not held.strip()):
-        raise UserError(f"its {name} is empty")
-    return held
-
-
-def _example(row: Row, identifier: str, folder: Path = _HERE) -> Example:
-    read = Example(id=identifier, images=(), question="", answer="", solution="")
-    try:
-        read = dataclasses.replace(read, question=_question(row))
-        answer, solution = _solution(row)
-        read = dataclasses.replace(read, answer=answer, solution=solution)
-        held = _entry(row, _IMAGES)
-        parts = held if isinstance(held, list) else [held]
-        return dataclasses.replace(read, images=tuple(_image(part, folder) for part in parts))
-    except UserError as error:
-        raise UnreadableExample(f"{identifier}: {error}", read) from error
-
-
-def _question(row: Row) -> str:
-    held = _entry(row, _QUESTION)
-    if not isinstance(held, str):
-        raise UserError(f"its {_column(row, _QUESTION)} is no text but {type(held).__name__}")
-    return held
-
-
-def _solution(row: Row) -> tuple[str, str]:
-    """The ground truth, and the solution that holds it in its answer tag."""
-    name = _column(row, _SOLUTION)
-    try:
-        solution = ground_truth(_entry(row, _SOLUTION))
-    except ValueError as error:
-        raise UserError(f"its {name} {error}") from error
-    answer = extract_answer(solution)
-    if answer is None:
-        if "<answer>" in solution or "</answer>" in solution:
-            raise UserError(f"its {name} has an answer tag that is not opened and closed")
-        answer = solution.strip()  # a bare ground truth
-        solution = f"<answer>{answer}</answer>"
-    if not answer:
-        raise UserError(f"its {name} has an empty answer tag")
-    if row.get(_THINKING):
-        solution = f"{row[_THINKING]}\n\n{solution}"
-    return answer, solution
-
-
-def _image(held: Any, folder: Path) -> Image.Image:
-    """The image of a cell: a path, or a struct of `bytes` and `path` of which one may be empty."""
-    if isinstance(held, str):
-        held = {"path": held}
-    if not isinstance(held, Mapping) or not (held.get("bytes") or held.get("path")):
-        raise UserError("its image is neither bytes nor the path of a file")
-    content = held.get("bytes")
-    return open_image(io.BytesIO(content) if content else folder / held["path"])
+    def texts(self) -> Iterator[str]:
+        texts = [column for column in TEXTS if column in self._table.column_names]
+        for rows in self._table.select_columns(texts).iter(_ROWS_AT_A_TIME):
+            yield repr(plain(rows, TEXTS).to_pylist())

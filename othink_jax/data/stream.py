@@ -6,10 +6,11 @@ import itertools
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, Self
 
 from othink_jax.data.example import Example
+from othink_jax.data.rows import Row
 from othink_jax.errors import UserError, first_line
 
 # The length of what has no end: more than any run draws, and grain shuffles 32-bit numbers.
@@ -17,8 +18,6 @@ ENDLESS = 2**31
 
 # Rows that are held in memory to be shuffled, and as many that have just been drawn.
 WINDOW = 1000
-
-Row = Mapping[str, Any]
 
 _OPEN: "weakref.WeakSet[Stream]" = weakref.WeakSet()
 
@@ -85,6 +84,10 @@ class Stream:
                 self._drawn += 1
             row = self._last[index - self._drawn]
         return self._example(row, f"{self._name}:{index}")
+
+    def texts(self) -> Iterator[str]:
+        """Nothing: it would take reading all of it."""
+        return iter(())
 
     def first(self, count: int) -> list[Row]:
         """Rows of the first pass, fewer if there are not so many."""

@@ -1,21 +1,28 @@
 """Parquet files, folders written by `datasets`, and the hub, through `datasets`."""
 
+import functools
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from huggingface_hub import snapshot_download
 
-from othink_jax.errors import UserError, first_line
+from othink_jax.errors import UserError, first_line, quoted
+from othink_jax.hub import limit_reading
 
 _FILES = (".parquet", ".csv", ".tsv", ".json", ".arrow", ".zip")
 
 
-def open_table(name: str, split: str) -> Any:
+def open_table(name: str, split: str, *, used: Collection[str]) -> Any:
     """A `datasets.Dataset`, which stays on disk: its size does not matter to memory.
 
     A set of the hub is downloaded whole, or taken from the hub's cache.
 
     Args:
+      used: the columns that matter, those that are there.
       name: a parquet file, a folder of parquet files (whose names tell their splits, as on the
         hub), a folder written by `datasets.save_to_disk`, or a hub id.
       split: which split, where there are several; a single file has none.
@@ -23,20 +30,101 @@ def open_table(name: str, split: str) -> Any:
     Raises:
       UserError: there is no such data set or split, it cannot be read, or `datasets` is missing.
     """
-    return _open(name, split, streaming=False)
+    table = _open(name, split, streaming=False)
+    _check_types(table.features.arrow_schema, name, used)
+    return table
 
 
-def open_stream(name: str, split: str) -> Any:
+def open_stream(name: str, split: str, *, used: Collection[str]) -> Any:
     """A `datasets.IterableDataset` of rows whose images are not decoded; nothing is stored.
 
     Args:
       name, split, and what is raised: as of `open_table`; a folder must have parquet files.
+      used: the columns that matter, those that are there; others are read as None.
     """
     table = _open(name, split, streaming=True)
-    if table.features is not None:
-        table = table.decode(False)
-    # No Arrow: of that, `datasets` cannot shuffle more than 2 GiB in a window.
-    return table.map(dict, features=table.features)
+    if table.features is None:
+        return table.map(dict)
+    _check_types(table.features.arrow_schema, name, used)
+    table = table.decode(False).with_format("arrow").map(functools.partial(plain, used=used))
+    # No Arrow from here on: of that, `datasets` cannot shuffle more than 2 GiB in a window.
+    return table.with_format(None).map(dict)
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder that paths in a data set are relative to; None for one of the hub."""
+    path = Path(name)
+    if not path.exists():
+        return None
+    return path if path.is_dir() else path.parent
+
+
+def plain(table: pa.Table, used: Collection[str]) -> pa.Table:
+    """The rows in types whose every value Python can hold; columns that are not `used` are null.
+
+    Numbers of 16 and 32 bits become the ones of 64 bits that are written with the same digits, and
+    dates texts. A text that is not UTF-8 becomes bytes.
+    """
+    columns = {
+        name: _plain(table[name]) if name in used else pa.nulls(len(table))
+        for name in table.column_names
+    }
+    return pa.table(columns)
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column = column.cast(kind.value_type)
+        kind = column.type
+    if pa.types.is_float16(kind) or pa.types.is_float32(kind):
+        own = np.float16 if pa.types.is_float16(kind) else np.float32
+        # Not Arrow's own text of a number: that of 16 bits has too many digits.
+        held = [None if value is None else float(str(own(value))) for value in column.to_pylist()]
+        return pa.chunked_array([pa.array(held, pa.float64())])
+    if pa.types.is_date(kind):
+        text = column.cast(pa.string())
+        out_of_range = pc.starts_with(text, "<")  # Arrow says so in the place of the date
+        return pc.if_else(out_of_range, pa.scalar(None, pa.string()), text)
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        return column.cast(_of_bytes(kind))
+    return column
+
+
+def _of_bytes(kind: pa.DataType) -> pa.DataType:
+    """A type with bytes in the place of texts."""
+    if pa.types.is_string(kind):
+        return pa.binary()
+    if pa.types.is_large_string(kind):
+        return pa.large_binary()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_of_bytes(field.type)) for field in kind])
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_of_bytes(kind.value_type), kind.list_size)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.list_(_of_bytes(kind.value_type))
+    return kind
+
+
+def _check_types(schema: pa.Schema, name: str, used: Collection[str]) -> None:
+    """Refuse times in a column: they would be the answer in a form that nobody could guess."""
+    for field in schema:
+        if field.name in used and any(
+            pa.types.is_temporal(kind) and not (pa.types.is_date(kind) and kind == field.type)
+            for kind in _all_types(field.type)
+        ):
+            raise UserError(
+                f"{name}: the column {field.name} holds {quoted(str(field.type))}: give texts or"
+                " numbers"
+            )
+
+
+def _all_types(kind: pa.DataType) -> Iterator[pa.DataType]:
+    yield kind
+    for number in range(kind.num_fields):
+        yield from _all_types(kind.field(number).type)
 
 
 def _open(name: str, split: str, *, streaming: bool) -> Any:
@@ -49,6 +137,7 @@ def _open(name: str, split: str, *, streaming: bool) -> Any:
         raise UserError(
             f"reading {name} needs the package `datasets`: pip install datasets"
         ) from None
+    limit_reading()
     try:
         if path.is_file():
             return _parquet_file(path, streaming=streaming)

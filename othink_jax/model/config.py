@@ -1,6 +1,7 @@
 """The shape of a Qwen2-VL or Qwen2.5-VL."""
 
 import dataclasses
+import math
 
 from othink_jax.errors import UserError
 
@@ -72,6 +73,22 @@ class Qwen2VLConfig:
         self._check_sizes()
 
     def _check_numbers(self) -> None:
+        text = self.text
+        for name in ("rope_theta", "rms_norm_eps"):
+            value = getattr(text, name)
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise UserError(f"config.json: {name} is {value!r}, not a positive number")
+        whole = {
+            "mrope_section": text.mrope_section,
+            "fullatt_block_indexes": self.vision.windows.full_layers if self.vision.windows else (),
+            "a token's id": (
+                *(self.image_token_id, self.video_token_id),
+                *(self.vision_start_token_id, self.vision_end_token_id),
+            ),
+        }
+        for name, values in whole.items():
+            if not all(type(value) is int and value >= 0 for value in values):
+                raise UserError(f"config.json: {name} is no whole number: {values}")
         towers: list[TextConfig | VisionConfig | WindowsConfig] = [self.text, self.vision]
         if self.vision.windows is not None:
             towers.append(self.vision.windows)
@@ -80,7 +97,7 @@ class Qwen2VLConfig:
             for tower in towers
             for field in dataclasses.fields(tower)
             if field.type is int
-            and not (isinstance(getattr(tower, field.name), int) and getattr(tower, field.name) > 0)
+            and not (type(getattr(tower, field.name)) is int and getattr(tower, field.name) > 0)
         ]
         if wrong:
             raise UserError(f"config.json: not a positive whole number: {', '.join(wrong)}")
@@ -102,6 +119,13 @@ class Qwen2VLConfig:
             ),
             f"vision: hidden_size {vision.hidden_size} is not the text's {text.hidden_size}": (
                 vision.hidden_size != text.hidden_size
+            ),
+            f"mrope_section {text.mrope_section} has not three numbers": (
+                len(text.mrope_section) != 3
+            ),
+            "fullatt_block_indexes names a layer that is not there": (
+                vision.windows is not None
+                and any(layer >= vision.depth for layer in vision.windows.full_layers)
             ),
             # The file has the quotient only.
             "vision: the MLP's width is not a multiple of the tower's": (

@@ -35,21 +35,21 @@ def from_hf(config: Mapping[str, Any]) -> Qwen2VLConfig:
             f"config.json is of model_type {model_type!r}; those that work are"
             f" {' and '.join(map(repr, _ARCHITECTURES))}"
         )
-    text = config.get("text_config") or config
-    vision = config.get("vision_config") or {}
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    text = _object(config, "text_config") or config
+    vision = _object(config, "vision_config")
+    rope = _object(text, "rope_parameters") or _object(text, "rope_scaling")
+    _check_agreement(config, text, _object(text, "rope_parameters"), _object(text, "rope_scaling"))
     try:
         made = Qwen2VLConfig(
             text=TextConfig(
                 **{name: text[name] for name in _TEXT_NAMES},
-                rope_theta=float(rope.get("rope_theta") or text["rope_theta"]),
+                rope_theta=_number(rope.get("rope_theta") or text["rope_theta"], "rope_theta"),
                 mrope_section=tuple(rope["mrope_section"]),
             ),
             vision=_vision_from_hf(vision, model_type),
             # transformers 5 keeps the flag at the top; older nested files, with the text.
-            tie_word_embeddings=bool(
-                config.get("tie_word_embeddings") or text.get("tie_word_embeddings")
-            ),
+            tie_word_embeddings=_flag(config, "tie_word_embeddings")
+            or _flag(text, "tie_word_embeddings"),
             **{name: config[name] for name in _TOKEN_NAMES},
         )
     except (KeyError, TypeError) as error:
@@ -57,6 +57,41 @@ def from_hf(config: Mapping[str, Any]) -> Qwen2VLConfig:
     _check_features(text, vision, rope, _VISION_ACTIVATIONS[model_type])
     made.check()
     return made
+
+
+def _object(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """An entry that is an object itself; an empty one if it is not there."""
+    found = config.get(name) or {}
+    if not isinstance(found, Mapping):
+        raise UserError(f"config.json: {name} is no JSON object")
+    return found
+
+
+def _number(value: Any, name: str) -> float:
+    if type(value) not in (int, float):
+        raise UserError(f"config.json: {name} is {value!r}, not a number")
+    return float(value)
+
+
+def _flag(config: Mapping[str, Any], name: str) -> bool:
+    found = config.get(name) or False
+    if not isinstance(found, bool):
+        raise UserError(f"config.json: {name} is {found!r}, neither true nor false")
+    return found
+
+
+def _check_agreement(*places: Mapping[str, Any]) -> None:
+    """Raise UserError where an entry stands in several places and is not the same in all.
+
+    Most files have each once. Whichever was taken could be a stale one, of a model whose weights
+    have the same shapes and whose numbers are others.
+    """
+    for name in (*_TEXT_NAMES, "rope_theta", "mrope_section"):
+        stated = [place[name] for place in places if place.get(name) is not None]
+        if any(value != stated[0] for value in stated):
+            raise UserError(
+                f"config.json says several things of {name}: {', '.join(map(str, stated))}"
+            )
 
 
 def _vision_from_hf(vision: Mapping[str, Any], model_type: str) -> VisionConfig:
@@ -85,7 +120,7 @@ def _vision_from_hf(vision: Mapping[str, Any], model_type: str) -> VisionConfig:
 def _check_features(
     text: Mapping[str, Any], vision: Mapping[str, Any], rope: Mapping[str, Any], activation: str
 ) -> None:
-    if text.get("use_sliding_window"):
+    if _flag(text, "use_sliding_window"):
         raise UserError("config.json asks for sliding-window attention, which is not supported")
     for tower, wanted in ((text, "silu"), (vision, activation)):
         if tower.get("hidden_act", wanted) != wanted:

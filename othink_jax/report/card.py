@@ -7,6 +7,7 @@ from othink_jax.report.comparison import compare
 from othink_jax.report.method import describe, trained_part
 from othink_jax.report.page import percent
 from othink_jax.report.run_data import RunData, read_run_data
+from othink_jax.report.text import as_code, in_markdown
 
 
 def model_card(path: Path, *, library: Literal["transformers", "peft"] = "transformers") -> str:
@@ -20,6 +21,7 @@ def model_card(path: Path, *, library: Literal["transformers", "peft"] = "transf
     run = read_run_data(path)
     config, optimizer = run.record.config, run.record.config.optimizer
     method = describe(config)
+    model, data = in_markdown(config.model), in_markdown(config.data.name)
     lines = [
         "---",
         f"library_name: {library}",
@@ -27,18 +29,17 @@ def model_card(path: Path, *, library: Literal["transformers", "peft"] = "transf
         f"tags: [{config.kind}, qwen2_vl, othink_jax]",
         "---",
         "",
-        f"# {config.model}, post-trained with {method.name} on {config.data.name}",
+        f"# {model}, post-trained with {method.name} on {data}",
         "",
         f"Trained with othink_jax by {method.name}: {method.explained}"
         " (as in OThink-MR1, arXiv 2503.16081).",
         "",
         "| setting | value |",
         "|---|---|",
-        f"| base model | {config.model} |",
-        f"| data | {config.data.name}"
-        + (f", {config.data.limit} examples |" if config.data.limit else " |"),
+        f"| base model | {model} |",
+        f"| data | {data}" + (f", {config.data.limit} examples |" if config.data.limit else " |"),
         f"| trained part | {trained_part(config)} |",
-        f"| prompt | `{config.data.template}` |",
+        f"| prompt | {as_code(config.data.template)} |",
         f"| steps | {run.metrics[-1]['step'] if run.metrics else 0} of {run.record.total_steps} |",
         _row(*method.a_step),
         f"| learning rate | {optimizer.learning_rate:g}, {optimizer.lr_schedule} |",
@@ -56,8 +57,9 @@ def _row(name: str, value: str) -> str:
 
 def _scores(run: RunData) -> list[str]:
     rows = [
-        f"| {one.test} ({one.relation}) | {_score(one.before)} | {_score(one.after)} |"
-        f" {one.shown['n']} | {one.shown['grader']}, {one.shown['decoding']} |"
+        f"| {in_markdown(one.test)} ({one.relation}) | {_score(one.before)} | {_score(one.after)} |"
+        f" {one.shown['n']} | {in_markdown(one.shown['grader'])},"
+        f" {in_markdown(one.shown['decoding'])} |"
         for one in compare(run.evaluations, run.record.config.data)
     ]
     if not rows:

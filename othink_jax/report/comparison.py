@@ -9,7 +9,7 @@ from typing import Any
 from othink_jax.config import DataConfig
 
 # Two evaluations that differ in these alone asked the same questions in the same way.
-_MAY_DIFFER = ("model", "out", "stage", "batch_size", "dtype")
+_MAY_DIFFER = ("model", "out", "stage", "batch_size", "dtype", "parallel")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

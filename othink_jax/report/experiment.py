@@ -70,7 +70,7 @@ def _read(place: Path) -> dict[str, Any]:
     figure = place / "figure.svg"
     return record | {
         "title": title.rstrip("."),
-        "about": about.strip(),
+        "about": about.strip(" \n"),
         "tables": [
             _table(values, f"{source}: table {number}")
             for number, values in enumerate(record["tables"], start=1)
@@ -117,6 +117,8 @@ def _case(case: Any, where: str, place: Path) -> dict[str, Any]:
 
 
 def _uri(image: Path, kind: str) -> Markup:
-    if not image.is_file():
-        raise UserError(f"{image} is missing")
-    return Markup(f"data:image/{kind};base64,{base64.b64encode(image.read_bytes()).decode()}")
+    try:
+        content = base64.b64encode(image.read_bytes()).decode()
+    except (OSError, ValueError):  # a name that no file can have, too
+        raise UserError(f"{image} is missing") from None
+    return Markup(f"data:image/{kind};base64,{content}")

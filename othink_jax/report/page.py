@@ -14,6 +14,7 @@ from othink_jax.report.comparison import compare
 from othink_jax.report.curves import draw, smoothing_window
 from othink_jax.report.method import Method, describe, trained_part
 from othink_jax.report.run_data import RunData, read_run_data
+from othink_jax.report.text import shown
 
 
 def _duration(seconds: float) -> str:
@@ -111,6 +112,7 @@ def make_environment() -> jinja2.Environment:
         loader=jinja2.PackageLoader("othink_jax", "report"),
         # Questions, completions and file names come from outside; everything is escaped.
         autoescape=True,
+        finalize=shown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -8,25 +8,16 @@ error.
 import base64
 import dataclasses
 import json
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from othink_jax.config import RunRecord, read_run
-from othink_jax.report.method import describe
+from markupsafe import Markup
 
-# Of result.json: without these there is nothing to show.
-_RESULT_KEYS = {
-    "stage",
-    "task",
-    "dataset",
-    "examples",
-    "n",
-    "accuracy",
-    "interval",
-    "grader",
-    "decoding",
-    "config",
-}
+from othink_jax.config import RunRecord, read_run
+from othink_jax.report.checks import check_record, is_result, is_sample, is_step, numbers_of
+from othink_jax.report.method import describe
 
 # What `write_samples` of a run writes; the page shows nothing else.
 _IMAGE_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
@@ -38,7 +29,7 @@ class SampleStep:
 
     step: int
     rows: list[dict[str, Any]]
-    images: dict[str, str | None]  # file name -> data URI; None where the file cannot be shown
+    images: dict[str, Markup | None]  # file name -> data URI; None where it cannot be shown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,27 +49,31 @@ class RunData:
         total = last = 0.0
         for row in self.metrics:
             elapsed = row.get("elapsed", last)
+            if not math.isfinite(elapsed):
+                continue
             total += elapsed if elapsed < last else elapsed - last
             last = elapsed
         return total
 
 
-def _require_keys(record: dict[str, Any], keys: set[str]) -> None:
-    if not keys <= record.keys():
-        raise KeyError(", ".join(sorted(keys - record.keys())))
+def _json(text: str | bytes) -> Any:
+    """What a text in JSON holds; None where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
-def _read_rows(path: Path, key: str) -> tuple[list[dict[str, Any]], int]:
-    """The objects of a JSONL file that have `key`, and how many other lines there are."""
+def _read_rows(
+    path: Path, usable: Callable[[dict[str, Any]], bool]
+) -> tuple[list[dict[str, Any]], int]:
+    """The usable objects of a JSONL file, and how many other lines there are."""
     rows, unreadable = [], 0
     with path.open(encoding="utf-8", errors="replace") as lines:
         # Not splitlines(): it also cuts at characters that may stand inside a JSON string.
         for line in lines:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if isinstance(row, dict) and key in row:
+            row = _json(line)
+            if isinstance(row, dict) and usable(row):
                 rows.append(row)
             else:
                 unreadable += 1
@@ -87,7 +82,7 @@ def _read_rows(path: Path, key: str) -> tuple[list[dict[str, Any]], int]:
 
 def _read_metrics(run: Path, notes: list[str]) -> list[dict[str, Any]]:
     path = run / "metrics.jsonl"
-    rows, unreadable = _read_rows(path, "step") if path.is_file() else ([], 0)
+    rows, unreadable = _read_rows(path, is_step) if path.is_file() else ([], 0)
     if not rows:
         notes.append("No step has been recorded yet, so there are no curves.")
     if unreadable:
@@ -96,16 +91,14 @@ def _read_metrics(run: Path, notes: list[str]) -> list[dict[str, Any]]:
             f"{unreadable} unreadable {lines} of metrics.jsonl left out: the run was probably"
             " killed while writing."
         )
-    return rows
+    return [numbers_of(row) for row in rows]
 
 
 def _read_evaluations(run: Path, notes: list[str]) -> list[dict[str, Any]]:
     results = []
     for path in sorted((run / "evaluations").glob("*/result.json")):
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            _require_keys(result, _RESULT_KEYS)
-        except (ValueError, KeyError, AttributeError):
+        result = _json(path.read_bytes())
+        if not is_result(result):
             notes.append(f"evaluations/{path.parent.name}/result.json is unreadable and left out.")
             continue
         if result["stage"] in ("before", "after"):
@@ -121,11 +114,15 @@ def _read_evaluations(run: Path, notes: list[str]) -> list[dict[str, Any]]:
     return results
 
 
-def _data_uri(path: Path) -> str | None:
+def _data_uri(path: Path) -> Markup | None:
     media_type = _IMAGE_TYPES.get(path.suffix.lower())
-    if media_type is None or not path.is_file():
+    try:
+        if media_type is None or not path.is_file():
+            return None
+        content = base64.b64encode(path.read_bytes()).decode("ascii")
+    except OSError:  # a name that is too long, too
         return None
-    return f"data:{media_type};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+    return Markup(f"data:{media_type};base64,{content}")
 
 
 def _read_samples(run: Path, notes: list[str]) -> list[SampleStep]:
@@ -133,7 +130,7 @@ def _read_samples(run: Path, notes: list[str]) -> list[SampleStep]:
     folder, steps = run / "samples", []
     files = sorted(folder.glob("step_*.jsonl"))
     for path in files:
-        rows, unreadable = _read_rows(path, "completions")
+        rows, unreadable = _read_rows(path, is_sample)
         if unreadable:
             notes.append(f"{unreadable} unreadable line(s) of samples/{path.name} left out.")
         if rows:
@@ -157,6 +154,7 @@ def _read_samples(run: Path, notes: list[str]) -> list[SampleStep]:
 def read_run_data(run: Path) -> RunData:
     """Read a run directory; raises UserError if it is none."""
     record = read_run(run)
+    check_record(record, run / "config.json")
     notes: list[str] = []
     metrics = _read_metrics(run, notes)
     if metrics and metrics[-1]["step"] < record.total_steps:
@@ -164,6 +162,7 @@ def read_run_data(run: Path) -> RunData:
             f"The run stands at step {metrics[-1]['step']} of {record.total_steps}: it was"
             " interrupted or is still going."
         )
+    notes += [_change_in_words(change) for change in record.changes]
     return RunData(
         path=run,
         record=record,
@@ -172,3 +171,8 @@ def read_run_data(run: Path) -> RunData:
         samples=_read_samples(run, notes) if describe(record.config).samples else [],
         notes=notes,
     )
+
+
+def _change_in_words(change: Mapping[str, Any]) -> str:
+    settings = (f"{name} from {old} to {new}" for name, (old, new) in change["settings"].items())
+    return f"After step {change['after_step']} the run went on with {', '.join(settings)}."

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from othink_jax.report.text import visible
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
@@ -49,16 +51,20 @@ class Table:
 
     def html(self) -> Markup:
         """A table element, and a paragraph for the note."""
-        head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in self.columns)
+        head = "".join(f'<th scope="col">{_escaped(name)}</th>' for name in self.columns)
         body = "".join(
             "<tr>"
-            + f'<th scope="row">{html.escape(row[0])}</th>'
-            + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
+            + f'<th scope="row">{_escaped(row[0])}</th>'
+            + "".join(f"<td>{_escaped(cell)}</td>" for cell in row[1:])
             + "</tr>\n"
             for row in self.rows
         )
-        note = f'<p class="fine">{html.escape(self.note)}</p>\n' if self.note else ""
+        note = f'<p class="fine">{_escaped(self.note)}</p>\n' if self.note else ""
         return Markup(
-            f"<table>\n<caption>{html.escape(self.title)}</caption>\n"
+            f"<table>\n<caption>{_escaped(self.title)}</caption>\n"
             f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n{note}"
         )
+
+
+def _escaped(text: str) -> str:
+    return html.escape(visible(text))

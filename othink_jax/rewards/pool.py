@@ -97,7 +97,9 @@ class GradingPool:
 
         Returns:
           Grades in the order of the texts. What cannot be graded in time or memory, or crashes its
-          worker, has accuracy 0 and is marked `ungradable`.
+          worker, has accuracy 0 and is marked `ungradable`. It comes within
+          ceil(n / workers) * (timeout_s + the start of a worker, some seconds), where n counts the
+          texts that need algebra: a batch that hangs as a whole takes that long, and none longer.
 
         Raises:
           ValueError: the lengths differ.

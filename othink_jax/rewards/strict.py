@@ -1,21 +1,35 @@
 """The strict grader: only the answer tag counts, and its value must equal the ground truth.
 
-Two values are equal if they are the same number, or if exactly one of them is a decimal and both
-agree to six decimals (math-verify's rule, so 0.333333 is 1/3 and 0.33 is not). A unit may be left
-out; one that contradicts the ground truth's is wrong, and none is converted. A percentage equals
-its hundredth; where only the ground truth bears the sign, the bare figure is right too. The numbers
-of a point or a vector are compared in their order, each by these rules.
+Two numbers are equal if they are the same, or if exactly one of them is a decimal and the other
+rounds to it (see `rounds_to`: 0.333333 is 1/3 and 0.33 is not). A unit may be left out; one that
+contradicts the ground truth's is wrong, and none is converted. A percentage equals its hundredth;
+where only the ground truth bears the sign, the bare figure is right too. The numbers of a point, a
+vector or a matrix are compared in their order, each by these rules.
+
+A name before a value may be left out, and one that contradicts the ground truth's is wrong. In a
+chain of equalities every value must equal the ground truth: `5 = 4` answers neither. An equation
+answers only an equation, and must be the same one up to its sides, terms moved and a factor other
+than zero. Where the truth is `x = 10`, `2x = 10` is wrong, and so is `2x = 20`: the truth names a
+value, and who has solved for it can state it.
+
+Where it is not sure, the verdict is wrong. The table of kinds is in this directory's README.md.
 """
 
 import itertools
+import math
 import re
+from collections.abc import Callable
 from fractions import Fraction
 
-from othink_jax.rewards.answers import Answer, coordinates, extract_answer, list_parts, read_answer
+from othink_jax.rewards.answers import Answer, extract_answer, read_answer
+from othink_jax.rewards.groups import coordinates, list_parts, matrix
 
 _DECIMALS = 6
-# `3/2√3` reads from left to right; math-verify would put the root under the bar.
-_FACTOR = re.compile(r"(?<![\d.^)}/])(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)(?=\\sqrt|\\pi|\()")
+_LEAST_DIGITS = 4
+_COMMAND = re.compile(r"\\[A-Za-z]+|\b(?:sin|cos|tan|cot|log|ln|exp)")
+_WORD = re.compile(r"[a-z]{3}|(?<![A-Za-z])(?:or|no|is|to|of)(?![A-Za-z])")
+
+Algebra = Callable[[Answer, Answer], bool | None]
 
 
 def quick_verdict(text: str, gold: str) -> bool | None:
@@ -23,6 +37,35 @@ def quick_verdict(text: str, gold: str) -> bool | None:
 
     Never raises, and takes time linear in the text.
     """
+    return _verdict(text, gold, lambda answer, truth: None)
+
+
+def symbolic_verdict(text: str, gold: str) -> bool | None:
+    """Verdict by symbolic algebra, for what `quick_verdict` leaves open.
+
+    None if the ground truth is too long to be one, or no mathematics.
+
+    It may take any time and memory, so call it in a process that can be killed.
+    """
+    from othink_jax.rewards.symbols import equal_by_algebra
+
+    return _verdict(text, gold, equal_by_algebra)
+
+
+def rounds_to(decimal: Fraction, exact: Fraction) -> bool:
+    """Whether a number is a decimal at the precision of answers.
+
+    That is six decimals, and four significant digits where a number below 0.001 needs more of them
+    for these: 0.0000 is no small number.
+    """
+    if not exact:
+        return not decimal
+    magnitude = math.floor(math.log10(abs(exact.numerator)) - math.log10(exact.denominator))
+    digits = max(_DECIMALS, _LEAST_DIGITS - 1 - magnitude)
+    return round(decimal, digits) == round(exact, digits)
+
+
+def _verdict(text: str, gold: str, algebra: Algebra) -> bool | None:
     content = extract_answer(text)
     if content is None or not gold.strip():
         return False
@@ -36,33 +79,102 @@ def quick_verdict(text: str, gold: str) -> bool | None:
             return False
         if not (truth.value and answer.value):
             return True
-    return _equal_values(answer, truth)
+    return _equal(answer, truth, algebra)
 
 
-def _equal_values(answer: Answer, truth: Answer) -> bool | None:
+def _equal(answer: Answer, truth: Answer, algebra: Algebra) -> bool | None:
     if not (answer.value and truth.value):
         return False
+    if answer.system or truth.system:
+        return _equal_systems(answer, truth, algebra)
+    if truth.equation:
+        return _equal_equations(answer, truth, algebra)
+    if answer.equation and not answer.names:
+        return False
+    if answer.names and truth.names and answer.names.isdisjoint(truth.names):
+        return False
+    steps = [_equal(read_answer(step), truth, algebra) for step in answer.steps]
+    return _all([*steps, _equal_values(answer, truth, algebra)])
+
+
+def _equal_systems(answer: Answer, truth: Answer, algebra: Algebra) -> bool | None:
+    """Several equations are compared in the order of their names."""
+    if answer.value == truth.value:
+        return True
+    if answer.alternatives or truth.alternatives:  # they have no order, and none is made up here
+        return False
+    if answer.system and truth.system:
+        given, wanted = sorted(answer.system), sorted(truth.system)
+    else:
+        system = answer.system or truth.system
+        if list(system) != sorted(system):
+            return False  # (3, 4) is `x = 3, y = 4`, but hardly `y = 3, x = 4`
+        given, wanted = (
+            list(one.system) or coordinates(one.value) or list_parts(one.value)
+            for one in (answer, truth)
+        )
+    return _all([_equal_parts(*pair, algebra) for pair in itertools.zip_longest(given, wanted)])
+
+
+def _equal_parts(part: str | None, wanted: str | None, algebra: Algebra) -> bool | None:
+    if not (part and wanted):
+        return False  # nothing can equal a part that is missing
+    return _equal(read_answer(part), read_answer(wanted), algebra)
+
+
+def _equal_equations(answer: Answer, truth: Answer, algebra: Algebra) -> bool | None:
+    if len(answer.equation) != len(truth.equation):
+        return False
+    if answer.equation in (truth.equation, truth.equation[::-1]):
+        return True
+    if len(truth.equation) > 2 or _has_words(answer.value) or _has_words(truth.value):
+        return False
+    return algebra(answer, truth)
+
+
+def _equal_values(answer: Answer, truth: Answer, algebra: Algebra) -> bool | None:
     if answer.unit and truth.unit and answer.unit != truth.unit:
         return False
     if answer.number is not None and truth.number is not None:
         return _equal_numbers(answer, truth)
     pairs = _in_order(answer.value, truth.value)
     if pairs is not None:
-        return _all([_equal_values(read_answer(a), read_answer(b)) for a, b in pairs])
-    if answer.value.casefold() == truth.value.casefold():
+        return _all([_equal_parts(*pair, algebra) for pair in pairs])
+    if answer.value == truth.value:
         return True
     if truth.arithmetic:
         # Whatever else stands in the answer, a letter or a second number, it is not that value.
-        return None if answer.arithmetic else False
-    # A ground truth without a digit is a word: nothing to compute.
-    return None if any(c.isdecimal() for c in truth.value) else False
+        return algebra(answer, truth) if answer.arithmetic else False
+    if not any(c.isdecimal() for c in truth.value):
+        # A ground truth without a digit is a word: nothing to compute.
+        return answer.value.casefold() == truth.value.casefold()
+    if ":" in answer.value + truth.value or _different_lists(answer.value, truth.value):
+        return False
+    if _has_words(answer.value) or _has_words(truth.value):
+        return False
+    return algebra(answer, truth)
+
+
+def _different_lists(value: str, wanted: str) -> bool:
+    lengths = {len(list_parts(value)), len(list_parts(wanted))} - {1}
+    return len(lengths) > 1  # to algebra they are sets, in which 2, 2 is 2
+
+
+def _has_words(value: str) -> bool:
+    """Whether the letters of a value are words, which algebra takes for a product."""
+    return _WORD.search(_COMMAND.sub("", value)) is not None
 
 
 def _in_order(value: str, wanted: str) -> list[tuple[str, str]] | None:
-    """What to compare with what if either is a point, `(3, 4)` or `[3, 4]`; None if neither is.
+    """What to compare with what if either is a point, `(3, 4)` or `[3, 4]`, or a matrix; else None.
 
-    A list without brackets stands for either kind. Nothing can equal a part that is missing.
+    A list without brackets stands for either kind of point.
     """
+    rows, right_rows = matrix(value), matrix(wanted)
+    if rows or right_rows:
+        if not rows or not right_rows or [*map(len, rows)] != [*map(len, right_rows)]:
+            return [(value, "")]
+        return list(zip(itertools.chain(*rows), itertools.chain(*right_rows), strict=True))
     given, right = coordinates(value), coordinates(wanted)
     if given is None and right is None:
         return None
@@ -91,49 +203,7 @@ def _same(answer: Answer, truth: Answer, value: Fraction) -> bool:
     if answer.number == value:
         return True
     # Two decimals are compared as they stand; only a decimal of a fraction can have been rounded.
-    return answer.decimal != truth.decimal and (
-        round(answer.number, _DECIMALS) == round(value, _DECIMALS)
-    )
-
-
-def symbolic_verdict(text: str, gold: str) -> bool | None:
-    """Verdict by symbolic algebra, for what `quick_verdict` leaves open.
-
-    None if the ground truth is too long to be one, or no mathematics.
-
-    It may take any time and memory, so call it in a process that can be killed.
-    """
-    content = extract_answer(text)
-    if content is None:
+    if answer.decimal == truth.decimal:
         return False
-    return _equal_symbols(read_answer(content).value, read_answer(gold.strip()).value)
-
-
-def _equal_symbols(value: str, wanted: str) -> bool | None:
-    from math_verify import verify
-
-    pairs = _in_order(value, wanted)
-    if pairs is not None:
-        return _all(
-            [_equal_symbols(one, other) if one and other else False for one, other in pairs]
-        )
-    truth, answer = _parse(wanted), _parse(value)
-    if not truth:
-        return None
-    # No time limit of math-verify's own: it sets signal.alarm, which raises outside the main
-    # thread, cancels the caller's alarm, and cannot interrupt one long operation on large integers.
-    return bool(answer and verify(truth, answer, float_rounding=_DECIMALS, timeout_seconds=None))
-
-
-def _parse(value: str) -> list[object]:
-    """Parsed expression as a list of one, or an empty list where it is no mathematics."""
-    from math_verify import LatexExtractionConfig, parse
-
-    value = _FACTOR.sub(r"\\frac{\1}{\2}", value)
-    # No fallback to text: texts that fail to parse must not be compared letter by letter.
-    return parse(
-        f"${value}$",
-        extraction_config=[LatexExtractionConfig()],
-        fallback_mode="no_fallback",
-        parsing_timeout=None,
-    )
+    decimal, exact = (answer.number, value) if answer.decimal else (value, answer.number)
+    return rounds_to(decimal, exact)

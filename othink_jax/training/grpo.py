@@ -12,18 +12,19 @@ from jaxtyping import Array, Float, Int
 
 from othink_jax import rl
 from othink_jax.checkpoint.load import Checkpoint
-from othink_jax.config import GRPOConfig
+from othink_jax.config import GRPOConfig, ResumeConfig
 from othink_jax.data.example import Example
 from othink_jax.model.qwen2_vl import computing_weights
 from othink_jax.rewards import Grade, GradingPool
 from othink_jax.sampling import prompt_keys
 from othink_jax.training import processes
-from othink_jax.training.loop import Trainer, begin, common_length, go_on
+from othink_jax.training.loop import Trainer, common_length
 from othink_jax.training.optimizer import kl_schedule, make_optimizer
 from othink_jax.training.partial import join, own_of_reference
 from othink_jax.training.programs import GRPOPrograms, compile_grpo
 from othink_jax.training.records import Clock, rollout_metrics, rollout_record, sample_rows
 from othink_jax.training.run_directory import RunDirectory
+from othink_jax.training.runs import begin, go_on
 from othink_jax.training.state import TrainState
 from othink_jax.types import GRPOBatch, Prompts, Rollout
 
@@ -45,7 +46,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
     """One run, from its directory; `train` and `resume` are the ways in.
 
     A subclass may have another loss or another optimizer, whose state holds the KL weight: `begin`
-    and `go_on` of `training.loop` take it in the place of this class.
+    and `go_on` of `training.runs` take it in the place of this class.
     """
 
     compiled: GRPOPrograms
@@ -102,15 +103,14 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         if step % self.config.sample_every == 0 or step in (1, self.steps):
             rows = sample_rows(step, examples, texts, grades, rewards, rollout)
             directory.write_samples(step, rows, [e.images for e in examples[: len(rows)]])
-        own = rollout_record(rollout, grades, rewards) | {"skipped": self.skipped()}
-        records = processes.exchange(own)
+        records = processes.exchange(rollout_record(rollout, grades, rewards))
         return state, self.row(step, rollout_metrics(records) | figures, records, clock)
 
     def roll_out(self, step: int, state: TrainState, prompts: Prompts) -> Rollout:
         """Completions of a step's prompts, on the host."""
         # A prompt's key does not depend on the process that has drawn it from the stream.
-        first, count = self.share
-        keys = prompt_keys(self.config.seed, step, self.config.prompts_per_step)[first::count]
+        keys = prompt_keys(self.config.seed, step, self.config.prompts_per_step)
+        keys = np.array_split(keys, self.share[1])[self.share[0]]
         # Gone before the update, which has no need of them.
         weights = self.parallel.whole(computing_weights(self.policy(state), self.config.dtype))
         sampled = self.compiled.sample(weights, prompts, self.parallel.shard(keys))
@@ -151,10 +151,10 @@ class GRPOTrainer(Trainer[GRPOConfig]):
 
 
 def train(config: GRPOConfig) -> Path:
-    """Start a run in `config.out` and take it to its end; see `loop.begin`."""
+    """Start a run in `config.out` and take it to its end; see `runs.begin`."""
     return begin(GRPOTrainer, config)
 
 
-def resume(path: Path) -> Path:
-    """Continue the run in `path` from its last checkpoint; see `loop.go_on`."""
-    return go_on(GRPOTrainer, GRPOConfig, path)
+def resume(changes: ResumeConfig | Path) -> Path:
+    """Continue a run from its last checkpoint; see `runs.go_on`."""
+    return go_on(GRPOTrainer, GRPOConfig, changes)

@@ -4,22 +4,18 @@ import abc
 import contextlib
 import dataclasses
 import importlib.util
-import itertools
 import math
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import jax
 import optax
 
-from othink_jax.checkpoint.load import Checkpoint, load
-from othink_jax.checkpoint.orbax_model import save_model
+from othink_jax.checkpoint.load import Checkpoint
 from othink_jax.checkpoint.store import TrainingStore
-from othink_jax.checkpoint.tensors import in_memory
-from othink_jax.config import TrainingConfig
+from othink_jax.config import RunRecord, TrainingConfig
 from othink_jax.data.example import Example
 from othink_jax.data.loader import PromptLoader
 from othink_jax.data.processing import EncodedPrompt, PadTo
@@ -31,9 +27,10 @@ from othink_jax.training.console import Monitor
 from othink_jax.training.interrupt import StopRequest
 from othink_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from othink_jax.training.parallel import make_parallel
-from othink_jax.training.partial import Params, divide, join, loaded_dtype
+from othink_jax.training.partial import Params, divide, join
 from othink_jax.training.programs import Programs
 from othink_jax.training.records import Clock
+from othink_jax.training.recovery import last_whole
 from othink_jax.training.run_directory import RunDirectory
 from othink_jax.training.state import TrainState
 from othink_jax.types import Prompts
@@ -77,6 +74,7 @@ class Trainer(abc.ABC, Generic[_Config]):
         updates = self.steps * updates_per_step
         self.tx = self.optimizer(updates)
         self.learning_rate = learning_rate_schedule(config.optimizer, updates)
+        self.nonfinite = NonFinite()
         parts = divide(checkpoint, config)
         self.frozen = self.parallel.replicate(parts.frozen)
         # From here on, the parameters that are trained.
@@ -84,12 +82,13 @@ class Trainer(abc.ABC, Generic[_Config]):
         self.loader = PromptLoader(
             source,
             checkpoint.processor,
-            batch_size=config.prompts_per_step // jax.process_count(),
+            batch_size=config.prompts_per_step,
             seed=config.seed,
             template=config.data.template,
             max_prompt_tokens=config.data.max_prompt_tokens,
             max_completion_tokens=max_completion_tokens,
             share=self.share,
+            exchange=processes.exchange,
         )
         begin = self.loader.get_state()
         next(self.loader)  # there is at least one batch that can be used
@@ -110,12 +109,25 @@ class Trainer(abc.ABC, Generic[_Config]):
         """Around all steps: whatever a method has to open and close."""
         yield
 
-    def run(self, directory: RunDirectory, *, resumed: bool) -> None:
-        """Train from the last checkpoint, or from the reference, to the last step."""
+    def run(
+        self,
+        directory: RunDirectory,
+        *,
+        record: RunRecord | None = None,
+        changed: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Train from the last checkpoint, or from the reference, to the last step.
+
+        Args:
+          directory: of the run.
+          record: of a run that goes on, with its settings as they are now.
+          changed: settings that are others than before.
+        """
         store = TrainingStore(directory.checkpoints, keep=self.config.keep_checkpoints)
-        state = self._first_state(store, resumed=resumed)
-        done = int(self.parallel.unreplicate(state.step)) // self.updates_per_step
-        directory.keep_metrics_until(done)
+        state, done, notes = self._first_state(directory, store, resumed=record is not None)
+        if record is not None and changed:
+            change = {"after_step": done, "settings": changed}
+            directory.write_record(dataclasses.replace(record, changes=(*record.changes, change)))
         # The copies on the devices are all that is needed from here on.
         self.checkpoint = dataclasses.replace(self.checkpoint, params={})
         self.started = time.perf_counter()
@@ -127,20 +139,23 @@ class Trainer(abc.ABC, Generic[_Config]):
             wandb=self.config.wandb,
             shown=processes.first(),
         )
-        with StopRequest() as stop, monitor, self.at_work():
-            if resumed and done == 0:
-                monitor.say(f"{directory.path} has no checkpoint yet: it begins at step 1")
+        with contextlib.closing(self.loader), StopRequest() as stop, monitor, self.at_work():
+            for note in notes:
+                monitor.say(note)
             for step in range(done + 1, self.steps + 1):
                 state, row = self.step(step, state, directory)
-                if not row.pop("finite"):
+                if self.nonfinite.in_a_row > self.config.skip_nonfinite:
                     raise _diverged(step, directory, store)
                 directory.append_metrics(row)
                 monitor.show(row)
                 stopping = any(processes.exchange(stop.made))
                 if step % self.config.checkpoint_every == 0 or step == self.steps or stopping:
-                    progress = {"loaders": processes.exchange(self.loader.get_state())}
-                    left_out = processes.exchange(list(self.loader.left_out.values()))
-                    directory.list_skipped(itertools.chain(*left_out))
+                    directory.list_skipped(self.loader.left_out.values())
+                    progress = {
+                        "loader": self.loader.get_state(),
+                        "nonfinite": dataclasses.asdict(self.nonfinite),
+                        "metrics": directory.metrics_digest(),
+                    }
                     store.save(step, self.parallel.unreplicate(state), progress)
                 if stopping and step < self.steps:
                     store.close()
@@ -148,14 +163,38 @@ class Trainer(abc.ABC, Generic[_Config]):
                     raise KeyboardInterrupt
             store.close()
 
-    def _first_state(self, store: TrainingStore, *, resumed: bool) -> TrainState:
-        """On the devices; of a resumed run, with the loader where it stood."""
-        if not resumed or store.latest_step() is None:
-            return self.parallel.begin(self.checkpoint.params, self.tx)
+    def _first_state(
+        self, directory: RunDirectory, store: TrainingStore, *, resumed: bool
+    ) -> tuple[TrainState, int, list[str]]:
+        """The state on the devices, the steps it has behind it, and what a user should know.
+
+        Of a resumed run, the loader and the metrics stand there too.
+        """
+        if not resumed:
+            return self.parallel.begin(self.checkpoint.params, self.tx), 0, []
         like = jax.eval_shape(lambda: TrainState.create(self.checkpoint.params, self.tx))
-        state, progress = store.restore(self.parallel.stored(like))
-        self.loader.set_state(progress["loaders"][jax.process_index()])
-        return self.parallel.adopt(state)
+        found, notes = last_whole(store, self.parallel.stored(like))
+        if found is None:
+            directory.keep_metrics_until(0)
+            notes.append(f"{directory.path} has no checkpoint yet: it begins at step 1")
+            return self.parallel.begin(self.checkpoint.params, self.tx), 0, notes
+        state, progress = found
+        state = self.parallel.adopt(state)
+        done = int(self.parallel.unreplicate(state.step)) // self.updates_per_step
+        if "loader" not in progress:
+            raise UserError(
+                f"{directory.path} was written by an earlier version of othink_jax, which stored"
+                " the position in the data otherwise: continue it with that version"
+            )
+        if done > self.steps:
+            raise UserError(f"--steps is {self.steps}, but {done} steps are done already")
+        self.loader.set_state(progress["loader"])
+        self.nonfinite = NonFinite(**progress["nonfinite"])
+        if directory.keep_metrics_until(done) != progress["metrics"]:
+            notes.append(
+                f"{directory.path}/metrics.jsonl is not what was written up to step {done}"
+            )
+        return state, done, notes
 
     def _say_stopped(self, step: int, directory: RunDirectory, monitor: Monitor) -> None:
         monitor.stop()
@@ -181,9 +220,13 @@ class Trainer(abc.ABC, Generic[_Config]):
 
     def update(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, float]]:
         """Make the updates of a step from one batch; the figures are those of the last one."""
+        made = []
         for _ in range(self.updates_per_step):
             state, measured = self.compiled.update(state, (self.frozen, batch))
-        return state, {name: float(value) for name, value in jax.device_get(measured).items()}
+            made.append(measured)
+        made = jax.device_get(made)
+        self.nonfinite.count(sum(not measured["finite"] for measured in made))
+        return state, {name: float(value) for name, value in made[-1].items() if name != "finite"}
 
     def policy(self, state: TrainState) -> Params:
         """All parameters of the model as it is now; no array is copied."""
@@ -196,37 +239,50 @@ class Trainer(abc.ABC, Generic[_Config]):
         records: Sequence[Mapping[str, Any]],
         clock: Clock,
     ) -> dict[str, Any]:
-        """A row of metrics.jsonl, and whether its step was `finite`.
+        """A row of metrics.jsonl.
 
         Args:
           step: its number.
-          figures: what a method measures of a step.
-          records: what each process counts of it: `tokens` of completions, `skipped` examples.
+          figures: what a method measures of a step; those that are not finite are left out.
+          records: what each process counts of it: `tokens` of completions.
           clock: started with the step.
         """
         seconds = clock.stop()
+        figures = {name: value for name, value in figures.items() if math.isfinite(value)}
+        if self.config.skip_nonfinite:
+            figures["nonfinite"] = self.nonfinite.total
+        updates = step * self.updates_per_step - self.nonfinite.total
         return {
             "step": step,
             **figures,
             # As other figures of an update, of the last one of this step.
-            "learning_rate": float(self.learning_rate(step * self.updates_per_step - 1)),
-            "skipped": sum(record["skipped"] for record in records),
+            "learning_rate": float(self.learning_rate(max(updates - 1, 0))),
+            "skipped": self.loader.skipped.total(),
             "tokens_per_second": sum(record["tokens"] for record in records)
             / seconds["seconds_step"],
             **{name: round(value, 4) for name, value in seconds.items()},
             "elapsed": round(time.perf_counter() - self.started, 2),
         }
 
-    def skipped(self) -> int:
-        """Examples that this process has left out, since the run began."""
-        return sum(self.loader.skipped.values())
+
+@dataclasses.dataclass
+class NonFinite:
+    """Updates that were not made, for something in them was not finite."""
+
+    total: int = 0
+    in_a_row: int = 0  # steps that had such an update
+
+    def count(self, updates: int) -> None:
+        """After a step, of whose updates so many were not finite."""
+        self.total += updates
+        self.in_a_row = self.in_a_row + 1 if updates else 0
 
 
 def _diverged(step: int, directory: RunDirectory, store: TrainingStore) -> UserError:
     return UserError(
         f"step {step}: the loss, its gradient or the change of the parameters is not finite; the"
         f" last good checkpoint of {directory.path} is that of step {store.latest_step() or 0}."
-        " Lower --learning-rate"
+        " Lower --learning-rate, or let --skip-nonfinite leave such steps out"
     )
 
 
@@ -256,51 +312,3 @@ def common_length(longest: int, limit: int) -> int:
     """
     longest = max(processes.exchange(longest))
     return min(limit, math.ceil(longest / _LENGTH_BUCKET) * _LENGTH_BUCKET)
-
-
-def begin(trainer: type[Trainer[_Config]], config: _Config) -> Path:
-    """Start a run in `config.out` and take it to its end; returns the run directory.
-
-    The parameters that are trained, and the moments of their gradients, are float32; `config.dtype`
-    is that of the computation, of a reference and of what is frozen.
-
-    Raises UserError for what is wrong with the settings, the model or the data, before anything is
-    written, and KeyboardInterrupt after an interrupted run has been saved.
-    """
-    directory = RunDirectory(config.out, writes=processes.first())
-    directory.check_free()
-    checkpoint = _load(config.model, config)
-    made = trainer(config, checkpoint)
-    processes.exchange("all of it can be begun")
-    if processes.first():
-        save_model(
-            directory.reference,
-            in_memory(checkpoint.config, checkpoint.params),
-            companions=checkpoint.directory,
-        )
-        directory.begin(config, made.steps)
-    processes.exchange("it is begun")
-    del checkpoint
-    made.run(directory, resumed=False)
-    return directory.path
-
-
-def go_on(trainer: type[Trainer[_Config]], settings: type[_Config], path: Path) -> Path:
-    """Continue the run in `path` from its last checkpoint, with its own settings and reference."""
-    directory = RunDirectory(path, writes=processes.first())
-    config = dataclasses.replace(directory.settings(settings), out=path)
-    made = trainer(config, _load(directory.reference, config))
-    made.run(directory, resumed=True)
-    return directory.path
-
-
-def _load(model: str | Path, config: TrainingConfig) -> Checkpoint:
-    return load(
-        model,
-        dtype=config.dtype,
-        param_dtype=loaded_dtype(config),
-        on_host=True,  # a whole copy may have no room on a device
-        remat=config.remat,
-        min_pixels=config.data.min_pixels,
-        max_pixels=config.data.max_pixels,
-    )

@@ -1,11 +1,19 @@
-"""Several processes as one run: how they find each other, and tell each other small things.
+"""Several processes as one run: how they find each other, tell each other small things, and end.
 
 Every process runs the same program. Each loads its part of the data and grades its own completions;
-the first one writes.
+the first one writes. Where one of them fails or dies, the others end within a minute.
 """
 
+import atexit
+import contextlib
 import json
-from typing import TypeVar
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -13,8 +21,17 @@ from jax.experimental import multihost_utils
 
 from othink_jax.config import ProcessConfig
 from othink_jax.errors import UserError, first_line
+from othink_jax.training.supervisor import ADVICE
 
 _T = TypeVar("_T")
+
+_BEAT_S = 2.0  # between two signs of life of a process
+_SILENT_S = 30.0  # a process without a sign of life for so long has died
+# JAX's own limit, at which it aborts a process. Ours comes first and says what to do.
+_HEARTBEAT_S = 2 * int(_SILENT_S)
+_FAREWELL_S = 10.0  # how long a process that ends waits for the others to end
+# What JAX's collectives raise where another process is gone.
+_GONE = re.compile("Gloo|[Cc]onnection (reset|closed)|coordination service|heartbeat|UNAVAILABLE")
 
 
 def join(config: ProcessConfig) -> None:
@@ -23,13 +40,17 @@ def join(config: ProcessConfig) -> None:
     Raises:
       UserError: they cannot be found.
     """
-    if not config.distributed and config.coordinator is None:
+    if not config.several:
         return
+    settings: dict[str, Any] = {"heartbeat_timeout_seconds": _HEARTBEAT_S}
+    if config.coordinator is not None:
+        settings |= {
+            "coordinator_address": config.coordinator,
+            "num_processes": config.num_processes,
+            "process_id": config.process_id,
+        }
     try:
-        if config.coordinator is None:
-            jax.distributed.initialize()
-        else:
-            jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id)
+        jax.distributed.initialize(**settings)
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"the processes of this run do not find each other: {first_line(error)}"
@@ -53,3 +74,109 @@ def exchange(value: _T) -> list[_T]:
     return [
         json.loads(row[:length].tobytes()) for row, length in zip(gathered, lengths, strict=True)
     ]
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """All that the processes of a run do together: where one fails or dies, the others end too.
+
+    Raises:
+      UserError: another process is gone, in the place of what JAX raises.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    watch = _Watch()
+    watch.start()
+    try:
+        yield
+        exchange("done")
+    except BaseException as error:
+        watch.end_at_exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+        if isinstance(error, ValueError | RuntimeError) and _GONE.search(str(error)):
+            raise UserError(f"another process of this run is gone{ADVICE}") from error
+        raise
+    finally:
+        watch.stop()
+
+
+class _Watch(threading.Thread):
+    """Gives a sign of life of this process, and looks for those of the others."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        from jax._src import distributed  # the key-value store of a run has no public name
+
+        self._store: Any = distributed.global_state.client
+        self._me = jax.process_index()
+        self._others = [i for i in range(jax.process_count()) if i != self._me]
+        self._parent = os.getppid()
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopped.set()
+
+    def run(self) -> None:
+        last: dict[int, tuple[str | None, float]] = {
+            i: (None, time.monotonic()) for i in self._others
+        }
+        beat = 0
+        while not self._stopped.wait(_BEAT_S):
+            beat += 1
+            try:
+                self._tell(str(beat))
+                now = {i: self._told_by(i) for i in self._others}
+            except Exception:  # the store lies in process 0, which is gone with it
+                self._end("process 0 has died")
+                return
+            if os.getppid() != self._parent:
+                self._end("its parent process has died")
+            for i, value in now.items():
+                if value == "ended":
+                    self._end(f"process {i} has ended")
+                elif value != last[i][0]:
+                    last[i] = value, time.monotonic()
+                elif time.monotonic() - last[i][1] > _SILENT_S:
+                    self._end(f"process {i} has died")
+
+    def _tell(self, value: str) -> None:
+        self._store.key_value_set(f"othink_jax/{self._me}", value, allow_overwrite=True)
+
+    def _told_by(self, process: int) -> str | None:
+        try:
+            return self._store.key_value_try_get(f"othink_jax/{process}")
+        except Exception as error:
+            if "NOT_FOUND" in str(error):
+                return None
+            raise
+
+    def _end(self, reason: str) -> None:
+        if self._stopped.is_set():
+            return  # this one ends too, and says why
+        line = f"othink-jax: this process ends, for {reason}; the run goes on from its last"
+        os.write(2, f"\n{line} checkpoint with --resume\n".encode())
+        with contextlib.suppress(Exception):
+            self._tell("ended")
+        os._exit(1)
+
+    def end_at_exit(self, code: int) -> None:
+        """Tell the others that this process ends, and end it without waiting for them to shut down.
+
+        That happens when all of this process's own words are said.
+        """
+        self.stop()
+        with contextlib.suppress(Exception):
+            self._tell("ended")
+        atexit.register(self._leave, code)
+
+    def _leave(self, code: int) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Process 0 holds the store, whose end aborts whoever is still there.
+        end = time.monotonic() + (_FAREWELL_S if self._me == 0 else 0.0)
+        with contextlib.suppress(Exception):
+            while time.monotonic() < end and any(self._told_by(i) != "ended" for i in self._others):
+                time.sleep(0.1)
+            time.sleep(0.5)
+        os._exit(code)

@@ -127,6 +127,7 @@ def _compile_update(
             logp_fn=logp_fn,
             micro_batches=config.micro_batches,
             axis_name=axis_name,
+            skip_nonfinite=config.skip_nonfinite > 0,
         )
 
     return parallel.update(with_frozen)

@@ -1,31 +1,39 @@
 """A run is a directory: what is in it, written so that an interruption loses nothing.
 
-config.json      settings, versions, device
+config.json      settings, versions, device, what made it; SHA256SUMS has its checksum
 reference/       the model it started from; of a GRPO run, also the reference of the KL term
 checkpoints/     training states
+damaged/         those that could not be read when the run went on, if there are any
 metrics.jsonl    one object a step
 skipped.txt      the examples that cannot be used and why, if there are any; as of each checkpoint
 samples/         of a GRPO run: completions with their images, every so often
 evaluations/     results of `othink-jax evaluate`
 """
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
+import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+import filelock
 import jax
 from PIL import Image
 
 from othink_jax.checkpoint.orbax_model import RUN_REFERENCE
 from othink_jax.config import RUN_CHECKPOINTS, RunRecord, TrainingConfig, read_run, to_dict
+from othink_jax.digests import SUMS, sha256, write_sums
 from othink_jax.errors import UserError
 from othink_jax.files import check_output_directory, write_atomically
+from othink_jax.identity import code_name, source_digest
 
-_C = TypeVar("_C", bound=TrainingConfig)
+_LOCK = ".lock"  # held by the process that writes
+_BEGINNING = ".beginning"  # there while a run is being begun
 _VERSIONS_OF = ("othink_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "transformers")
 
 
@@ -49,7 +57,10 @@ class RunDirectory:
         self._metrics = path / "metrics.jsonl"
 
     def check_free(self) -> None:
-        """Raise UserError if a new run cannot begin here; evaluations may be here already."""
+        """Raise UserError if a new run cannot begin here.
+
+        Evaluations may be here already, and what is left of a run that was stopped while it began.
+        """
         check_output_directory(self.path)
         if not self.path.exists():
             return
@@ -57,43 +68,113 @@ class RunDirectory:
             raise UserError(
                 f"{self.path} holds a run already: give another --out, or continue it with --resume"
             )
-        if any(file.name != "evaluations" for file in self.path.iterdir()):
+        names = {file.name for file in self.path.iterdir()} - {"evaluations", _LOCK}
+        if names and _BEGINNING not in names:
             raise UserError(f"{self.path} is not empty: give another --out, or remove it first")
 
-    def begin(self, config: TrainingConfig, total_steps: int) -> None:
-        """Make it a run with these settings. Before this, there is nothing to resume."""
-        record = RunRecord(
-            kind=config.kind,
-            config=config,
-            total_steps=total_steps,
-            started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            **environment(),
-        )
-        (self.path / "samples").mkdir(parents=True, exist_ok=True)
-        write_atomically(self._config, json.dumps(to_dict(record), indent=2, ensure_ascii=False))
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """While no other process may begin or continue this run; makes the directory.
 
-    def settings(self, cls: type[_C]) -> _C:
-        """Those of the run that is here; UserError if there is none, or one of another method."""
-        config = read_run(self.path).config
-        if not isinstance(config, cls):
+        Raises:
+          UserError: another one does.
+        """
+        if not self._writes:
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self.path / _LOCK, blocking=False)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
             raise UserError(
-                f"{self.path} is no run of {cls.kind}; it continues with: othink-jax {config.kind}"
+                f"another process is at work on the run in {self.path}: wait until it ends"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextlib.contextmanager
+    def beginning(
+        self, config: TrainingConfig, total_steps: int, trainer: type[Any]
+    ) -> Iterator[None]:
+        """Make it a run with these settings, when the block has filled it.
+
+        Before this there is nothing to resume; if it is killed, the same command begins anew.
+
+        Args:
+          config: of the run.
+          total_steps: steps that it will have.
+          trainer: the class that makes it.
+        """
+        self.check_free()
+        (self.path / _BEGINNING).touch()
+        for name in (RUN_REFERENCE, f".{RUN_REFERENCE}.unfinished"):  # of one that was killed
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        yield
+        self.begin(config, total_steps, trainer)
+        (self.path / _BEGINNING).unlink()
+
+    def begin(self, config: TrainingConfig, total_steps: int, trainer: type[Any]) -> None:
+        """Write the record of a run that begins, whose reference is there; see `beginning`."""
+        (self.path / "samples").mkdir(parents=True, exist_ok=True)
+        self.write_record(
+            RunRecord(
+                kind=config.kind,
+                config=config,
+                total_steps=total_steps,
+                started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                directory=str(Path.cwd()),
+                trainer=code_name(trainer),
+                trainer_digest=source_digest(trainer),
+                **environment(),
+            )
+        )
+
+    def write_record(self, record: RunRecord) -> None:
+        """Write config.json, and the checksum that tells whether it is what was written."""
+        if not self._writes:
+            return
+        (self.path / SUMS).unlink(missing_ok=True)
+        write_atomically(self._config, json.dumps(to_dict(record), indent=2, ensure_ascii=False))
+        write_sums(self.path, [self._config])
+
+    def record(self, cls: type[TrainingConfig]) -> RunRecord:
+        """That of the run that is here.
+
+        Raises:
+          UserError: there is none, one of another method than that of `cls`, or a damaged one.
+        """
+        if (self.path / _BEGINNING).exists() and not self._config.is_file():
+            raise UserError(
+                f"the run in {self.path} was stopped before it began: give the command that began"
+                " it once more"
+            )
+        record = read_run(self.path)
+        if not isinstance(record.config, cls):
+            kind = record.config.kind
+            raise UserError(
+                f"{self.path} is no run of {cls.kind}; it continues with: othink-jax {kind}"
                 f" --resume {shlex.quote(str(self.path))}"
             )
         if not self.reference.is_dir():
             raise UserError(f"{self.path} is not a run directory: there is no run to continue")
-        return config
+        return record
 
-    def keep_metrics_until(self, step: int) -> None:
-        """Drop the rows after `step`, and a last row that an interruption cut short."""
+    def metrics_digest(self) -> str:
+        """Of metrics.jsonl as it is now; empty in a process that does not write it."""
+        return sha256(self._metrics) if self._writes else ""
+
+    def keep_metrics_until(self, step: int) -> str:
+        """Drop the rows after `step`, and what an interruption cut short; returns their digest."""
         if not self._writes:
-            return
-        kept = []
-        if self._metrics.exists():
-            for line in self._metrics.read_text(encoding="utf-8").splitlines(keepends=True):
-                if line.endswith("\n") and json.loads(line)["step"] <= step:
-                    kept.append(line)
-        write_atomically(self._metrics, "".join(kept))
+            return ""
+        content = self._metrics.read_bytes() if self._metrics.exists() else b""
+        lines = content.splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith(b"\n") and _step_of(line) <= step]
+        write_atomically(self._metrics, b"".join(kept).decode(errors="replace"))
+        return self.metrics_digest()
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         if not self._writes:
@@ -121,3 +202,11 @@ class RunDirectory:
                 picture.save(self.path / "samples" / name)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomically(self.path / "samples" / f"step_{step:06d}.jsonl", text)
+
+
+def _step_of(line: bytes) -> float:
+    """The step of a row of metrics.jsonl; infinity where the line is no such row."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf

@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from othink_jax.checkpoint.load import Checkpoint
-from othink_jax.config import SFTConfig
+from othink_jax.config import ResumeConfig, SFTConfig
 from othink_jax.training import processes
-from othink_jax.training.loop import Trainer, begin, common_length, go_on
+from othink_jax.training.loop import Trainer, common_length
 from othink_jax.training.programs import compile_sft
 from othink_jax.training.records import Clock
 from othink_jax.training.run_directory import RunDirectory
+from othink_jax.training.runs import begin, go_on
 from othink_jax.training.state import TrainState
 from othink_jax.types import SFTBatch
 
@@ -38,16 +39,16 @@ class SFTTrainer(Trainer[SFTConfig]):
         clock.lap("data")
         state, figures = self.update(state, batch)
         clock.lap("update")
-        records = processes.exchange({"tokens": int(mask.sum()), "skipped": self.skipped()})
+        records = processes.exchange({"tokens": int(mask.sum())})
         figures["tokens"] = sum(record["tokens"] for record in records)
         return state, self.row(step, figures, records, clock)
 
 
 def train(config: SFTConfig) -> Path:
-    """Start a run in `config.out` and take it to its end; see `loop.begin`."""
+    """Start a run in `config.out` and take it to its end; see `runs.begin`."""
     return begin(SFTTrainer, config)
 
 
-def resume(path: Path) -> Path:
-    """Continue the run in `path` from its last checkpoint; see `loop.go_on`."""
-    return go_on(SFTTrainer, SFTConfig, path)
+def resume(changes: ResumeConfig | Path) -> Path:
+    """Continue a run from its last checkpoint; see `runs.go_on`."""
+    return go_on(SFTTrainer, SFTConfig, changes)

@@ -36,6 +36,7 @@ def grpo_update(
     loss: LossFn = grpo_loss,
     micro_batches: int = 1,
     axis_name: str | None = None,
+    skip_nonfinite: bool = False,
 ) -> tuple[TrainState, Metrics]:
     """One step of `tx` down the loss of Eq. 4, with the KL weight that `state.opt_state` holds.
 
@@ -55,6 +56,8 @@ def grpo_update(
             average over pieces and shares is not that of the whole batch.
         micro_batches: pieces; divides the number of prompts.
         axis_name: of the mapped axis that this runs under; None outside of one.
+        skip_nonfinite: where the step is not `finite`, leave parameters and `opt_state`, the KL
+            weight and the position in every schedule among it, as they are; `step` counts it.
 
     Returns:
         The state after the update, and metrics, float32 scalars: `loss`, `beta` (the KL weight that
@@ -83,7 +86,8 @@ def grpo_update(
         return value, metrics | {"loss": value, "completion_length": length}
 
     gradient, metrics = _mean_gradient(loss_fn, state.params, batch, micro_batches, axis_name)
-    return _make_step(state, gradient, metrics | {"beta": beta}, tx, kl=metrics["kl"])
+    metrics |= {"beta": beta}
+    return _make_step(state, gradient, metrics, tx, skip_nonfinite, kl=metrics["kl"])
 
 
 def sft_update(
@@ -94,6 +98,7 @@ def sft_update(
     tx: optax.GradientTransformation,
     micro_batches: int = 1,
     axis_name: str | None = None,
+    skip_nonfinite: bool = False,
 ) -> tuple[TrainState, Metrics]:
     """One step of `tx` down the negative log-likelihood of the answers, nats per token.
 
@@ -107,7 +112,7 @@ def sft_update(
         batch: prompts, and what is to be answered.
         logp_fn: of the model, see `LogpFn`.
         tx: an optimizer.
-        micro_batches, axis_name: as of `grpo_update`.
+        micro_batches, axis_name, skip_nonfinite: as of `grpo_update`.
 
     Returns:
         The state after the update, and metrics, float32 scalars: `loss`, `grad_norm` and `finite`,
@@ -123,7 +128,7 @@ def sft_update(
         return loss, {"loss": loss}
 
     gradient, metrics = _mean_gradient(loss_fn, state.params, batch, micro_batches, axis_name)
-    return _make_step(state, gradient, metrics, tx)
+    return _make_step(state, gradient, metrics, tx, skip_nonfinite)
 
 
 def _make_step(
@@ -131,6 +136,7 @@ def _make_step(
     gradient: PyTree,
     metrics: Metrics,
     tx: optax.GradientTransformation,
+    skip_nonfinite: bool,
     **measured: Float[Array, ""],
 ) -> tuple[TrainState, Metrics]:
     """The state after a step of `tx`, which is handed what was `measured`, and all metrics."""
@@ -142,6 +148,12 @@ def _make_step(
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm) & jnp.isfinite(_norm(updates))
     metrics |= {"grad_norm": grad_norm, "finite": finite}
     metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
+    if skip_nonfinite:
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state),
+            (state.params, state.opt_state),
+        )
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 

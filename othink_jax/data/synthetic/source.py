@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import SupportsIndex, cast, get_args
 
 import numpy as np
@@ -119,3 +119,7 @@ class SyntheticSource:
         if not 0 <= number < self.size:
             raise IndexError(f"index {number} of a source of {self.size} examples")
         return generate(self.task, self.split, number, seed=self.seed, difficulty=self.difficulty)
+
+    def texts(self) -> Iterator[str]:
+        """What tells these examples from others: the settings that they are made from."""
+        yield repr(self)

@@ -1,0 +1,76 @@
+"""What may change where a run goes on."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from othink_jax.config.checks import require
+from othink_jax.config.record import to_dict
+from othink_jax.config.runs import TrainingConfig
+
+_C = TypeVar("_C", bound=TrainingConfig)
+_OF_DEVICES = ("strategy", "devices", "tensor")
+_OF_DATA = ("dataset", "images")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResumeConfig:
+    """A run that goes on. What is not given stays as the run has it; nothing else may change."""
+
+    resume: Path  # run directory
+    steps: int | None = None  # of the whole run; the schedules of learning rate and KL end there
+    dataset: str | None = None  # where the same data set lies now
+    images: Path | None = None  # where its images lie now
+    strategy: Literal["jit", "pmap", "mesh"] | None = None  # how an update is spread over devices
+    devices: int | None = None  # how many (pmap, mesh)
+    tensor: int | None = None  # devices that every layer is cut over (mesh)
+    micro_batches: int | None = None  # pieces of a device's prompts, one at a time in memory
+    remat: Literal["none", "dots", "layer"] | None = None  # what the backward pass computes again
+    checkpoint_every: int | None = None  # steps between checkpoints
+    wandb: bool = False  # from here on, also log to Weights & Biases
+    # Continue though the source of what made the run, a trainer of one's own, is another one now
+    allow_changed_source: bool = False
+
+    def applied(self, config: _C) -> _C:
+        """The settings of a run with these in their place.
+
+        Raises:
+          UserError: a setting cannot be used, or does not go with the run's others.
+        """
+        given = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in ("resume", "allow_changed_source")
+            and getattr(self, field.name) not in (None, False)
+        }
+        devices = {name: given.pop(name) for name in _OF_DEVICES if name in given}
+        data = {name: given.pop(name) for name in _OF_DATA if name in given}
+        require(
+            not data or config.data.dataset is not None,
+            "--dataset and --images say where the data set of a run lies now; this one has a task",
+        )
+        parallel = config.parallel
+        if "strategy" in devices:  # the others of the old one may not go with it
+            parallel = type(parallel)()
+        return dataclasses.replace(
+            config,
+            parallel=dataclasses.replace(parallel, **devices),
+            data=dataclasses.replace(config.data, **data),
+            **given,
+        )
+
+
+def changed_settings(before: TrainingConfig, after: TrainingConfig) -> dict[str, list[Any]]:
+    """What each setting was and is, where it differs; `data.limit` is the limit of the data."""
+
+    def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in values.items():
+            if isinstance(value, dict):
+                found |= flat(value, f"{prefix}{name}.")
+            else:
+                found[prefix + name] = value
+        return found
+
+    old, new = flat(to_dict(before)), flat(to_dict(after))
+    return {name: [old[name], new[name]] for name in old if old[name] != new[name]}

@@ -1,0 +1,246 @@
+"""Rows of strangers' data sets as examples: which columns hold what, and in which forms.
+
+Every value of every column becomes part of an example, or the row is refused by name: training
+skips it, evaluation counts it as wrong.
+"""
+
+import base64
+import dataclasses
+import datetime
+import io
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from othink_jax.data.example import PLACEHOLDER, Example, UnreadableExample
+from othink_jax.data.images import open_image
+from othink_jax.errors import UserError, quoted, writable
+from othink_jax.rewards import extract_answer, ground_truth
+
+_log = logging.getLogger(__name__)
+
+Row = Mapping[str, Any]
+
+# Column names in use, the first that is there is taken: R1-V's training sets, its test files.
+_QUESTION = ("problem", "question")
+_SOLUTION = ("solution", "ground_truth", "answer")
+_IMAGES = ("images", "image", "image_path")
+# Reasoning that stands before the solution, where R1-V's sets for supervised fine-tuning have it.
+_THINKING = "thinking"
+TEXTS = (*_QUESTION, *_SOLUTION, _THINKING)
+USED = (*TEXTS, *_IMAGES)
+
+# Where an image stands: in sets for EasyR1, verl, LLaVA and ms-swift, and in those for Qwen2-VL.
+_PLACE = rf"(?:{PLACEHOLDER}|<\|vision_start\|><\|image_pad\|><\|vision_end\|>)"
+_EDGES = re.compile(rf"^(?:\s*{_PLACE})+\s*|\s*(?:{_PLACE}\s*)+$")
+_OTHER_MEDIA = ("<video>", "<audio>")
+# How files of images begin: what is base64 of one of these is no path.
+_BEGINNINGS = (
+    *(b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*"),
+    *(b"P5\n", b"P6\n", b"\0\0\0\x0cjP  "),
+)
+_SHORTEST = 32  # bytes of a file that shows something; a short path may be base64 by chance
+_FROM_URL = str.maketrans("-_", "+/")  # base64 has another alphabet in addresses
+
+
+def check_columns(columns: Iterable[str], where: str) -> None:
+    """Raise UserError if there is no question, no solution or no image among the columns."""
+    columns = list(columns)
+    for names in (_QUESTION, _SOLUTION, _IMAGES):
+        if _column(columns, names) is None:
+            raise UserError(
+                f"{where} has no column {' or '.join(names)}; it has {quoted(', '.join(columns))}"
+            )
+
+
+class RowReader:
+    """Makes examples of the rows of one data set.
+
+    Questions lose the placeholders of their images where these stand at an edge: our prompts have
+    the images before the text. Where one stands between words, all images of the row stand where
+    their placeholders do, written `<image>`.
+    """
+
+    placeholders: int  # rows read so far whose questions had them
+
+    def __init__(self, name: str, folder: Path | None) -> None:
+        """Args:
+        name: of the data set, for people.
+        folder: that paths of images are relative to; None if there is none.
+        """
+        self._name = name
+        self._folder = folder
+        self.placeholders = 0
+
+    def example(self, row: Row, identifier: str) -> Example:
+        """Raises UnreadableExample if the row cannot be used."""
+        read = Example(id=writable(identifier), images=(), question="", answer="", solution="")
+        try:
+            read = dataclasses.replace(read, question=_question(row))
+            answer, solution = _solution(row)
+            read = dataclasses.replace(read, answer=answer, solution=solution)
+            images = tuple(_image(part, self._folder) for part in _image_parts(row))
+            question = self._placed(read.question, len(images), read.id)
+            return dataclasses.replace(read, images=images, question=question)
+        except UserError as error:
+            raise UnreadableExample(f"{read.id}: {error}", read) from error
+
+    def _placed(self, question: str, images: int, identifier: str) -> str:
+        """The question without placeholders at its edges, or with one an image."""
+        found = len(re.findall(_PLACE, question))
+        if found:
+            if found != images:
+                raise UserError(
+                    f"its question has {found} {PLACEHOLDER} placeholder(s), but there are"
+                    f" {images} image(s)"
+                )
+            self._say_placeholders(identifier)
+            bare = _EDGES.sub("", question)
+            question = re.sub(_PLACE, PLACEHOLDER, question if re.search(_PLACE, bare) else bare)
+        if not question:
+            raise UserError("its question is empty but for placeholders of images")
+        for other in _OTHER_MEDIA:
+            if other in question:
+                raise UserError(f"its question is about a {other}, and only images are read")
+        return question
+
+    def _say_placeholders(self, identifier: str) -> None:
+        self.placeholders += 1
+        if self.placeholders == 1:
+            _log.warning(
+                "questions of %s have placeholders of their images (the first: %s): they are taken"
+                " out; the images stand before the text, or where a placeholder is between words",
+                writable(self._name),
+                identifier,
+            )
+
+
+def _column(columns: Iterable[str], names: tuple[str, ...]) -> str | None:
+    return next((name for name in names if name in columns), None)
+
+
+def _entry(row: Row, names: tuple[str, ...]) -> tuple[str, Any]:
+    """Name and content of the first of these columns that the row has."""
+    name = _column(row, names)
+    held = None if name is None else row[name]
+    blank = isinstance(held, str | bytes) and not held.strip()
+    if held is None or blank or (isinstance(held, Sequence | Mapping) and not len(held)):
+        raise UserError(f"its {name} is empty")
+    return str(name), held
+
+
+def _text(held: Any, name: str) -> str:
+    """Also one that a column of bytes holds."""
+    if isinstance(held, bytes):
+        try:
+            return held.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"its {name} is not UTF-8 text: {quoted(repr(held[:100]))}") from error
+    if not isinstance(held, str):
+        raise UserError(f"its {name} is no text but {type(held).__name__}")
+    return held
+
+
+def _question(row: Row) -> str:
+    name, held = _entry(row, _QUESTION)
+    return _text(held, name)
+
+
+def _solution(row: Row) -> tuple[str, str]:
+    """The ground truth, and the solution that holds it in its answer tag."""
+    name, held = _entry(row, _SOLUTION)
+    solution = _truth(held, name)
+    answer = extract_answer(solution)
+    if answer is None:
+        if "<answer>" in solution or "</answer>" in solution:
+            raise UserError(f"its {name} has an answer tag that is not opened and closed")
+        answer = solution.strip()  # a bare ground truth
+        solution = f"<answer>{answer}</answer>"
+    if not answer:
+        raise UserError(f"its {name} has an empty answer tag")
+    if row.get(_THINKING):
+        solution = f"{_text(row[_THINKING], _THINKING)}\n\n{solution}"
+    return answer, solution
+
+
+def _truth(held: Any, name: str) -> str:
+    """As a text; a number in the fewest digits that its own type tells from its neighbours."""
+    if isinstance(held, bytes):
+        held = _text(held, name)
+    elif isinstance(held, np.floating):
+        held = float(str(held))  # not float(held): of 32 bits, 3.14 would be 3.140000104904175
+    elif isinstance(held, np.generic):
+        held = held.item()
+    elif isinstance(held, Decimal) and held.is_finite():
+        digits = f"{held:f}"
+        return digits.rstrip("0").rstrip(".") if "." in digits else digits
+    elif type(held) is datetime.date:  # of a time of day, nobody could guess how it is written
+        return held.isoformat()
+    elif isinstance(held, list | tuple | Mapping):  # may be nested deeper than Python can print
+        kind = type(held).__name__
+        raise UserError(f"its {name} must be a non-empty text or a finite number, not a {kind}")
+    try:
+        return ground_truth(held)
+    except ValueError as error:
+        raise UserError(f"its {name} {quoted(str(error))}") from error
+
+
+def _image_parts(row: Row) -> Sequence[Any]:
+    _, held = _entry(row, _IMAGES)
+    return held if isinstance(held, list | tuple) else [held]
+
+
+def _image(held: Any, folder: Path | None) -> Image.Image:
+    """The image of a cell: bytes, text, or a struct of `bytes` and `path`, one of which is enough.
+
+    A text is a path, a data URI, or base64; the bytes of a struct may be one of the latter two.
+    """
+    if isinstance(held, Mapping):
+        content = held.get("bytes")
+        if isinstance(content, str) and content:
+            decoded = _decoded(content)
+            if decoded is None:
+                raise UserError("the bytes of its image are a text, and not base64 of an image")
+            content = decoded
+        held = content or held.get("path")
+        if isinstance(held, bytes) and held is not content:
+            raise UserError(f"the path of its image is not UTF-8 text: {quoted(repr(held[:100]))}")
+    if isinstance(held, str) and held.strip():
+        content = _decoded(held)
+        return _image_file(held, folder) if content is None else open_image(io.BytesIO(content))
+    if isinstance(held, bytes | bytearray) and held:
+        return open_image(io.BytesIO(held))
+    raise UserError("its image is neither bytes nor the path of a file")
+
+
+def _decoded(text: str) -> bytes | None:
+    """The image that a text is, as a data URI or base64 (also of the alphabet for URLs)."""
+    head, _, digits = text.partition(",") if text[:5].lower() == "data:" else ("", "", text)
+    digits = "".join(digits.split()).translate(_FROM_URL).rstrip("=")
+    try:
+        content = base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
+    except ValueError:
+        content = b""
+    if head:
+        if not content or not head.lower().endswith(";base64"):
+            raise UserError(f"its image is a data URI, {quoted(head, 50)}, but no base64 of one")
+        return content
+    begins = content.startswith(_BEGINNINGS) or content[4:8] == b"ftyp"
+    return content if begins and len(content) > _SHORTEST else None
+
+
+def _image_file(path: str, folder: Path | None) -> Image.Image:
+    if "://" in path:
+        raise UserError(f"its image is an address, {quoted(path)}: only files are read")
+    if folder is None and not Path(path).is_absolute():
+        raise UserError(
+            f"its image is the path {quoted(path)}, and nothing says which folder that is relative"
+            " to: give --images"
+        )
+    return open_image(path if folder is None else folder / path)

@@ -1,0 +1,156 @@
+"""Accuracy of a model over a test set, with its confidence interval."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+import jax
+import numpy as np
+
+from othink_jax.checkpoint.load import Checkpoint, load
+from othink_jax.config import EvaluateConfig, Grader, to_dict
+from othink_jax.data.sources import open_source
+from othink_jax.data.stream import ENDLESS
+from othink_jax.errors import UserError
+from othink_jax.evaluation.answers import Prediction, predict
+from othink_jax.evaluation.kept import Kept, what_is_evaluated
+from othink_jax.files import check_output_directory, write_atomically
+from othink_jax.rewards import Grade, GradingPool
+from othink_jax.statistics import wilson_interval
+from othink_jax.training.parallel import make_parallel
+from othink_jax.training.run_directory import environment
+
+
+def grade(predictions: Sequence[Prediction], config: EvaluateConfig, grader: Grader) -> list[Grade]:
+    """Verdicts of one grader over predictions."""
+    with GradingPool(
+        grader,
+        task=config.reward.task_of(config.data),
+        timeout_s=config.reward.grading_timeout_s,
+        workers=config.reward.grading_workers,
+    ) as pool:
+        return pool.grade_all(
+            [prediction.model_output for prediction in predictions],
+            [prediction.ground_truth for prediction in predictions],
+        )
+
+
+def _graders(config: EvaluateConfig) -> tuple[Grader, ...]:
+    """All that can be asked."""
+    known = config.reward.task_of(config.data) is not None
+    return get_args(Grader) if known else ("strict",)
+
+
+def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
+    """Evaluate a model and write `predictions.jsonl` and `result.json` into `config.out`.
+
+    Answers are kept there as they come. An evaluation that was interrupted goes on from them, and
+    its result is that of one that was not.
+
+    Args:
+      config: what to evaluate, on what, and how.
+      checkpoint: the model, if it is loaded already; else `config.model` is loaded.
+
+    Returns:
+      The contents of result.json: `accuracy` by the chosen grader, `interval` (95%, Wilson), the
+      accuracy by each grader (R1-V's only where it is known what a data set asks for), share of
+      right format, of cut completions, counts and seconds. A question that cannot be read counts as
+      answered wrongly, and in `unreadable`.
+
+    Raises:
+      UserError: there is a result in `config.out` already, or answers of another evaluation;
+        nothing can be written there; not one question can be read; some do not fit into memory; a
+        stream has no limit.
+    """
+    check_output_directory(config.out)
+    if (config.out / "result.json").exists():
+        raise UserError(f"{config.out} holds a result already; give another --out or remove it")
+    if jax.process_count() > 1:
+        raise UserError("an evaluation runs in one process, on all of its devices")
+    parallel = make_parallel(config.parallel)
+    source = open_source(config.data, size=config.count)
+    if len(source) == ENDLESS:
+        raise UserError("a stream has no end: give --limit, or leave --streaming out")
+    if checkpoint is None:
+        checkpoint = load(
+            config.model,
+            dtype=config.dtype,
+            on_host=config.parallel.strategy != "jit",  # of several devices, none has it twice
+            min_pixels=config.data.min_pixels,
+            max_pixels=config.data.max_pixels,
+        )
+    with Kept(config.out, what_is_evaluated(config, checkpoint, len(source))) as kept:
+        predictions = predict(checkpoint, source, config, parallel, kept)
+        if not any(prediction.readable for prediction in predictions):
+            raise UserError(
+                f"none of the {len(predictions)} questions can be read; see the warnings above"
+            )
+        verdicts = {grader: grade(predictions, config, grader) for grader in _graders(config)}
+        result = _result(config, predictions, verdicts, kept.seconds)
+        config.out.mkdir(parents=True, exist_ok=True)
+        rows = _rows(predictions, verdicts[config.reward.grader])
+        write_atomically(config.out / "predictions.jsonl", "".join(map(_line, rows)))
+        write_atomically(config.out / "result.json", json.dumps(result, indent=2))
+        kept.discard()
+    return result
+
+
+def _result(
+    config: EvaluateConfig,
+    predictions: Sequence[Prediction],
+    verdicts: Mapping[Grader, Sequence[Grade]],
+    seconds: float,
+) -> dict[str, Any]:
+    chosen = verdicts[config.reward.grader]
+    right = int(sum(verdict.accuracy for verdict in chosen))
+    return {
+        "model": config.model,
+        "stage": config.stage,
+        "task": config.data.task,
+        "dataset": config.data.dataset,
+        "split": config.data.split if config.data.has_splits else None,
+        "examples": config.data.name,
+        "n": len(predictions),
+        "accuracy": right / len(predictions),
+        "interval": list(wilson_interval(right, len(predictions))),
+        **{
+            f"accuracy_{grader}": float(np.mean([grade.accuracy for grade in grades]))
+            for grader, grades in verdicts.items()
+        },
+        "format": float(np.mean([verdict.format for verdict in chosen])),
+        "truncated": float(np.mean([not prediction.finished for prediction in predictions])),
+        "tokens": float(np.mean([prediction.tokens for prediction in predictions])),
+        "unreadable": sum(not prediction.readable for prediction in predictions),
+        "ungradable": sum(verdict.ungradable for verdict in chosen),
+        "grader": config.reward.grader,
+        "decoding": "greedy"
+        if config.sampling.temperature == 0
+        else f"temperature {config.sampling.temperature:g}",
+        "seed": config.seed,
+        "seconds": round(seconds, 2),
+        "config": to_dict(config),
+        **environment(),
+    }
+
+
+def _rows(predictions: Sequence[Prediction], verdicts: Sequence[Grade]) -> list[dict[str, Any]]:
+    """Of predictions.jsonl."""
+    return [
+        {
+            **dataclasses.asdict(prediction),
+            "correct": bool(verdict.accuracy),
+            "format": verdict.format,
+            "ungradable": verdict.ungradable,
+        }
+        for prediction, verdict in zip(predictions, verdicts, strict=True)
+    ]
+
+
+def _line(row: dict[str, Any]) -> str:
+    text = json.dumps(row, ensure_ascii=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON has an escape for
+        text = json.dumps(row)
+    return text + "\n"

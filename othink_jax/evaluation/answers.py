@@ -1,0 +1,184 @@
+"""The answers of a model to every question of a test set."""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from othink_jax.checkpoint.load import Checkpoint
+from othink_jax.config import EvaluateConfig
+from othink_jax.data.example import Example
+from othink_jax.data.loader import in_order
+from othink_jax.data.sources import Source
+from othink_jax.errors import UserError
+from othink_jax.evaluation.batches import Batch, Batches, Question
+from othink_jax.evaluation.kept import Kept
+from othink_jax.evaluation.sampler import DoesNotFitError, Prompt, Sampler
+from othink_jax.sampling import prompt_keys
+from othink_jax.training.parallel import Parallel
+
+# Questions too large for the memory that the log names; further ones are only counted.
+_NAMED = 10
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """One answered test question."""
+
+    id: str
+    question: str
+    ground_truth: str
+    model_output: str
+    tokens: int  # length of the completion, its end-of-sequence token included
+    finished: bool  # false where the length limit cut it
+    readable: bool = True  # false where the question could not be read: no answer, so a wrong one
+
+
+def predict(
+    checkpoint: Checkpoint, source: Source, config: EvaluateConfig, parallel: Parallel, kept: Kept
+) -> list[Prediction]:
+    """Answer every question of `source`, one completion each, but for those whose answer is kept.
+
+    An answer is kept as soon as it is there. What is drawn for a question is a function of the
+    seed, the batch size and the question's number, however batches are cut.
+
+    Returns:
+      Answers in the order of the source. Questions that cannot be read (a broken image, a prompt
+      that is too long) come last, unanswered.
+
+    Raises:
+      UserError: a kept answer is to another question than the source's, or questions do not fit
+        into memory. All others have been answered then, and their answers are kept.
+    """
+    batch_size = min(config.batch_size, len(source))
+    batches = Batches(
+        checkpoint.processor, checkpoint.config, batch_size=batch_size, shards=parallel.batch_shards
+    )
+    answering = _Answering(checkpoint, config, parallel, batch_size, kept)
+    unreadable: list[Example] = []
+    asked: dict[int, Example] = {}
+    for batch in batches(_questions(checkpoint, source, config, batch_size, unreadable)):
+        answering(batch)
+        for question in batch.questions:  # the images have been seen, and take memory
+            asked[question.number] = dataclasses.replace(question.example, images=())
+    if answering.too_large:
+        raise UserError(answering.what_to_do(len(source)))
+    return [
+        *(_answered(asked[number], kept.answers[number]) for number in sorted(asked)),
+        *(_unanswered(example) for example in unreadable),
+    ]
+
+
+def _questions(
+    checkpoint: Checkpoint,
+    source: Source,
+    config: EvaluateConfig,
+    batch_size: int,
+    unreadable: list[Example],
+) -> Iterator[Question]:
+    for number, example, prompt in in_order(
+        source,
+        checkpoint.processor,
+        batch_size=batch_size,
+        template=config.data.template,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+        unreadable=unreadable,
+    ):
+        yield Question(number=number, example=example, prompt=prompt)
+
+
+class _Answering:
+    """Has batches answered, and keeps the answers."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: EvaluateConfig,
+        parallel: Parallel,
+        batch_size: int,
+        kept: Kept,
+    ) -> None:
+        self.too_large: list[str] = []  # questions that do not fit into memory, and why
+        self._sampler = Sampler(checkpoint, config.sampling, parallel)
+        self._decode = checkpoint.processor.decode
+        self._kept = kept
+        self._batch_size = batch_size
+        self._keys = functools.lru_cache(lambda step: prompt_keys(config.seed, step, batch_size))
+
+    def __call__(self, batch: Batch) -> None:
+        digests = [question.digest for question in batch.questions]
+        pairs = list(zip(batch.questions, digests, strict=True))
+        if all(self._kept.holds(question.number, digest) for question, digest in pairs):
+            return
+        # All of it, so that it is the batch of an evaluation that was never interrupted.
+        prompts = [self._prompt(question) for question in batch.questions]
+        for count, drawn in self._sampler(prompts, batch.pad, batch.rows):
+            part, pairs = pairs[:count], pairs[count:]
+            if isinstance(drawn, DoesNotFitError):
+                self._leave_out([question for question, _ in part], drawn)
+                continue
+            rows = zip(
+                part, drawn.tokens[:, 0], drawn.mask[:, 0], drawn.finished[:, 0], strict=False
+            )
+            self._kept.add(
+                [
+                    {
+                        "number": question.number,
+                        "digest": digest,
+                        "model_output": self._decode(tokens, mask),
+                        "tokens": int(mask.sum()),
+                        "finished": bool(finished),
+                    }
+                    for (question, digest), tokens, mask, finished in rows
+                ]
+            )
+
+    def _prompt(self, question: Question) -> Prompt:
+        step, row = divmod(question.number, self._batch_size)
+        return Prompt(encoded=question.prompt, key=self._keys(step)[row])
+
+    def _leave_out(self, questions: list[Question], reason: DoesNotFitError) -> None:
+        for question in questions:
+            self.too_large.append(f"{_size(question)}: {reason}")
+            if len(self.too_large) <= _NAMED:
+                _log.warning("does not fit into memory: %s", self.too_large[-1])
+
+    def what_to_do(self, examples: int) -> str:
+        """About the questions that are too large."""
+        count = len(self.too_large)
+        return (
+            f"{count} of {examples} questions {'does' if count == 1 else 'do'} not fit into memory,"
+            f" such as {self.too_large[0]}. The other answers are kept: the same command goes on"
+            " where there is more memory. --max-prompt-tokens counts long prompts as answered"
+            " wrongly; --max-pixels makes images smaller, for another --out"
+        )
+
+
+def _size(question: Question) -> str:
+    images = [f"an image of {image.width}x{image.height}" for image in question.example.images]
+    sizes = [f"{len(question.prompt.tokens)} prompt tokens", *images]
+    return f"{question.example.id} ({', '.join(sizes)})"
+
+
+def _answered(example: Example, answer: dict[str, Any]) -> Prediction:
+    return Prediction(
+        id=example.id,
+        question=example.question,
+        ground_truth=example.answer,
+        **{name: answer[name] for name in ("model_output", "tokens", "finished")},
+    )
+
+
+def _unanswered(example: Example) -> Prediction:
+    return Prediction(
+        id=example.id,
+        question=example.question,
+        ground_truth=example.answer,
+        model_output="",
+        tokens=0,
+        finished=True,
+        readable=False,
+    )

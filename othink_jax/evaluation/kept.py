@@ -1,0 +1,219 @@
+"""Answers of an evaluation that has not ended, kept as they come, and taken up again."""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import filelock
+import jax
+import numpy as np
+
+from othink_jax.checkpoint.load import Checkpoint
+from othink_jax.config import EvaluateConfig, to_dict
+from othink_jax.errors import UserError
+from othink_jax.training.run_directory import environment
+
+PARTIAL = "predictions.partial.jsonl"
+
+# Settings that no answer depends on. The model is told by its weights and not by its place, and
+# the devices by the environment.
+_MAY_CHANGE = ("model", "out", "stage", "reward", "parallel")
+# Which questions are answered, but not how; each kept answer is told by its question's digest.
+_MAY_CHANGE_OF_DATA = ("max_prompt_tokens",)
+
+_ANSWER = {"number", "digest", "model_output", "tokens", "finished", "seconds"}
+
+_log = logging.getLogger(__name__)
+
+
+class Kept:
+    """The file of an evaluation's answers so far; a context manager, within which it is locked.
+
+    Its first line says what is evaluated, and each further one holds an answer. It is made with
+    the first answer. A last line that an interruption cut short is dropped.
+    """
+
+    answers: dict[int, dict[str, Any]]  # by the question's number; of earlier attempts, and since
+
+    def __init__(self, directory: Path, begun: Mapping[str, Any]) -> None:
+        """Args:
+        directory: of the evaluation's result.
+        begun: what is evaluated, see `what_is_evaluated`.
+        """
+        self.path = directory / PARTIAL
+        self.answers = {}
+        self._begun = dict(begun)
+        self._lock = filelock.FileLock(directory / ".predictions.lock", blocking=False)
+        self._file: BinaryIO | None = None
+        self._earlier = 0.0
+        self._start = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        """Take up what is there.
+
+        Raises:
+          UserError: it is of another evaluation, it is damaged, or one that is going on writes it.
+        """
+        if self.path.exists():
+            try:
+                self._open()
+            except BaseException:
+                self._close()
+                raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    @property
+    def seconds(self) -> float:
+        """That this attempt has taken so far, and those before it up to their last answers."""
+        return self._earlier + time.perf_counter() - self._start
+
+    def add(self, answers: Sequence[Mapping[str, Any]]) -> None:
+        """Keep answers: on the disk when this returns.
+
+        Args:
+          answers: each with the `number` and the `digest` of its question, and what a `Prediction`
+            says of a completion.
+
+        Raises:
+          UserError: another evaluation has begun to write here.
+        """
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._open()
+        rows = [{**answer, "seconds": round(self.seconds, 2)} for answer in answers]
+        self._write(rows)
+        self.answers |= {row["number"]: row for row in rows}
+
+    def holds(self, number: int, digest: str) -> bool:
+        """Whether the answer to a question is kept.
+
+        Raises:
+          UserError: it is an answer to another question.
+        """
+        answer = self.answers.get(number)
+        if answer is not None and answer["digest"] != digest:
+            raise UserError(
+                f"{self.path.parent} holds an answer to another question number {number} than the"
+                f" data has now: give another --out, or remove {self.path} to begin anew"
+            )
+        return answer is not None
+
+    def discard(self) -> None:
+        """Remove the file: the evaluation has ended."""
+        self.path.unlink(missing_ok=True)
+        self._close()
+        Path(self._lock.lock_file).unlink(missing_ok=True)
+
+    def _open(self) -> None:
+        try:
+            self._lock.acquire()
+        except filelock.Timeout:
+            raise UserError(f"another evaluation is writing to {self.path.parent}") from None
+        self._file = self.path.open("a+b")
+        self._file.seek(0)
+        whole, newline, _ = self._file.read().rpartition(b"\n")
+        self._file.truncate(len(whole + newline))
+        if not newline:
+            self._write([{"begun": self._begun}])
+            return
+        first, *rows = (self._object(line, n) for n, line in enumerate(whole.split(b"\n"), 1))
+        self._check(first["begun"])
+        self.answers |= {row["number"]: row for row in rows}
+        self._earlier = rows[-1]["seconds"] if rows else 0.0
+
+    def _object(self, line: bytes, number: int) -> dict[str, Any]:
+        needed = {"begun"} if number == 1 else _ANSWER
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not needed <= row.keys():
+            raise UserError(f"{self.path}, line {number} is damaged: remove the file to begin anew")
+        return row
+
+    def _check(self, begun: Any) -> None:
+        """Raise UserError if what has begun here is not what goes on."""
+        anew = f"give another --out, or remove {self.path} to begin anew"
+        if not isinstance(begun, dict) or begun.keys() != self._begun.keys():
+            raise UserError(f"{self.path} is not of an evaluation: {anew}")
+        before, now = dict(_flat(begun["settings"])), dict(_flat(self._begun["settings"]))
+        for name in before | now:
+            if before.get(name) != now.get(name):
+                raise UserError(
+                    f"{self.path.parent} holds answers made with {name} = {before.get(name)}, and"
+                    f" not {now.get(name)}: {anew}"
+                )
+        for name in ("model", "examples"):
+            if begun[name] != self._begun[name]:
+                what = {"model": "another model", "examples": "other data"}[name]
+                raise UserError(f"{self.path.parent} holds answers of {what}: {anew}")
+        if begun["environment"] != self._begun["environment"]:
+            _log.warning(
+                "the answers in %s were begun with %s and go on with %s: last digits may differ",
+                self.path,
+                begun["environment"],
+                self._begun["environment"],
+            )
+
+    def _write(self, rows: Any) -> None:
+        assert self._file is not None
+        # ASCII: a text that is no valid Unicode is kept like any other.
+        self._file.write("".join(json.dumps(row) + "\n" for row in rows).encode("ascii"))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._lock.release()
+
+
+def what_is_evaluated(
+    config: EvaluateConfig, checkpoint: Checkpoint, examples: int
+) -> dict[str, Any]:
+    """All that the answers depend on but the questions themselves, as a JSON object."""
+    settings = {name: value for name, value in to_dict(config).items() if name not in _MAY_CHANGE}
+    for name in _MAY_CHANGE_OF_DATA:
+        del settings["data"][name]
+    return {
+        "settings": settings,
+        "model": _digest(checkpoint),
+        "examples": examples,
+        "environment": environment(),
+    }
+
+
+def _digest(checkpoint: Checkpoint) -> str:
+    """SHA-256 of a model: configuration, tokens that end an answer or never occur, weights."""
+    processor = checkpoint.processor
+    told = (checkpoint.config, processor.eos_token_ids, processor.never_sampled)
+    made = hashlib.sha256(repr(told).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(checkpoint.params):
+        array = np.asarray(leaf)
+        made.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        made.update(array.tobytes())
+    return made.hexdigest()
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings by dotted names."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

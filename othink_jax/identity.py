@@ -1,0 +1,113 @@
+"""Names and digests of code, so that a run can be made again by what made it, or not at all."""
+
+import functools
+import hashlib
+import importlib
+import inspect
+import operator
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_OURS = Path(__file__).parent
+_INSTALLED = tuple(
+    Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")
+)
+_PLAIN = (str, bytes, int, float, complex, bool, type(None))
+
+
+def code_name(thing: Any) -> str:
+    """Where a class or a function stands, as `package.module:name`."""
+    return f"{thing.__module__}:{thing.__qualname__}"
+
+
+def find_code(name: str) -> Any:
+    """What stands at `package.module:name`.
+
+    Raises:
+      ImportError: it cannot be imported from there: the module is a script, or the name stands
+        inside a function.
+    """
+    module, _, attribute = name.partition(":")
+    if module == "__main__" or "<" in attribute:
+        raise ImportError(f"{name} stands in a script or inside a function")
+    try:
+        return operator.attrgetter(attribute)(importlib.import_module(module))
+    except AttributeError as error:
+        raise ImportError(str(error)) from error
+
+
+def source_digest(thing: Any) -> str:
+    """A digest of the source files that a class or a function is made of, and of what it encloses.
+
+    Those are the files of the class, of its bases and of the functions that they hold, but for
+    installed packages and this one, whose versions a run records. A function made by another one
+    differs by the values that it encloses.
+    """
+    made = hashlib.sha256()
+    for part in _parts(thing, {}):
+        made.update(f"{len(part)} {part}".encode())
+    return made.hexdigest()
+
+
+def _parts(thing: Any, seen: dict[int, Any]) -> Iterator[str]:
+    """Texts that change when the code does; `seen` keeps alive what it names by its address."""
+    if isinstance(thing, _PLAIN):
+        yield repr(thing)
+    elif id(thing) in seen:
+        return
+    elif isinstance(thing, list | tuple | set | frozenset):
+        seen[id(thing)] = thing
+        for value in thing:
+            yield from _parts(value, seen)
+    elif isinstance(thing, dict):
+        seen[id(thing)] = thing
+        for key, value in thing.items():
+            yield repr(key)
+            yield from _parts(value, seen)
+    elif isinstance(thing, staticmethod | classmethod):
+        yield from _parts(thing.__func__, seen)
+    elif isinstance(thing, functools.partial):
+        yield from _parts((thing.func, thing.args, thing.keywords), seen)
+    elif inspect.isclass(thing):
+        seen[id(thing)] = thing
+        yield from _file_of(thing)
+        if not _is_installed(thing):
+            yield from _parts((thing.__bases__, list(vars(thing).values())), seen)
+    elif inspect.isfunction(thing):
+        seen[id(thing)] = thing
+        yield from _file_of(thing)
+        if not _is_installed(thing):
+            cells = thing.__closure__ or ()
+            enclosed = [cell.cell_contents for cell in cells if _is_filled(cell)]
+            yield from _parts((enclosed, thing.__defaults__, thing.__kwdefaults__), seen)
+    else:
+        yield code_name(type(thing))
+
+
+def _file_of(thing: Any) -> Iterator[str]:
+    yield code_name(thing)
+    if not _is_installed(thing):
+        file = _source(thing)
+        yield hashlib.sha256(file.read_bytes()).hexdigest() if file is not None else ""
+
+
+def _is_installed(thing: Any) -> bool:
+    file = _source(thing)
+    return file is None or any(file.is_relative_to(place) for place in (_OURS, *_INSTALLED))
+
+
+def _source(thing: Any) -> Path | None:
+    try:
+        file = inspect.getsourcefile(thing)
+    except TypeError:  # built into the interpreter
+        return None
+    return None if file is None or not Path(file).is_file() else Path(file).resolve()
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # of a name that is not yet assigned
+        return False

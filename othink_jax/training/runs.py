@@ -1,0 +1,121 @@
+"""Beginning a run, and continuing one."""
+
+import dataclasses
+import shlex
+from pathlib import Path
+from typing import Any, TypeVar
+
+from othink_jax.checkpoint.load import Checkpoint, load
+from othink_jax.checkpoint.orbax_model import save_model
+from othink_jax.checkpoint.tensors import in_memory
+from othink_jax.config import ResumeConfig, RunRecord, TrainingConfig, changed_settings
+from othink_jax.errors import UserError
+from othink_jax.identity import code_name, find_code, source_digest
+from othink_jax.training import processes
+from othink_jax.training.loop import Trainer
+from othink_jax.training.partial import loaded_dtype
+from othink_jax.training.run_directory import RunDirectory
+
+_Config = TypeVar("_Config", bound=TrainingConfig)
+
+
+def begin(trainer: type[Trainer[_Config]], config: _Config) -> Path:
+    """Start a run in `config.out` and take it to its end; returns the run directory.
+
+    The parameters that are trained, and the moments of their gradients, are float32; `config.dtype`
+    is that of the computation, of a reference and of what is frozen.
+
+    Raises:
+      UserError: something is wrong with the settings, the model or the data; nothing is written.
+      KeyboardInterrupt: the run was interrupted; it is saved.
+    """
+    directory = RunDirectory(config.out, writes=processes.first())
+    directory.check_free()
+    checkpoint = _load(config.model, config)
+    made = trainer(config, checkpoint)
+    processes.exchange("all of it can be begun")
+    with directory.held():
+        if processes.first():
+            with directory.beginning(config, made.steps, trainer):
+                save_model(
+                    directory.reference,
+                    in_memory(checkpoint.config, checkpoint.params),
+                    companions=checkpoint.directory,
+                )
+        processes.exchange("it is begun")
+        del checkpoint
+        made.run(directory)
+    return directory.path
+
+
+def go_on(
+    trainer: type[Trainer[_Config]], settings: type[_Config], changes: ResumeConfig | Path
+) -> Path:
+    """Continue a run from its last checkpoint, with its own trainer, settings and reference.
+
+    Args:
+      trainer: of the method. A run that another class has made needs that one: it is imported, or
+        given here.
+      settings: of the method.
+      changes: the run directory, and settings that may change.
+
+    Raises:
+      UserError: there is no such run, something of it is damaged, or what made it has changed.
+      KeyboardInterrupt: the run was interrupted; it is saved.
+    """
+    if isinstance(changes, Path):
+        changes = ResumeConfig(resume=changes)
+    directory = RunDirectory(changes.resume, writes=processes.first())
+    record = directory.record(settings)
+    trainer = _maker(trainer, record, changes)
+    recorded: Any = record.config
+    config: _Config = changes.applied(recorded)
+    data = config.data.located(Path(record.directory or "."))
+    with directory.held():
+        made = trainer(
+            dataclasses.replace(config, out=directory.path, data=data),
+            _load(directory.reference, config),
+        )
+        record = dataclasses.replace(record, config=config, total_steps=made.steps)
+        made.run(directory, record=record, changed=changed_settings(recorded, config))
+    return directory.path
+
+
+def _maker(
+    given: type[Trainer[_Config]], record: RunRecord, changes: ResumeConfig
+) -> type[Trainer[_Config]]:
+    """The class that a run was made by."""
+    run = shlex.quote(str(changes.resume))
+    found = given
+    if record.trainer not in ("", code_name(given)):
+        try:
+            found = find_code(record.trainer)
+        except ImportError as error:
+            raise UserError(
+                f"{run} was made by {record.trainer}, which cannot be imported ({error}): continue"
+                " it where that class is, with othink_jax.training.runs.go_on"
+            ) from error
+        if not (isinstance(found, type) and issubclass(found, Trainer)):
+            raise UserError(f"{run} was made by {record.trainer}, which is no Trainer")
+    if (
+        record.trainer
+        and not changes.allow_changed_source
+        and source_digest(found) != record.trainer_digest
+    ):
+        raise UserError(
+            f"the source of {record.trainer} is not what it was when {run} began: restore it, or"
+            " give --allow-changed-source to continue with it as it is now"
+        )
+    return found
+
+
+def _load(model: str | Path, config: TrainingConfig) -> Checkpoint:
+    return load(
+        model,
+        dtype=config.dtype,
+        param_dtype=loaded_dtype(config),
+        on_host=True,  # a whole copy may have no room on a device
+        remat=config.remat,
+        min_pixels=config.data.min_pixels,
+        max_pixels=config.data.max_pixels,
+    )
