@@ -69,9 +69,13 @@ def make_config(
     )
 
 
+# The same for all seeds; tracing it is most of what drawing small weights costs.
+_abstract = functools.cache(abstract_model)
+
+
 def random_params(config: Qwen2VLConfig, *, scan_layers: bool = False, seed: int = 0):
     """Static part and weights of order 1 / sqrt(inputs), none of them zero or one."""
-    graphdef, abstract = abstract_model(config, "float32", scan_layers=scan_layers)
+    graphdef, abstract = _abstract(config, "float32", scan_layers=scan_layers)
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):

@@ -47,11 +47,16 @@ def equations(fn: Callable[..., Any], *args: Any) -> list[Any]:
 def _equations(jaxpr: Any) -> Iterator[Any]:
     for equation in jaxpr.eqns:
         yield equation
-        for value in equation.params.values():
-            for inner in value if isinstance(value, (tuple, list)) else [value]:
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    yield from _equations(inner)
+        yield from inside(equation)
+
+
+def inside(equation: Any) -> Iterator[Any]:
+    """The equations of what this one calls, such as the body of a loop."""
+    for value in equation.params.values():
+        for inner in value if isinstance(value, (tuple, list)) else [value]:
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from _equations(inner)
 
 
 def shapes_in(fn: Callable[..., Any], *args: Any) -> set[Shape]:

@@ -70,7 +70,7 @@ def test_micro_batches_on_eight_devices_train_as_one_batch_on_one():
             assert x == pytest.approx(y, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("config", [ONE, EIGHT])
+@pytest.mark.parametrize("config", [ONE, EIGHT, ParallelConfig(strategy="mesh", tensor=2)])
 def test_the_compiled_update_writes_every_part_of_the_state_where_the_old_one_was(config):
     """Not only is the old state given up: the program itself aliases its buffers."""
     parallel, tx = make_parallel(config), optimizer()

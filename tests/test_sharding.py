@@ -172,7 +172,10 @@ def test_the_state_is_overwritten_in_place():
         functools.partial(grpo_update, logp_fn=logp, tx=tx, config=LossConfig())
     )
     state = parallel.replicate(TrainState.create(PARAMS, tx))
-    new, _ = update(state, parallel.shard(batch()))
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
+    program = update.lower(state, parallel.shard(batch())).compile()
+    assert program.memory_analysis().alias_size_in_bytes == held
+    new, _ = program(state, parallel.shard(batch()))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
     for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(new), strict=True):
         assert before.sharding.is_equivalent_to(after.sharding, after.ndim)

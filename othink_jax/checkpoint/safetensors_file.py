@@ -25,7 +25,7 @@ _ALIGNMENT = 8  # bytes, of the first tensor
 
 
 def write(file: Path, entries: Sequence[Entry], tensors: Tensors) -> None:
-    """Write these tensors, in the hub's names and layout, one in memory at a time."""
+    """Write these tensors, in the hub's names and layout, each as soon as it is read."""
     # The widest first, so that each is aligned to its own size whatever precedes it.
     ordered = sorted(entries, key=lambda entry: -tensors.dtypes[entry].itemsize)
     header = _header(ordered, tensors)

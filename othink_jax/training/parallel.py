@@ -56,7 +56,7 @@ class Parallel(abc.ABC):
 
     @abc.abstractmethod
     def adopt(self, state: _T) -> _T:
-        """Put back on the devices what was read to the places of `stored`, and end its life."""
+        """Put back on the devices what was read to the places of `stored`. Use the result alone."""
 
     @property
     def batch_shards(self) -> int:
@@ -333,10 +333,20 @@ class Sharded(Parallel):
         return gathered(params, self._mesh)
 
     def whole(self, params: _T) -> _T:
-        return self._whole(params)
+        def lies(x: jax.Array, place: jax.sharding.Sharding) -> bool:
+            return x.sharding.is_equivalent_to(place, x.ndim)
+
+        places = self.decoding(params)
+        moving = jax.tree.map(lambda x, place: None if lies(x, place) else x, params, places)
+        return jax.tree.map(
+            lambda moved, x: x if moved is None else moved,
+            self._moved(moving),
+            params,
+            is_leaf=lambda x: x is None,
+        )
 
     @functools.cached_property
-    def _whole(self) -> Callable[[Any], Any]:
+    def _moved(self) -> Callable[[Any], Any]:
         # One program for all arrays. `jax.device_put` has one for each, and processes that run them
         # in different orders wait for each other for ever.
         return jax.jit(

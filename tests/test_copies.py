@@ -1,0 +1,216 @@
+"""What docstrings say of copies: which arrays are one, on devices, in files and between them."""
+
+import dataclasses
+import gc
+import sys
+import weakref
+from pathlib import Path
+
+import datasets
+import jax
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from othink_jax import generation, rl
+from othink_jax.checkpoint import hf, orbax_model
+from othink_jax.checkpoint.load import Checkpoint, abstract_model, load_processor
+from othink_jax.checkpoint.tensors import Tensors, in_memory
+from othink_jax.config import OptimizerConfig, ParallelConfig, SamplingConfig
+from othink_jax.data.tables import open_table
+from othink_jax.training.optimizer import make_optimizer
+from othink_jax.training.parallel import make_parallel
+from othink_jax.training.partial import join
+from othink_jax.training.programs import compile_grpo
+from tests.model_cases import make_config, random_params
+from tests.test_grpo import config_for
+
+CONFIG = make_config(heads=2, kv_heads=1, section=(1, 2, 1), text={"vocab_size": 104})
+MESH = ParallelConfig(strategy="mesh")
+
+
+# Parameters
+
+
+def test_programs_do_not_keep_the_parameters_they_were_made_with(tmp_path):
+    """Those that training begins with are copied, and the originals may go."""
+    graphdef, params = random_params(CONFIG)
+    tiny = hf.resolve("tiny")
+    processor = load_processor(tiny, hf.load_config(tiny))
+    checkpoint = Checkpoint(
+        config=CONFIG, graphdef=graphdef, params=params, processor=processor, directory=tiny
+    )
+    config = config_for(tmp_path, remat="none")
+    tx = make_optimizer(config.optimizer, rl.constant_kl(0.1), 3)
+    programs = compile_grpo(checkpoint, config, make_parallel(config.parallel), tx)
+    # One program serves policy and reference where they are of one shape.
+    assert programs.logp is programs.ref_logp
+    kept = [weakref.ref(leaf) for leaf in jax.tree.leaves(params)]
+    del params, checkpoint
+    gc.collect()
+    assert not any(leaf() is not None for leaf in kept)
+
+
+def test_joined_parameters_are_the_very_arrays():
+    one, other = {"a": {"b": np.ones(1)}}, {"a": {"c": np.ones(1)}, "d": np.ones(1)}
+    joined = join(one, other)
+    assert joined["a"]["b"] is one["a"]["b"]
+    assert joined["a"]["c"] is other["a"]["c"]
+    assert joined["d"] is other["d"]
+
+
+def test_a_second_question_finds_the_program_of_the_first():
+    graphdef, _ = abstract_model(CONFIG, "float32", scan_layers=False)
+    tiny = hf.resolve("tiny")
+    processor = load_processor(tiny, hf.load_config(tiny))
+    first, second = (
+        generation._compiled_sampler(graphdef, processor, SamplingConfig(max_new_tokens=3))
+        for _ in range(2)
+    )
+    assert first is second
+
+
+# Devices
+
+
+def addresses(tree):
+    return [
+        [shard.data.unsafe_buffer_pointer() for shard in leaf.addressable_shards]
+        for leaf in jax.tree.leaves(tree)
+    ]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [ParallelConfig(strategy="jit"), ParallelConfig(strategy="pmap", devices=2),
+     MESH, ParallelConfig(strategy="mesh", tensor=8)],
+    ids=["jit", "pmap", "fsdp 8", "tensor 8"],
+)  # fmt: skip
+def test_to_decode_only_what_lies_elsewhere_is_copied(config):
+    parallel = make_parallel(config)
+    params = parallel.replicate(random_params(CONFIG)[1])
+    whole = parallel.whole(params)
+    same = [
+        before == after for before, after in zip(addresses(params), addresses(whole), strict=True)
+    ]
+    moved = [
+        not x.sharding.is_equivalent_to(place, x.ndim)
+        for x, place in zip(
+            jax.tree.leaves(params), jax.tree.leaves(parallel.decoding(params)), strict=True
+        )
+    ]
+    assert same == [not moves for moves in moved]
+    assert any(moved) == (config is MESH)
+
+
+def test_on_a_mesh_moments_are_made_where_they_are_to_stand():
+    """From the first on, no device holds more of the state than its share."""
+    parallel = make_parallel(MESH)
+    params = random_params(CONFIG)[1]
+    tx = make_optimizer(OptimizerConfig(), rl.constant_kl(0.1), 3)
+    programs = []
+
+    def recorded(fn, **options):
+        made = compiled(fn, **options)
+        return lambda *given: programs.append(made.lower(*given).compile()) or made(*given)
+
+    compiled = jax.jit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "jit", recorded)
+        state = parallel.begin(params, tx)
+    (program,) = programs
+    memory = program.memory_analysis()
+    share = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
+    own = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state.params))
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert memory.alias_size_in_bytes == own  # the parameters are not copied
+    assert memory.output_size_in_bytes + memory.temp_size_in_bytes < 1.2 * share < total / 2
+
+
+def test_replicas_are_put_on_their_devices_one_by_one(monkeypatch):
+    """Stacked first, all copies would need room on one device."""
+    put, shapes = jax.device_put, []
+    monkeypatch.setattr(
+        jax, "device_put", lambda x, *rest, **how: shapes.append(x.shape) or put(x, *rest, **how)
+    )
+    parallel = make_parallel(ParallelConfig(strategy="pmap", devices=4))
+    copies = parallel.replicate({"a": np.ones((3, 5), np.float32)})
+    assert shapes == [(3, 5)] * 4
+    assert copies["a"].shape == (4, 3, 5)
+
+
+@pytest.mark.parametrize("strategy", ["jit", "mesh"])
+def test_a_checkpoint_is_written_from_the_state_itself(strategy):
+    parallel = make_parallel(ParallelConfig(strategy=strategy))
+    state = parallel.replicate({"a": np.ones(8, np.float32)})
+    assert parallel.unreplicate(state) is state
+
+
+# Files
+
+
+def counted(tensors: Tensors) -> tuple[Tensors, list[int]]:
+    """The same, and how many of them were in memory as each was read."""
+    alive: list[weakref.ref] = []
+    counts: list[int] = []
+
+    def read(chosen):
+        for tensor in tensors.read(chosen):
+            own = np.array(tensor)
+            alive.append(weakref.ref(own))
+            counts.append(sum(ref() is not None for ref in alive))
+            yield own
+
+    return dataclasses.replace(tensors, read=read), counts
+
+
+def test_models_are_written_and_converted_tensor_by_tensor(tmp_path):
+    """The one that is read and the one before it: never a model beside another one."""
+    params = jax.tree.map(np.asarray, random_params(CONFIG)[1])
+    tensors, counts = counted(in_memory(CONFIG, params))
+    hf.save(tmp_path / "hf", CONFIG, tensors)
+    assert max(counts) <= 2 < len(counts)
+    tensors, counts = counted(hf.stored_tensors(tmp_path / "hf", CONFIG))
+    orbax_model.save_model(tmp_path / "orbax", tensors, companions=tmp_path / "hf")
+    assert max(counts) <= 2 < len(counts)
+
+
+def test_stored_parameters_are_restored_by_groups_of_a_bounded_size(tmp_path, monkeypatch):
+    params = jax.tree.map(np.asarray, random_params(CONFIG)[1])
+    hf.save(tmp_path / "hf", CONFIG, in_memory(CONFIG, params))
+    tensors = hf.stored_tensors(tmp_path / "hf", CONFIG)
+    orbax_model.save_model(tmp_path / "orbax", tensors, companions=tmp_path / "hf")
+    restore, groups = orbax_model._restore, []
+    monkeypatch.setattr(
+        orbax_model, "_restore", lambda *given: groups.append(given[-1]) or restore(*given)
+    )
+    largest = max(map(tensors.nbytes, tensors.dtypes))
+    monkeypatch.setattr(orbax_model, "_GROUP", largest)
+    stored = orbax_model.stored_tensors(tmp_path / "orbax", CONFIG)
+    for _ in stored.read(list(stored.dtypes)):
+        pass
+    assert len(groups) > 1
+    assert all(sum(map(stored.nbytes, group)) <= largest for group in groups)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_weight_file_is_not_left_mapped_between_its_tensors(tmp_path):
+    params = jax.tree.map(np.asarray, random_params(CONFIG)[1])
+    hf.save(tmp_path, CONFIG, in_memory(CONFIG, params))
+    tensors = hf.stored_tensors(tmp_path, CONFIG)
+    for _ in tensors.read(list(tensors.dtypes)[:3]):
+        assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
+def test_a_tables_size_does_not_matter_to_memory(tmp_path, monkeypatch):
+    """Of 24 MB that are read row by row, Arrow holds no more than a few rows."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rng = np.random.default_rng(0)
+    rows = [rng.bytes(100_000) for _ in range(240)]
+    pyarrow.parquet.write_table(pyarrow.table({"image": rows}), tmp_path / "rows.parquet")
+    table = open_table(str(tmp_path / "rows.parquet"), "train", used=["image"])
+    before = pyarrow.total_allocated_bytes()
+    for row in range(len(table)):
+        assert table[row]["image"] == rows[row]
+        assert pyarrow.total_allocated_bytes() - before < 2_000_000
