@@ -192,14 +192,6 @@ def test_the_device_and_the_seconds_of_an_earlier_attempt_are_not_forgotten(
     assert "last digits may differ" in caplog.text
 
 
-def test_a_truth_that_is_no_text_does_not_lose_the_answers(tiny, examples, config):
-    examples[1] = dataclasses.replace(examples[1], answer="\ud800")
-    result = evaluate(config, checkpoint=tiny)
-    rows = [json.loads(line) for line in predictions(config).decode().splitlines()]
-    assert result["n"] == COUNT
-    assert rows[1]["ground_truth"] == "\ud800"
-
-
 def test_the_command_says_that_it_goes_on(tiny, examples, config, monkeypatch, capsys):
     interrupt_after(monkeypatch, 1)
     words = ("--task", "counting", "--batch-size", "2", "--max-new-tokens", "12")

@@ -47,6 +47,7 @@ from othink_jax.config import GRPOConfig, KLConfig, ParallelConfig, SFTConfig
 from othink_jax.data.synthetic.splits import split_of
 from othink_jax.errors import UserError
 from othink_jax.report.table import Table
+from othink_jax.training.grpo import GRPOTrainer
 from othink_jax.training.run_directory import RunDirectory
 
 TUNED = {
@@ -333,7 +334,7 @@ def test_figure_1_shows_every_checkpoint_that_was_kept(tmp_path):
         assert cell.train is not None
         assert cell.train.checkpoint_every == 25
         run = experiment.options.root / cell.name
-        RunDirectory(run).begin(cell.train, total_steps=110)
+        RunDirectory(run).begin(cell.train, 110, GRPOTrainer)
         for step in (50, 100, 37):  # in the order of numbers, without that of an interruption
             (run / "checkpoints" / str(step)).mkdir(parents=True)
             finish(experiment.options.root, cell, step / 200 + 0.1 * cell.train.seed, step)
@@ -443,7 +444,7 @@ def test_every_kept_checkpoint_has_to_be_tested_where_that_is_asked_for(tmp_path
         LAPTOP.cell("sft", "counting", 0, checkpoint_every=1).tested_on(LAPTOP.test("counting")),
         every_checkpoint=True,
     )
-    RunDirectory(tmp_path / cell.name).begin(cell.train, total_steps=2)
+    RunDirectory(tmp_path / cell.name).begin(cell.train, 2, GRPOTrainer)
     for step in (1, 2):
         (tmp_path / cell.name / "checkpoints" / str(step)).mkdir(parents=True)
     finish(tmp_path, cell, 0.5)

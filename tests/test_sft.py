@@ -231,7 +231,7 @@ def test_solutions_that_are_too_long_are_skipped_and_counted(tmp_path):
     trainer = SFTTrainer(config, base)
     _, encoded = next(trainer.loader)
     assert sorted(len(prompt.completion) for prompt in encoded) == sorted(lengths)[:4]
-    assert trainer.skipped() > 0
+    assert trainer.loader.skipped.total() > 0
 
 
 def test_data_of_which_nothing_can_be_learned_is_refused_before_anything_is_written(tmp_path):
@@ -254,7 +254,7 @@ def test_a_run_of_another_method_is_refused_with_the_command_that_continues_it(f
         grpo.resume(finished)
     (tmp_path / "reference").mkdir()
     config = GRPOConfig(model="tiny", out=tmp_path, data=DataConfig(task="counting"))
-    RunDirectory(tmp_path).begin(config, total_steps=1)
+    RunDirectory(tmp_path).begin(config, 1, grpo.GRPOTrainer)
     with pytest.raises(
         UserError, match="is no run of sft; it continues with: othink-jax grpo --re"
     ):

@@ -14,6 +14,7 @@ import othink_jax
 from experiments.bench.shapes import Shapes
 from othink_jax.checkpoint.load import save_hf
 from othink_jax.data.synthetic import generate
+from othink_jax.digests import write_sums
 
 QUESTION = "Count"  # with template and image, the 150 tokens of the preset `cpu`
 LEARNING_RATE = 1e-6
@@ -58,6 +59,7 @@ def make_work(shapes: Shapes, directory: Path) -> Work:
     file = model / "preprocessor_config.json"
     pixels = {"min_pixels": height * width, "max_pixels": height * width}
     file.write_text(json.dumps(json.loads(file.read_text()) | pixels), encoding="utf-8")
+    write_sums(model)
 
     images = tuple(directory / f"{number}.png" for number in range(shapes.prompts))
     for number, image in enumerate(images):

@@ -113,7 +113,12 @@ class RunDirectory:
         for name in (RUN_REFERENCE, f".{RUN_REFERENCE}.unfinished"):  # of one that was killed
             shutil.rmtree(self.path / name, ignore_errors=True)
         yield
-        (self.path / "samples").mkdir(exist_ok=True)
+        self.begin(config, total_steps, trainer)
+        (self.path / _BEGINNING).unlink()
+
+    def begin(self, config: TrainingConfig, total_steps: int, trainer: type[Any]) -> None:
+        """Write the record of a run that begins, whose reference is there; see `beginning`."""
+        (self.path / "samples").mkdir(parents=True, exist_ok=True)
         self.write_record(
             RunRecord(
                 kind=config.kind,
@@ -126,7 +131,6 @@ class RunDirectory:
                 **environment(),
             )
         )
-        (self.path / _BEGINNING).unlink()
 
     def write_record(self, record: RunRecord) -> None:
         """Write config.json, and the checksum that tells whether it is what was written."""
