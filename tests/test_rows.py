@@ -349,8 +349,9 @@ def example_of(question, *sizes):
 
 
 def prompt_of(example, processor, template="{question}"):
-    batches = in_order([example], processor, batch_size=1, template=template)
-    return next(batches)[1][0]
+    encoded = in_order([example], processor, batch_size=1, template=template)
+    _, _, prompt = next(encoded)
+    return prompt
 
 
 def test_an_image_between_words_stands_there_in_the_prompt(processor):
@@ -415,7 +416,7 @@ def test_an_evaluation_answers_what_it_can_and_names_the_rest(tmp_path, row, pro
         template="{question}",
         unreadable=unreadable,
     )
-    assert [example.id for examples, _ in batches for example in examples] == [
+    assert [example.id for _, example, _ in batches] == [
         "x.jsonl:1",
         "x.jsonl:3",
     ]
