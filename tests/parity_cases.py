@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
 from tests.model_cases import make_config
 from tests.peers import make_peer
 from tests.tiny_processor import fitted, noise, write_directory
@@ -47,5 +49,13 @@ def write_random_model(directory: Path, *, tied: bool = True, seed: int = 0) -> 
     """A model for the tokenizer of a few words; its logits are of order one."""
     write_directory(directory)
     config = fitted(make_config(tied=tied, vision={"patch_size": 14}), directory)
-    make_peer(config, seed=seed).save_pretrained(directory)
+    save_peer(make_peer(config, seed=seed), directory)
     return directory
+
+
+def save_peer(peer: PreTrainedModel, directory: Path) -> None:
+    """Write weights and config; the end tokens stay the tokenizer's, not transformers' defaults."""
+    settings = directory / "generation_config.json"
+    own = settings.read_text()
+    peer.save_pretrained(directory)
+    settings.write_text(own)

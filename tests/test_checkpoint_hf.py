@@ -374,6 +374,26 @@ def test_a_broken_config_is_named(directory, content):
         (lambda c: c.update(num_key_value_heads=3), "not a multiple of num_key_value_heads"),
         (lambda c: c["vision_config"].update(num_heads=3), "not a multiple of 4"),
         (lambda c: c["vision_config"].update(hidden_size=8), "is not the text's 16"),
+        (lambda c: c.update(vision_config=[1]), "vision_config is no JSON object"),
+        (lambda c: c["vision_config"].update(depth=True), "whole number: depth is True"),
+        (
+            lambda c: c.update(tie_word_embeddings="false"),
+            "is 'false', neither true nor",
+        ),
+        (lambda c: c.update(rope_theta="1e4"), "rope_theta is '1e4', not a number"),
+        (lambda c: c.update(rope_theta=-1.0), "rope_theta is -1.0, not a positive number"),
+        (lambda c: c.update(rms_norm_eps=None), "rms_norm_eps is None, not a positive number"),
+        (lambda c: c["rope_scaling"].update(mrope_section="121"), "mrope_section is no whole"),
+        (lambda c: c["rope_scaling"].update(mrope_section=[2, 2]), "has not three numbers"),
+        (lambda c: c.update(image_token_id="<image>"), "a token's id is no whole number"),
+        (
+            lambda c: c.update(text_config=dict(c, num_key_value_heads=2)),
+            "config.json says several things of num_key_value_heads: 1, 2",
+        ),
+        (
+            lambda c: c.update(rope_parameters={"rope_theta": 5, "mrope_section": [1, 2, 1]}),
+            "config.json says several things of rope_theta",
+        ),
     ],
 )
 def test_a_config_that_cannot_be_followed_is_refused(directory, change, message):

@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -123,6 +125,22 @@ def test_a_flipped_bit_in_anything_that_was_written_is_noticed(model, tmp_path, 
             refused(tmp_path / "out", rf"{re.escape(file.name)} differs")
             flip(file)
     load(tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_a_damaged_model_without_checksums_is_one_line_on_stderr(tmp_path):
+    """Of the embedded model: so many tensors are read at once that some end after the error."""
+    to_orbax("tiny", tmp_path / "orbax")
+    (tmp_path / "orbax" / SUMS).unlink()
+    data = (tmp_path / "orbax" / "params").rglob("*")
+    largest = max(data, key=lambda file: file.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:1000])
+    command = ["export", tmp_path / "orbax", tmp_path / "out"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "othink_jax", *command], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert re.fullmatch(r"othink-jax: .*params is damaged: .*\n", ended.stderr)
 
 
 def test_a_file_changed_on_purpose_is_accepted_by_its_line(model, tmp_path):

@@ -13,7 +13,7 @@ from othink_jax.config import SamplingConfig
 from othink_jax.data.synthetic import generate
 from othink_jax.model.qwen2_vl import merge
 from othink_jax.sampling import processed_logits, prompt_keys, sample
-from tests.parity_cases import CHATS, turn, write_random_model
+from tests.parity_cases import CHATS, save_peer, turn, write_random_model
 from tests.peers import PeerProcessor, pad_left, scale_weights
 
 NEW_TOKENS = 64
@@ -28,7 +28,7 @@ def directory(tmp_path_factory):
     directory = write_random_model(tmp_path_factory.mktemp("model"), tied=False, seed=1)
     peer = Qwen2VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
     scale_weights(peer, {"q_proj.weight": 4, "k_proj.weight": 4, "o_proj.weight": 8})
-    peer.save_pretrained(directory)
+    save_peer(peer, directory)
     return directory
 
 

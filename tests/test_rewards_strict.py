@@ -158,6 +158,9 @@ def test_unknown_names_are_named() -> None:
         ("the fourth", "4", False),
         ("B", "C", False),
         ("8\\sqrt{3}", "8√{3}", True),
+        ("180-50=120", "130", False),
+        ("2y=2x+1", "2x+1", False),
+        ("x=y+1", "x=10", False),
     ],
 )
 def test_everyday_answers_need_no_algebra(answer: str, gold: str, right: bool) -> None:

@@ -1,5 +1,7 @@
 """The parameters of a model as an Orbax checkpoint, read and written tensor by tensor."""
 
+import functools
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -207,6 +209,7 @@ def _restore(place: Path, keys: tuple[str, ...], group: dict[Entry, Any]) -> lis
         wanted = {key: wanted}
     # As numpy arrays: the stored shardings name devices that this machine may not have.
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    _ignore_reads_in_flight()
     with ocp.PyTreeCheckpointer() as checkpointer:
         try:
             found = checkpointer.restore(
@@ -220,6 +223,21 @@ def _restore(place: Path, keys: tuple[str, ...], group: dict[Entry, Any]) -> lis
     for key in keys:
         found = found[key]
     return [_leaf(found, entry) for entry in group]
+
+
+@functools.cache  # once
+def _ignore_reads_in_flight() -> None:
+    """Let the other tensors of a group end unheard if one cannot be read.
+
+    Orbax closes the event loop that they report to, and each would print a traceback.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _leaf(tree: Any, entry: Entry) -> np.ndarray:
