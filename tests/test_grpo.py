@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -80,36 +81,48 @@ def final_params(run: Path) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def finished_with_compilations(tmp_path_factory):
-    """One uninterrupted run of four steps, and in which step each compilation was (0: before)."""
-    out = tmp_path_factory.mktemp("runs") / "whole"
-    step, now, compilations = GRPOTrainer.step, [0], []
+def seen(tmp_path_factory):
+    """One uninterrupted run of four steps, and what was seen of it while it ran."""
+    out, step = tmp_path_factory.mktemp("runs") / "whole", GRPOTrainer.step
+    # In which step each compilation was (0: before), and arrays like the embedding at each step.
+    seen = SimpleNamespace(out=out, step=0, compilations=[], embeddings=[])
+    shape = load("tiny", abstract=True).params["text"]["embed"]["embedding"].shape
 
-    def numbered_step(self, number, *rest):
-        now[0] = number
+    def embeddings():
+        return sum(array.shape == shape for array in jax.live_arrays())
+
+    def watched_step(self, number, *rest):
+        seen.step = number
+        seen.embeddings.append(embeddings() - before)
         return step(self, number, *rest)
 
     def count(event, *_, **__):
         if event.endswith("backend_compile_duration"):
-            compilations.append(now[0])
+            seen.compilations.append(seen.step)
 
+    gc.collect()
+    before = embeddings()
     jax.monitoring.register_event_duration_secs_listener(count)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GRPOTrainer, "step", numbered_step)
+        patch.setattr(GRPOTrainer, "step", watched_step)
         train(config_for(out))
-    return out, tuple(compilations)
+    seen.compilations = tuple(seen.compilations)  # the listener goes on
+    return seen
 
 
 @pytest.fixture(scope="module")
-def finished(finished_with_compilations):
-    return finished_with_compilations[0]
+def finished(seen):
+    return seen.out
 
 
-def test_nothing_is_compiled_after_the_first_step(finished_with_compilations):
+def test_nothing_is_compiled_after_the_first_step(seen):
     """Shapes stand still, and so do the KL weight and the learning rate of a compiled update."""
-    _, compilations = finished_with_compilations
-    assert compilations.count(1) >= 3  # sampling, reference, update
-    assert max(compilations) == 1
+    assert seen.compilations.count(1) >= 3  # sampling, reference, update
+    assert max(seen.compilations) == 1
+
+
+def test_a_step_holds_policy_moments_and_reference_and_no_further_copy(seen):
+    assert seen.embeddings[:2] == [4, 4]  # later ones run beside a checkpoint being saved
 
 
 def test_every_step_has_its_row_of_metrics(finished):
@@ -195,24 +208,6 @@ def test_a_step_samples_from_the_policy_and_measures_its_distance_from_the_refer
     assert row["entropy"] == pytest.approx(np.asarray(rollout.entropy)[mask].mean(), rel=1e-4)
     assert row["kl"] == pytest.approx(float(kl), rel=1e-3)
     assert row["kl"] > 1e-5
-
-
-def test_a_step_holds_policy_moments_and_reference_and_no_further_copy(tmp_path, monkeypatch):
-    held = []
-    step = GRPOTrainer.step
-
-    def count(self, *rest):
-        arrays = jax.live_arrays()
-        vocabulary = self.reference["text"]["embed"]["embedding"].shape
-        held.append(sum(array.shape == vocabulary for array in arrays) - before)
-        return step(self, *rest)
-
-    monkeypatch.setattr(GRPOTrainer, "step", count)
-    gc.collect()
-    embedding = load("tiny", abstract=True).params["text"]["embed"]["embedding"]
-    before = sum(array.shape == embedding.shape for array in jax.live_arrays())
-    train(config_for(tmp_path / "run", steps=2))
-    assert held == [4, 4]
 
 
 def test_events_for_tensorboard_are_written(finished):
@@ -444,7 +439,7 @@ def test_over_long_prompts_are_skipped_and_counted(tmp_path):
     """Prompts of this task have 42 to 60 tokens; the limit cuts off some of them, whole."""
     out = tmp_path / "long"
     data = dataclasses.replace(config_for(out).data, max_prompt_tokens=49)
-    train(config_for(out, steps=1, prompts_per_step=8, data=data))
+    train(config_for(out, data=data))
     assert rows_of(out)[0]["skipped"] > 0
     listed = (out / "skipped.txt").read_text().splitlines()
     assert listed
