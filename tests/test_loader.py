@@ -160,6 +160,11 @@ def test_batches_are_the_same_for_any_number_of_processes(load, count):
     assert all(state == alone.get_state() for _, _, state in made)
 
 
+def test_several_processes_need_a_way_to_exchange_findings(load):
+    with pytest.raises(ValueError, match="2 processes need a way to exchange findings"):
+        load(Numbers(4), share=(0, 2))
+
+
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (4, 2)])
 def test_a_stream_goes_on_with_another_number_of_processes(load, before, after):
     source = Numbers(11, broken={1, 2, 8}, long={5})

@@ -24,6 +24,7 @@ from othink_jax.training.sft import resume, train
 from tests.fake_hub import serving
 from tests.test_clevr import CUBE, write_scenes
 from tests.test_grpo import final_params, rows_of, without_times
+from tests.test_loader import run_as_processes
 from tests.test_sft import config_for
 from tests.test_sources import assert_same_pixels, r1v_rows, write_jsonl, write_parquet
 from tests.tiny_processor import noise, write_directory
@@ -176,8 +177,13 @@ def test_a_stream_goes_on_where_it_stopped(load):
 
 def test_processes_share_the_stream(load):
     whole = take(load(), 8)
-    for process in (0, 1):
-        assert take(load(batch_size=2, share=(process, 2)), 8) == whole[process::2]
+
+    def use(process, share, exchange):
+        return take(load(share=share, exchange=exchange), 8)
+
+    first, second = run_as_processes(2, use)
+    batches = zip(*[iter(first)] * 2, *[iter(second)] * 2, strict=True)
+    assert list(itertools.chain.from_iterable(batches)) == whole
 
 
 def test_a_run_learns_from_a_stream_and_resumes(folder, tmp_path):

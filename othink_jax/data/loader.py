@@ -209,8 +209,14 @@ class PromptLoader:
         max_completion_tokens: the examples' solutions are encoded as completions, and longer ones
             skipped; None encodes none.
         share: this is process `share[0]` of `share[1]`, a divisor of `batch_size`.
-        exchange: gives the JSON values that all processes call it with, in their order.
+        exchange: gives the JSON values that all processes call it with, in their order; needed
+          where there are several.
+
+        Raises:
+          ValueError: several processes without `exchange`.
         """
+        if share[1] > 1 and exchange is _alone:
+            raise ValueError(f"share = {share}: {share[1]} processes need a way to exchange findings")
         self.skipped = Counter()
         self.left_out = {}
         self._size = len(source)
