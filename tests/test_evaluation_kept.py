@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import zlib
 
 import pytest
 
@@ -161,19 +162,23 @@ def test_what_no_answer_depends_on_may_change(tiny, examples, config, monkeypatc
 def test_a_file_that_is_damaged_or_no_evaluations_is_refused(tiny, examples, config, monkeypatch):
     partial = begin(config, tiny, monkeypatch)
     good = partial.read_text()
-    for text, message in (
-        (good.replace('"digest"', '"digest', 1), "line 2 is damaged: remove the file"),
-        (good.replace('"tokens"', '"token"', 1), "line 2 is damaged"),
-        ('{"a": 1}\n', "line 1 is damaged"),
-        ('{"begun": []}\n', "is not of an evaluation"),
+    for old, new, line in (
+        ('"device": "', '"device": "9', 1),
+        ('"row"', '"rows"', 1),
+        ('"digest"', '"digest', 2),
+        ('"number": 0', '"number": 1', 2),
     ):
+        assert old in good
+        partial.write_text(good.replace(old, new, 1))
+        refused(config, tiny, f"line {line} is damaged: remove the file")
+    for text in ("7\n", "[]\n", '{"a": 1}\n'):
         partial.write_text(text)
-        refused(config, tiny, message)
+        refused(config, tiny, "line 1 is damaged")
 
 
 def test_of_two_evaluations_in_one_place_the_second_is_refused(tiny, examples, config, monkeypatch):
     begin(config, tiny, monkeypatch)
-    begun = json.loads((config.out / PARTIAL).read_text().splitlines()[0])["begun"]
+    begun = json.loads((config.out / PARTIAL).read_text().splitlines()[0])["row"]["begun"]
     with Kept(config.out, begun):
         refused(config, tiny, "another evaluation is writing to")
     evaluate(config, checkpoint=tiny)
@@ -183,10 +188,11 @@ def test_the_device_and_the_seconds_of_an_earlier_attempt_are_not_forgotten(
     tiny, examples, config, monkeypatch, caplog
 ):
     partial = begin(config, tiny, monkeypatch)
-    text = partial.read_text().replace('"device": "', '"device": "9 x else, ', 1)
-    *rows, last, end = text.split("\n")
-    last = json.dumps(json.loads(last) | {"seconds": 1000.0})
-    partial.write_text("\n".join([*rows, last, end]))
+    rows = [json.loads(line)["row"] for line in partial.read_text().splitlines()]
+    rows[0]["begun"]["environment"]["device"] = "9 x else"
+    rows[-1]["seconds"] = 1000.0
+    lines = [{"crc32": zlib.crc32(json.dumps(row).encode()), "row": row} for row in rows]
+    partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert 1000 < evaluate(config, checkpoint=tiny)["seconds"] < 1100
     assert "9 x else" in caplog.text
     assert "last digits may differ" in caplog.text

@@ -85,7 +85,8 @@ def seen(tmp_path_factory):
     """One uninterrupted run of four steps, and what was seen of it while it ran."""
     out, step = tmp_path_factory.mktemp("runs") / "whole", GRPOTrainer.step
     # In which step each compilation was (0: before), and arrays like the embedding at each step.
-    seen = SimpleNamespace(out=out, step=0, compilations=[], embeddings=[])
+    seen = SimpleNamespace(out=out, step=0, embeddings=[])
+    compilations = []
     shape = load("tiny", abstract=True).params["text"]["embed"]["embedding"].shape
 
     def embeddings():
@@ -98,7 +99,7 @@ def seen(tmp_path_factory):
 
     def count(event, *_, **__):
         if event.endswith("backend_compile_duration"):
-            seen.compilations.append(seen.step)
+            compilations.append(seen.step)
 
     gc.collect()
     before = embeddings()
@@ -106,7 +107,7 @@ def seen(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GRPOTrainer, "step", watched_step)
         train(config_for(out))
-    seen.compilations = tuple(seen.compilations)  # the listener goes on
+    seen.compilations = tuple(compilations)  # the listener goes on, in other tests too
     return seen
 
 

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from othink_jax.rewards import grade
-from othink_jax.rewards.strict import quick_verdict, rounds_to
+from othink_jax.rewards.rounding import rounds_to
+from othink_jax.rewards.strict import quick_verdict
 
 
 def accuracy(answer: str, gold: str) -> float:

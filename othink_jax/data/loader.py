@@ -216,7 +216,7 @@ class PromptLoader:
           ValueError: several processes without `exchange`.
         """
         if share[1] > 1 and exchange is _alone:
-            raise ValueError(f"share = {share}: {share[1]} processes need a way to exchange findings")
+            raise ValueError(f"{share[1]} processes need a way to exchange findings")
         self.skipped = Counter()
         self.left_out = {}
         self._size = len(source)

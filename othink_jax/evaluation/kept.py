@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -27,16 +28,15 @@ _MAY_CHANGE = ("model", "out", "stage", "reward", "parallel")
 # Which questions are answered, but not how; each kept answer is told by its question's digest.
 _MAY_CHANGE_OF_DATA = ("max_prompt_tokens",)
 
-_ANSWER = {"number", "digest", "model_output", "tokens", "finished", "seconds"}
-
 _log = logging.getLogger(__name__)
 
 
 class Kept:
     """The file of an evaluation's answers so far; a context manager, within which it is locked.
 
-    Its first line says what is evaluated, and each further one holds an answer. It is made with
-    the first answer. A last line that an interruption cut short is dropped.
+    Its first line says what is evaluated, and each further one holds an answer, each with its
+    checksum. It is made with the first answer. A last line that an interruption cut short is
+    dropped.
     """
 
     answers: dict[int, dict[str, Any]]  # by the question's number; of earlier attempts, and since
@@ -136,20 +136,19 @@ class Kept:
         self._earlier = rows[-1]["seconds"] if rows else 0.0
 
     def _object(self, line: bytes, number: int) -> dict[str, Any]:
-        needed = {"begun"} if number == 1 else _ANSWER
         try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or not needed <= row.keys():
+            stored = json.loads(line)
+            row: dict[str, Any] = stored["row"]
+            whole = stored["crc32"] == _checksum(json.dumps(row))
+        except (ValueError, KeyError, TypeError):
+            whole = False
+        if not whole:
             raise UserError(f"{self.path}, line {number} is damaged: remove the file to begin anew")
         return row
 
-    def _check(self, begun: Any) -> None:
+    def _check(self, begun: Mapping[str, Any]) -> None:
         """Raise UserError if what has begun here is not what goes on."""
         anew = f"give another --out, or remove {self.path} to begin anew"
-        if not isinstance(begun, dict) or begun.keys() != self._begun.keys():
-            raise UserError(f"{self.path} is not of an evaluation: {anew}")
         before, now = dict(_flat(begun["settings"])), dict(_flat(self._begun["settings"]))
         for name in before | now:
             if before.get(name) != now.get(name):
@@ -172,7 +171,9 @@ class Kept:
     def _write(self, rows: Any) -> None:
         assert self._file is not None
         # ASCII: a text that is no valid Unicode is kept like any other.
-        self._file.write("".join(json.dumps(row) + "\n" for row in rows).encode("ascii"))
+        texts = map(json.dumps, rows)
+        lines = (f'{{"crc32": {_checksum(text)}, "row": {text}}}\n' for text in texts)
+        self._file.write("".join(lines).encode("ascii"))
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -208,6 +209,10 @@ def _digest(checkpoint: Checkpoint) -> str:
         made.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         made.update(array.tobytes())
     return made.hexdigest()
+
+
+def _checksum(text: str) -> int:
+    return zlib.crc32(text.encode("ascii"))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -16,16 +16,15 @@ Where it is not sure, the verdict is wrong. The table of kinds is in this direct
 """
 
 import itertools
-import math
 import re
 from collections.abc import Callable
 from fractions import Fraction
 
 from othink_jax.rewards.answers import Answer, extract_answer, read_answer
 from othink_jax.rewards.groups import coordinates, list_parts, matrix
+from othink_jax.rewards.rounding import rounds_to
+from othink_jax.rewards.symbols import equal_by_algebra
 
-_DECIMALS = 6
-_LEAST_DIGITS = 4
 _COMMAND = re.compile(r"\\[A-Za-z]+|\b(?:sin|cos|tan|cot|log|ln|exp)")
 _WORD = re.compile(r"[a-z]{3}|(?<![A-Za-z])(?:or|no|is|to|of)(?![A-Za-z])")
 
@@ -47,22 +46,7 @@ def symbolic_verdict(text: str, gold: str) -> bool | None:
 
     It may take any time and memory, so call it in a process that can be killed.
     """
-    from othink_jax.rewards.symbols import equal_by_algebra
-
     return _verdict(text, gold, equal_by_algebra)
-
-
-def rounds_to(decimal: Fraction, exact: Fraction) -> bool:
-    """Whether a number is a decimal at the precision of answers.
-
-    That is six decimals, and four significant digits where a number below 0.001 needs more of them
-    for these: 0.0000 is no small number.
-    """
-    if not exact:
-        return not decimal
-    magnitude = math.floor(math.log10(abs(exact.numerator)) - math.log10(exact.denominator))
-    digits = max(_DECIMALS, _LEAST_DIGITS - 1 - magnitude)
-    return round(decimal, digits) == round(exact, digits)
 
 
 def _verdict(text: str, gold: str, algebra: Algebra) -> bool | None:

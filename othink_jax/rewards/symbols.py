@@ -7,7 +7,7 @@ from typing import Any
 
 from othink_jax.rewards.answers import Answer
 from othink_jax.rewards.names import unordered
-from othink_jax.rewards.strict import rounds_to
+from othink_jax.rewards.rounding import rounds_to
 
 # `3/2√3` reads from left to right; math-verify would put the root under the bar.
 _FACTOR = re.compile(r"(?<![\d.^)}/])(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)(?=\\sqrt|\\pi|\()")
