@@ -24,7 +24,7 @@ lint: $(VENV)/installed-test
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -m 'not slow' -n 2
+	$(BIN)/pytest -m 'not slow' -n 3 --dist loadfile
 
 test-slow: $(VENV)/installed-test
 	$(BIN)/pytest -m slow

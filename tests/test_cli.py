@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,13 +20,17 @@ from othink_jax.data.synthetic import generate
 from othink_jax.presets import with_preset
 from othink_jax.training.grpo import GRPOTrainer
 from othink_jax.training.run_directory import RunDirectory
+from tests.shallow import shallow
 
 WEIGHTS = "model.safetensors"
 QUESTION = "How many objects are there? Think, then answer."
-TINY_RUN = (
-    *("grpo", "--model", "tiny", "--task", "counting", "--steps", "2"),
-    *("--prompts-per-step", "2", "--group-size", "2", "--max-new-tokens", "16"),
-)
+SETTINGS = ("--preset", "tiny", "--task", "counting", "--steps", "2")
+
+
+def new_run(out, *further):
+    """The words that start a run of seconds."""
+    short = ("--prompts-per-step", "2", "--group-size", "2", "--max-new-tokens", "16")
+    return ("grpo", "--model", shallow(), *SETTINGS, *short, *further, "--out", out)
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +84,7 @@ def test_generate_answers_in_text_and_in_json(run, image):
 
 def test_a_models_own_generation_config_gives_defaults_that_are_printed(run, image, tmp_path):
     model = tmp_path / "model"
-    shutil.copytree(hf.resolve("tiny"), model)
+    shutil.copytree(shallow(), model)
     file = model / "generation_config.json"
     file.write_text(json.dumps({"do_sample": True, "temperature": 0.01, "top_k": 1, "top_p": 0.5}))
     words = ("--image", image, "--prompt", QUESTION, "--max-new-tokens", "5")
@@ -129,21 +134,21 @@ def test_stored_predictions_are_graded_again(run, tmp_path):
 
 def test_grpo_trains_reports_and_refuses_a_directory_in_use(run, tmp_path):
     out = tmp_path / "run"
-    code, printed, _ = run(*TINY_RUN, "--out", out)
+    code, printed, _ = run(*new_run(out))
     assert code == 0
     assert str(out / "report.html") in printed
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
     record = json.loads((out / "config.json").read_text())
     assert record["config"]["optimizer"]["learning_rate"] == 1e-4  # of the preset `tiny`
     assert record["config"]["sampling"]["max_new_tokens"] == 16  # given over it
-    assert "--resume" in error_line(run(*TINY_RUN, "--out", out))
+    assert "--resume" in error_line(run(*new_run(out)))
     assert run("grpo", "--resume", out)[0] == 0
 
 
 def test_sft_trains_reports_and_makes_a_model_that_is_evaluated_and_exported(run, tmp_path):
     out = tmp_path / "run"
-    words = ("sft", "--model", "tiny", "--task", "counting", "--limit", "4", "--steps", "2")
-    code, printed, _ = run(*words, "--prompts-per-step", "4", "--out", out)
+    words = ("sft", "--model", shallow(), *SETTINGS, "--limit", "4", "--prompts-per-step", "4")
+    code, printed, _ = run(*words, "--out", out)
     assert code == 0
     assert str(out / "report.html") in printed
     record = json.loads((out / "config.json").read_text())
@@ -246,12 +251,12 @@ def test_a_disk_that_fills_up_is_one_line_and_nothing_is_left(run, tmp_path, mon
 
 
 def test_export_of_a_run_comes_with_a_card_and_in_shards_of_the_dtype_asked_for(run, tmp_path):
-    assert run(*TINY_RUN, "--out", tmp_path / "run")[0] == 0
+    assert run(*new_run(tmp_path / "run"))[0] == 0
     words = ("--dtype", "bfloat16", "--max-shard-size", "2MB")
     assert run("export", tmp_path / "run", tmp_path / "made", *words)[0] == 0
     card = (tmp_path / "made" / "README.md").read_text()
     for said in (
-        "# tiny, post-trained with GRPO-D on counting, train",
+        f"# {Path(shallow()).name}, post-trained with GRPO-D on counting, train",
         "β falls from 0.07 to 0.04",
         "| steps | 2 of 2 |",
         "It has not been evaluated.",
@@ -268,7 +273,7 @@ def test_export_of_a_run_comes_with_a_card_and_in_shards_of_the_dtype_asked_for(
 
 def test_a_run_of_adapters_is_trained_and_exported_alone_with_a_card(run, tmp_path):
     words = ("--train", "lora", "--lora-rank", "4", "--lora-alpha", "8")
-    assert run(*TINY_RUN, *words, "--out", tmp_path / "run")[0] == 0
+    assert run(*new_run(tmp_path / "run", *words))[0] == 0
     words = ("--adapter", "--dtype", "bfloat16")
     assert run("export", tmp_path / "run", tmp_path / "made", *words)[0] == 0
     names = {file.name for file in (tmp_path / "made").iterdir()}
@@ -335,7 +340,7 @@ def test_wrong_usage_exits_with_2(run, words):
 )
 def test_a_wrong_setting_is_one_clear_line_and_writes_nothing(run, tmp_path, words, said):
     out = tmp_path / "run"
-    assert said in error_line(run(*TINY_RUN, "--out", out, *words))
+    assert said in error_line(run(*new_run(out, *words)))
     assert not out.exists()
 
 

@@ -19,13 +19,14 @@ from othink_jax.data.synthetic import generate
 from othink_jax.errors import UserError
 from othink_jax.evaluation import PARTIAL, Kept, accuracy, evaluate
 from othink_jax.evaluation.sampler import Sampler
+from tests.shallow import shallow
 
 COUNT = 7
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    return load("tiny", max_pixels=10**6)
+    return load(shallow(), max_pixels=10**6)
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def examples(monkeypatch):
 @pytest.fixture
 def config(tmp_path):
     return EvaluateConfig(
-        model="tiny",
+        model=shallow(),
         out=tmp_path / "out",
         data=DataConfig(
             task="counting",
@@ -201,7 +202,7 @@ def test_the_device_and_the_seconds_of_an_earlier_attempt_are_not_forgotten(
 def test_the_command_says_that_it_goes_on(tiny, examples, config, monkeypatch, capsys):
     interrupt_after(monkeypatch, 1)
     words = ("--task", "counting", "--batch-size", "2", "--max-new-tokens", "12")
-    monkeypatch.setattr("sys.argv", ["x", "evaluate", "tiny", *words, "--out", str(config.out)])
+    monkeypatch.setattr("sys.argv", ["x", "evaluate", shallow(), *words, "--out", str(config.out)])
     monkeypatch.setenv("OTHINK_JAX_COMPILATION_CACHE", "off")
     with pytest.raises(SystemExit) as ended:
         cli.main()

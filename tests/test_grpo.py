@@ -40,13 +40,14 @@ from othink_jax.training.records import rollout_metrics, rollout_record
 from othink_jax.training.run_directory import RunDirectory
 from othink_jax.training.state import TrainState
 from othink_jax.types import Rollout
+from tests.shallow import shallow
 
 TIMES = ("elapsed", "tokens_per_second")
 
 
 def config_for(out: Path, **changes) -> GRPOConfig:
     settings = {
-        "model": "tiny",
+        "model": shallow(),
         "out": out,
         "data": DataConfig(
             task="counting", template=TINY_TEMPLATE, min_pixels=None, max_pixels=None
@@ -87,7 +88,7 @@ def seen(tmp_path_factory):
     # In which step each compilation was (0: before), and arrays like the embedding at each step.
     seen = SimpleNamespace(out=out, step=0, embeddings=[])
     compilations = []
-    shape = load("tiny", abstract=True).params["text"]["embed"]["embedding"].shape
+    shape = load(shallow(), abstract=True).params["text"]["embed"]["embedding"].shape
 
     def embeddings():
         return sum(array.shape == shape for array in jax.live_arrays())
@@ -153,7 +154,7 @@ def test_first_step_has_no_kl_and_reward_is_the_sum_of_its_parts(finished):
 
 def test_parameters_have_moved_and_the_reference_has_not(finished):
     trained, reference = load(finished), load(finished / "reference")
-    base = load("tiny")
+    base = load(shallow())
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), trained.params, base.params)
     assert all(jax.tree.leaves(changed))
     same = jax.tree.map(lambda a, b: bool((a == b).all()), reference.params, base.params)
@@ -162,7 +163,7 @@ def test_parameters_have_moved_and_the_reference_has_not(finished):
 
 def test_a_step_samples_from_the_policy_and_measures_its_distance_from_the_reference(finished):
     """Step 3, computed again from the checkpoint of step 2, the embedded model and the seed."""
-    base, config = load("tiny"), config_for(finished)
+    base, config = load(shallow()), config_for(finished)
     like = jax.eval_shape(
         lambda: TrainState.create(base.params, make_optimizer(config.optimizer, lambda _: 0.0, 4))
     )
@@ -346,7 +347,7 @@ def test_bfloat16_trains_nearly_every_weight_at_the_papers_learning_rate(tmp_pat
     train(config_for(out, dtype="bfloat16", steps=2, optimizer=optimizer))
     moved = [
         (ours != base).mean()
-        for ours, base in zip(final_params(out), final_params("tiny"), strict=True)
+        for ours, base in zip(final_params(out), final_params(shallow()), strict=True)
         if base.ndim > 1  # tokens that do not occur have no gradient but in the embedding
     ]
     assert np.median(moved) > 0.9

@@ -28,6 +28,7 @@ from othink_jax.training.partial import divide, join, own_of_reference
 from othink_jax.training.programs import compile_grpo
 from othink_jax.training.state import TrainState
 from othink_jax.types import GRPOBatch
+from tests.shallow import shallow
 from tests.test_grpo import config_for, final_params, rows_of, without_times
 
 RANK = 4
@@ -48,7 +49,7 @@ def part_config(out: Path, part: str, **changes) -> GRPOConfig:
 
 @functools.cache
 def base() -> Checkpoint:
-    return load("tiny")
+    return load(shallow())
 
 
 @pytest.fixture(scope="module", params=["text", "lora"])

@@ -16,11 +16,17 @@ from othink_jax.checkpoint.load import load
 from othink_jax.config import ProcessConfig
 from othink_jax.errors import UserError
 from othink_jax.training import processes
+from tests.shallow import shallow
 
-RUN = (
-    *("grpo", "--model", "tiny", "--task", "counting", "--steps", "3", "--prompts-per-step", "4"),
-    *("--group-size", "2", "--max-new-tokens", "16", "--strategy", "mesh"),
+SETTINGS = (
+    *("--task", "counting", "--steps", "3", "--prompts-per-step", "4", "--strategy", "mesh"),
+    *("--group-size", "2", "--max-new-tokens", "16"),
 )
+
+
+def new_run():
+    """The words of a new run."""
+    return ("grpo", "--model", shallow(), *SETTINGS)
 
 
 def start(devices, *words):
@@ -66,7 +72,7 @@ def rows(run):
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     out = tmp_path_factory.mktemp("one") / "run"
-    codes, written = finish(start(4, *RUN, "--out", out))
+    codes, written = finish(start(4, *new_run(), "--out", out))
     assert codes == [0], written
     return out
 
@@ -87,7 +93,7 @@ def assert_same_run(run, one):
 
 def test_two_processes_make_the_run_of_one_and_go_on_after_an_interruption(one, tmp_path):
     out = tmp_path / "run"
-    two = start_two(*RUN, "--out", out)
+    two = start_two(*new_run(), "--out", out)
     # Only a process that is in its first step, or past it, takes the signal for a request.
     while two[1].poll() is None and not ((out / "metrics.jsonl").exists() and rows(out)):
         time.sleep(0.1)
@@ -113,7 +119,7 @@ def test_a_run_goes_on_with_another_number_of_processes(one, tmp_path, before, a
     def start_as(count, *words):
         return [start(4, *words)] if count == 1 else start_two(*words)
 
-    short = [word if word != "3" else "2" for word in RUN]
+    short = [word if word != "3" else "2" for word in new_run()]
     codes, written = finish(*start_as(before, *short, "--out", out))
     assert set(codes) == {0}, written
     codes, written = finish(*start_as(after, "grpo", "--resume", out, "--steps", "3"))
@@ -129,7 +135,7 @@ def test_a_process_that_dies_takes_the_other_along_and_the_run_goes_on(
     one, tmp_path, victim, moment
 ):
     out = tmp_path / "run"
-    two = start_two(*RUN, "--checkpoint-every", "1", "--out", out)
+    two = start_two(*new_run(), "--checkpoint-every", "1", "--out", out)
     begun = (out / "reference") if moment == "before the first step" else (out / "checkpoints/1")
     while two[victim].poll() is None and not begun.exists():
         time.sleep(0.05)
@@ -141,7 +147,8 @@ def test_a_process_that_dies_takes_the_other_along_and_the_run_goes_on(
     (line,) = [line for line in said.splitlines() if line.startswith("othink-jax:")]
     assert "goes on from its last checkpoint with --resume" in line
     assert "Traceback" not in said
-    again = ("grpo", "--resume", out) if (out / "config.json").exists() else (*RUN, "--out", out)
+    resumable = (out / "config.json").exists()
+    again = ("grpo", "--resume", out) if resumable else (*new_run(), "--out", out)
     codes, written = finish(*start_two(*again))
     assert codes == [0, 0], written
     assert_same_run(out, one)
@@ -150,7 +157,8 @@ def test_a_process_that_dies_takes_the_other_along_and_the_run_goes_on(
 @pytest.mark.slow
 def test_two_processes_fine_tune_as_one_does(tmp_path):
     """Each has other solutions, of other lengths: the loss is the mean over the tokens of both."""
-    words = ("sft", "--model", "tiny", "--task", "counting", "--steps", "3", "--strategy", "mesh")
+    words = ("sft", "--model", shallow(), "--task", "counting", "--steps", "3")
+    words += ("--strategy", "mesh")
     codes, written = finish(start(4, *words, "--out", tmp_path / "one"))
     assert codes == [0], written
     codes, written = finish(*start_two(*words, "--out", tmp_path / "two"))
@@ -162,7 +170,7 @@ def test_two_processes_fine_tune_as_one_does(tmp_path):
 
 
 def test_other_strategies_are_refused_by_every_process(tmp_path):
-    words = [word if word != "mesh" else "pmap" for word in RUN]
+    words = [word if word != "mesh" else "pmap" for word in new_run()]
     codes, written = finish(*start_two(*words, "--out", tmp_path / "run"))
     assert codes == [1, 1]
     for _, err in written:

@@ -31,6 +31,7 @@ from othink_jax.training import grpo, loop
 from othink_jax.training.run_directory import RunDirectory
 from othink_jax.training.sft import SFTTrainer, resume, train
 from tests.peers import PeerProcessor
+from tests.shallow import shallow
 from tests.test_grpo import final_params, rows_of, without_times
 from tests.test_sources import write_jsonl
 
@@ -43,7 +44,7 @@ OPTIMIZER = OptimizerConfig(learning_rate=3e-4, lr_schedule="constant")
 def config_for(out, **changes) -> SFTConfig:
     """Four examples, all of them at each step."""
     settings = {
-        "model": "tiny",
+        "model": shallow(),
         "out": out,
         "data": DATA,
         "epochs": 4.0,
@@ -76,7 +77,7 @@ def test_every_step_has_its_row_of_metrics(finished):
 
 def test_the_first_loss_is_that_of_transformers_from_texts_and_images(finished):
     """Of one example after the other, with its tokenizer, its image processor and its model."""
-    directory, source = hf.resolve("tiny"), open_source(DATA)
+    directory, source = hf.resolve(shallow()), open_source(DATA)
     peer, processor = Peer.from_pretrained(directory).eval(), PeerProcessor(directory)
     lost, count = 0.0, 0
     for example in (source[number] for number in range(4)):
@@ -108,7 +109,7 @@ def test_the_loss_falls_from_step_to_step(finished):
 
 
 def test_all_parameters_move_the_vision_tower_among_them(finished):
-    base = load("tiny").params
+    base = load(shallow()).params
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), load(finished).params, base)
     assert all(jax.tree.leaves(changed))
 
@@ -157,7 +158,7 @@ def test_a_mesh_trains_as_one_device_does(finished, tmp_path):
 @pytest.mark.parametrize("part", [pytest.param("text", marks=pytest.mark.slow), "lora"])
 def test_what_is_frozen_is_there_once_and_stays(part, tmp_path, monkeypatch):
     """And the state of a step is what is trained, and two moments of it; there is no reference."""
-    held, step, base = {}, SFTTrainer.step, load("tiny")
+    held, step, base = {}, SFTTrainer.step, load(shallow())
     shapes = {
         "text": base.params["text"]["embed"]["embedding"].shape,
         "visual": base.params["visual"]["patch_embed"]["kernel"].shape,
@@ -222,7 +223,7 @@ def test_a_run_is_evaluated_with_its_prompt_and_the_length_of_its_answers(finish
 
 def test_solutions_that_are_too_long_are_skipped_and_counted(tmp_path):
     config = config_for(tmp_path / "run", data=dataclasses.replace(DATA, limit=8), epochs=1.0)
-    base = load("tiny")
+    base = load(shallow())
     lengths = [
         len(base.processor.encode_answer(x.solution))
         for x in map(open_source(config.data).__getitem__, range(8))

@@ -21,7 +21,7 @@ def model_card(path: Path, *, library: Literal["transformers", "peft"] = "transf
     run = read_run_data(path)
     config, optimizer = run.record.config, run.record.config.optimizer
     method = describe(config)
-    model, data = in_markdown(config.model), in_markdown(config.data.name)
+    model, data = in_markdown(_public(config.model)), in_markdown(config.data.name)
     lines = [
         "---",
         f"library_name: {library}",
@@ -49,6 +49,12 @@ def model_card(path: Path, *, library: Literal["transformers", "peft"] = "transf
         *_scores(run),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _public(model: str) -> str:
+    """The name of a model: of a local directory its last part, for a reader has no such path."""
+    directory = Path(model)
+    return directory.name if directory.is_absolute() or directory.is_dir() else model
 
 
 def _row(name: str, value: str) -> str:
