@@ -27,7 +27,7 @@ test: lint
 	$(BIN)/pytest -m 'not slow' -n 3 --dist loadfile
 
 test-slow: $(VENV)/installed-test
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow --timeout 3600
 
 # An environment of its own: TRL needs torchvision, beside which transformers' models do not import
 # with a torch for CPUs, and the tests need them.
