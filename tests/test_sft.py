@@ -105,7 +105,7 @@ def test_the_first_loss_is_that_of_transformers_from_texts_and_images(finished):
 def test_the_loss_falls_from_step_to_step(finished):
     losses = [row["loss"] for row in rows_of(finished)]
     assert losses == sorted(losses, reverse=True)
-    assert losses[-1] < losses[0] / 2
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def test_all_parameters_move_the_vision_tower_among_them(finished):

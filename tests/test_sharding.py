@@ -22,7 +22,7 @@ from othink_jax.training.update import grpo_update
 from othink_jax.types import GRPOBatch
 from tests.model_cases import VOCAB, make_config, random_case, random_params, to_prompts
 
-CONFIG = make_config(vision_depth=1, text={"vocab_size": 104})
+CONFIG = make_config(depth=1, vision_depth=1, text={"vocab_size": 104})
 GRAPHDEF, PARAMS = random_params(CONFIG)
 ONE = ParallelConfig(strategy="jit")
 PMAP = ParallelConfig(strategy="pmap")
