@@ -160,6 +160,11 @@ def test_what_no_answer_depends_on_may_change(tiny, examples, config, monkeypatc
     assert (result["n"], result["unreadable"], result["grader"]) == (COUNT, 1, "r1v")
 
 
+def stored(row):
+    """A line of the file, with its checksum."""
+    return json.dumps({"crc32": zlib.crc32(json.dumps(row).encode()), "row": row}) + "\n"
+
+
 def test_a_file_that_is_damaged_or_no_evaluations_is_refused(tiny, examples, config, monkeypatch):
     partial = begin(config, tiny, monkeypatch)
     good = partial.read_text()
@@ -167,14 +172,26 @@ def test_a_file_that_is_damaged_or_no_evaluations_is_refused(tiny, examples, con
         ('"device": "', '"device": "9', 1),
         ('"row"', '"rows"', 1),
         ('"digest"', '"digest', 2),
+        ('"tokens"', '"token"', 2),
         ('"number": 0', '"number": 1', 2),
     ):
         assert old in good
         partial.write_text(good.replace(old, new, 1))
         refused(config, tiny, f"line {line} is damaged: remove the file")
-    for text in ("7\n", "[]\n", '{"a": 1}\n'):
+    first, second, *_ = good.splitlines()
+    incomplete = json.loads(second)["row"]
+    del incomplete["tokens"]
+    for text, message in (
+        ("7\n", "line 1 is damaged"),
+        ("[]\n", "line 1 is damaged"),
+        ('{"a": 1}\n', "line 1 is damaged"),
+        (stored([]), "line 1 is damaged"),
+        (stored({"a": 1}), "line 1 is damaged"),
+        (stored({"begun": []}), "is not of an evaluation"),
+        (first + "\n" + stored(incomplete), "line 2 is damaged"),
+    ):
         partial.write_text(text)
-        refused(config, tiny, "line 1 is damaged")
+        refused(config, tiny, message)
 
 
 def test_of_two_evaluations_in_one_place_the_second_is_refused(tiny, examples, config, monkeypatch):
@@ -192,8 +209,7 @@ def test_the_device_and_the_seconds_of_an_earlier_attempt_are_not_forgotten(
     rows = [json.loads(line)["row"] for line in partial.read_text().splitlines()]
     rows[0]["begun"]["environment"]["device"] = "9 x else"
     rows[-1]["seconds"] = 1000.0
-    lines = [{"crc32": zlib.crc32(json.dumps(row).encode()), "row": row} for row in rows]
-    partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    partial.write_text("".join(map(stored, rows)))
     assert 1000 < evaluate(config, checkpoint=tiny)["seconds"] < 1100
     assert "9 x else" in caplog.text
     assert "last digits may differ" in caplog.text

@@ -28,6 +28,8 @@ _MAY_CHANGE = ("model", "out", "stage", "reward", "parallel")
 # Which questions are answered, but not how; each kept answer is told by its question's digest.
 _MAY_CHANGE_OF_DATA = ("max_prompt_tokens",)
 
+_ANSWER = {"number", "digest", "model_output", "tokens", "finished", "seconds"}
+
 _log = logging.getLogger(__name__)
 
 
@@ -136,19 +138,22 @@ class Kept:
         self._earlier = rows[-1]["seconds"] if rows else 0.0
 
     def _object(self, line: bytes, number: int) -> dict[str, Any]:
+        needed = {"begun"} if number == 1 else _ANSWER
         try:
             stored = json.loads(line)
             row: dict[str, Any] = stored["row"]
-            whole = stored["crc32"] == _checksum(json.dumps(row))
-        except (ValueError, KeyError, TypeError):
+            whole = stored["crc32"] == _checksum(json.dumps(row)) and needed <= row.keys()
+        except (ValueError, KeyError, TypeError, AttributeError):
             whole = False
         if not whole:
             raise UserError(f"{self.path}, line {number} is damaged: remove the file to begin anew")
         return row
 
-    def _check(self, begun: Mapping[str, Any]) -> None:
+    def _check(self, begun: Any) -> None:
         """Raise UserError if what has begun here is not what goes on."""
         anew = f"give another --out, or remove {self.path} to begin anew"
+        if not isinstance(begun, dict) or begun.keys() != self._begun.keys():
+            raise UserError(f"{self.path} is not of an evaluation: {anew}")
         before, now = dict(_flat(begun["settings"])), dict(_flat(self._begun["settings"]))
         for name in before | now:
             if before.get(name) != now.get(name):
