@@ -102,10 +102,12 @@ def test_the_first_loss_is_that_of_transformers_from_texts_and_images(finished):
     assert row["loss"] == pytest.approx(lost / count, rel=1e-5)
 
 
-def test_the_loss_falls_from_step_to_step(finished):
-    losses = [row["loss"] for row in rows_of(finished)]
+def test_the_loss_falls_from_step_to_step(tmp_path):
+    """Of the embedded model, which has not yet learned the form of the solutions."""
+    train(config_for(tmp_path / "run", model="tiny"))
+    losses = [row["loss"] for row in rows_of(tmp_path / "run")]
     assert losses == sorted(losses, reverse=True)
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < losses[0] / 2
 
 
 def test_all_parameters_move_the_vision_tower_among_them(finished):
