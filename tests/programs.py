@@ -1,7 +1,8 @@
-"""What a program holds and does, read from its jaxpr."""
+"""Residuals, products and shapes of a program, read from its jaxpr."""
 
 import contextlib
 import io
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ Kept = Counter[tuple[str, Shape]]  # arrays by dtype and shape
 
 
 def saved(fn: Callable[..., Any], *args: Any) -> Kept:
-    """What `fn` keeps for its backward pass, beside its arguments; no scalars."""
+    """Residuals that `fn` keeps for its backward pass, beside its arguments; no scalars."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         print_saved_residuals(fn, *args)
     found: Kept = Counter()
@@ -29,14 +30,7 @@ def saved(fn: Callable[..., Any], *args: Any) -> Kept:
 
 def numbers(kept: Kept) -> int:
     """How many numbers stand in all of these arrays."""
-    return sum(count * size(shape) for (_, shape), count in kept.items())
-
-
-def size(shape: Shape) -> int:
-    product = 1
-    for side in shape:
-        product *= side
-    return product
+    return sum(count * math.prod(shape) for (_, shape), count in kept.items())
 
 
 def equations(fn: Callable[..., Any], *args: Any) -> list[Any]:

@@ -20,7 +20,6 @@ from othink_jax.digests import SUMS, sha256
 from othink_jax.training.sft import train
 
 _CACHE = Path(__file__).parents[1] / ".pytest_cache"
-_SETTINGS = {"steps": 60, "prompts_per_step": 8, "learning_rate": 3e-3}
 _OTHER_LAYERS = tuple(f"{name}.{n}." for name in ("model.layers", "visual.blocks") for n in (1, 2))
 
 
@@ -46,19 +45,18 @@ def _make(folder: Path) -> Path:
     config = json.loads((cut / "config.json").read_text())
     config["num_hidden_layers"] = config["vision_config"]["depth"] = 1
     (cut / "config.json").write_text(json.dumps(config))
-    optimizer = OptimizerConfig(learning_rate=_SETTINGS["learning_rate"])
-    data = DataConfig(task="counting", template=TINY_TEMPLATE, min_pixels=None, max_pixels=None)
     train(
         SFTConfig(
             model=str(cut),
             out=folder / "run",
-            data=data,
-            steps=_SETTINGS["steps"],
-            prompts_per_step=_SETTINGS["prompts_per_step"],
-            optimizer=optimizer,
+            data=DataConfig(
+                task="counting", template=TINY_TEMPLATE, min_pixels=None, max_pixels=None
+            ),
+            steps=60,
+            prompts_per_step=8,
+            optimizer=OptimizerConfig(learning_rate=3e-3),
             max_completion_tokens=40,
             remat="none",
-            checkpoint_every=_SETTINGS["steps"],
         )
     )
     made = folder / "made"

@@ -1,4 +1,4 @@
-"""What docstrings say of copies: which arrays are one, on devices, in files and between them."""
+"""Claims of docstrings about copies: which arrays are one, on devices, in files and between."""
 
 import dataclasses
 import gc

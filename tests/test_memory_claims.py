@@ -1,6 +1,7 @@
-"""What docstrings say of memory, traffic and work done once, read from programs and from arrays."""
+"""Claims of docstrings about memory, traffic and work done once, checked in programs and arrays."""
 
 import functools
+import math
 import re
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from othink_jax.training.state import TrainState
 from othink_jax.training.update import grpo_update
 from othink_jax.types import GRPOBatch
 from tests.model_cases import make_config, random_case, to_prompts
-from tests.programs import equations, inside, products_with, saved, shapes_in, size
+from tests.programs import equations, inside, products_with, saved, shapes_in
 from tests.test_grpo import config_for
 
 CONFIG = make_config(heads=2, kv_heads=1, section=(1, 2, 1), text={"vocab_size": 104})
@@ -59,7 +60,7 @@ def test_keys_are_not_repeated_for_the_heads_that_share_them():
         return attention(query, key, value, mask).sum()
 
     made = shapes_in(jax.grad(total, argnums=(0, 1, 2)), query, key, key)
-    assert max(map(size, made)) == B * KV * R * S * P == 660
+    assert max(map(math.prod, made)) == B * KV * R * S * P == 660
 
 
 def test_a_prompts_keys_are_not_repeated_for_its_completions():
@@ -74,7 +75,7 @@ def test_a_prompts_keys_are_not_repeated_for_its_completions():
         ).sum()
 
     made = shapes_in(jax.grad(total, argnums=(0, 1, 2, 3, 4)), query, prefix, prefix, key, key)
-    assert max(map(size, made)) == size(query.shape) < B * G * P * KV * H
+    assert max(map(math.prod, made)) == query.size < B * G * P * KV * H
 
 
 # Linear layers and embeddings
@@ -235,7 +236,7 @@ def test_an_update_takes_one_piece_of_the_prompts_at_a_time():
 
     state = jax.eval_shape(functools.partial(TrainState.create, tx=tx), params)
     opening = params["visual"]["patch_embed"]["kernel"].shape
-    patches = size(PROMPTS.patches.shape[:3])
+    patches = math.prod(PROMPTS.patches.shape[:3])
     for pieces in (1, 2):
         found = equations(functools.partial(update, pieces=pieces), state, batch)
         assert products_with(opening, found) == [patches // pieces]

@@ -1,4 +1,4 @@
-"""What each layer keeps for the backward pass under `--remat none`, `dots` and `layer`."""
+"""Residuals that each layer keeps under `--remat none`, `dots` and `layer`."""
 
 import dataclasses
 import functools
@@ -63,7 +63,7 @@ def encode(graphdef, dtype):
 
 
 def kept_by_a_layer(make, remat, dtype, *, scan, **settings):
-    """What a model of one more layer keeps more of, as arrays of one layer."""
+    """Residuals that one more layer adds to a model, as arrays of one layer."""
 
     def kept(depth):
         graphdef, params = model_of(depth, remat, dtype, scan=scan, **settings)

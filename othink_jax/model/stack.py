@@ -16,9 +16,9 @@ from flax import nnx
 
 from othink_jax.model.linear import PRODUCT
 
-# What each layer keeps for the backward pass; the rest is recomputed. `none`: everything. `dots`:
-# its input and the outputs of its linear layers, so that no product with weights is made again.
-# `layer`: its input alone.
+# The residuals that each layer keeps for the backward pass; the rest is recomputed. `none`: all of
+# them. `dots`: its input and the outputs of its linear layers, so that no product with weights is
+# made again. `layer`: its input alone.
 Remat = Literal["none", "dots", "layer"]
 
 
