@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
 import tyro
@@ -421,8 +422,18 @@ def _os_error(error: OSError | ValueError) -> str | None:
     return f"{found[1]}: {found[2]}" if found else None
 
 
+def _hear(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Pass over what threads of TensorStore meet once a failed save has ended Orbax's event loop.
+
+    The failure itself is raised where the run saves next.
+    """
+    if str(error) != "Event loop is closed":
+        sys.__excepthook__(kind, error, trace)
+
+
 def main() -> None:
     """Entry point: exit code 0 done, 1 failed (one clear line), 2 wrong usage, 130 interrupted."""
+    sys.excepthook = _hear
     try:
         run(sys.argv[1:])
     except UserError as error:

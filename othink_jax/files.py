@@ -9,6 +9,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from rich.filesize import decimal
+
 from othink_jax.errors import UserError
 
 
@@ -93,6 +95,14 @@ def _nearest_existing(path: Path) -> Path:
     return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
+def check_room(path: Path, size: int) -> None:
+    """Raise UserError if the disk has not `size` bytes left for `path`, which need not be there."""
+    there = _nearest_existing(path)
+    free = shutil.disk_usage(there).free
+    if free < size:
+        raise UserError(f"{path} needs {decimal(size)}, but {there} has only {decimal(free)} free")
+
+
 def check_model_directory(path: Path, *, force: bool) -> None:
     """Raise UserError if no model can be put at `path`; see `new_model_directory`.
 
@@ -123,12 +133,7 @@ def new_model_directory(path: Path, *, size: int, force: bool = False) -> Iterat
       UserError: something stands there, nothing can be written there, or the disk is too full.
     """
     check_model_directory(path, force=force)
-    there = _nearest_existing(path)
-    free = shutil.disk_usage(there).free
-    if free < size:
-        raise UserError(
-            f"{path} needs {size / 1e9:.2f} GB, but {there} has only {free / 1e9:.2f} GB free"
-        )
+    check_room(path, size)
     unfinished = path.with_name(f".{path.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)

@@ -128,6 +128,6 @@ def test_an_interrupted_export_leaves_what_was_there(model, tmp_path, monkeypatc
 def test_a_full_disk_is_said_before_anything_is_written(model, tmp_path, monkeypatch):
     checkpoint = load(model)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(UserError, match=r"target needs 0\.00 GB, but .* has only 0\.00 GB free"):
+    with pytest.raises(UserError, match=r"target needs 583\.2 kB, but .* has only 1\.0 kB free"):
         save_hf(checkpoint, tmp_path / "target")
     assert {path.name for path in tmp_path.iterdir()} == {"model"}

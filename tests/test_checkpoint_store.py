@@ -1,5 +1,8 @@
 """Orbax checkpoints: a training state comes back bit for bit, and nothing half written is taken."""
 
+import shutil
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,6 +113,20 @@ def test_a_step_that_is_there_is_left_alone(tmp_path):
     found, progress = save(tmp_path / "checkpoints").restore({"x": jnp.ones(3)})
     assert found["x"][0] == 1
     assert progress["position"] == 10
+
+
+def test_a_disk_without_room_for_a_step_is_said_and_the_step_before_stays(tmp_path, monkeypatch):
+    manager = save(tmp_path / "checkpoints", {"x": jnp.ones(300)})
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1199))
+    with pytest.raises(
+        UserError, match=r"checkpoints/2 needs 1\.2 kB, but .* has only 1\.2 kB free"
+    ):
+        manager.save(2, {"x": jnp.ones(300)}, {})
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"1"}
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1200))
+    manager.save(2, {"x": jnp.ones(300)}, {})
+    manager.close()
+    assert manager.latest_step() == 2
 
 
 def test_nothing_to_resume_from_is_said(tmp_path):

@@ -44,6 +44,7 @@ def run(monkeypatch, capsys):
 
     def command(*words) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["othink-jax", *map(str, words)])
+        monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # main sets its own
         try:
             cli.main()
             code = 0

@@ -2,21 +2,26 @@
 
 Claim: a run whose disk fills up ends with one line, and goes on bit for bit when there is room.
 Command: sudo python -m experiments.soak.disk --json experiments/soak/results/disk.json (Linux)
-Cost: about ten minutes on two CPU cores for 25 disks.
-Shows: how many runs on a file system of a random size, from one page to all that the run needs,
-    ended in one line and then, on a larger one, as if nothing had happened.
+Cost: about fifteen minutes on two CPU cores for 50 disks.
+Shows: how many runs ended in one line and then, with more room, as if nothing had happened. Half of
+    the disks are too small from the start, of a random size between one page and all that the run
+    needs. The others are large, until somebody else fills them at a random moment.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import random
+import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.soak.record import Campaign, Outcome, parser
 from experiments.soak.runs import (
+    Attempt,
     Kind,
     finish,
     has_traceback,
@@ -41,50 +46,82 @@ def disk(place: Path, size: int) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-def grow(place: Path, size: int) -> None:
+def resize(place: Path, size: int) -> None:
     """Give a file system more room."""
     subprocess.run(["mount", "-o", f"remount,size={size}", str(place)], check=True)
 
 
-def fill(kind: Kind, place: Path, size: int, needed: int, expected: object) -> Outcome:
+def fill_up(place: Path, left: int) -> None:
+    """Leave a file system no more than so many bytes."""
+    while True:
+        size = shutil.disk_usage(place).used + left
+        command = ["mount", "-o", f"remount,size={size}", str(place)]
+        # It is refused if more is used by now.
+        if subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0:
+            return
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Disk:
+    """A disk on which a run does not end."""
+
+    size: int  # bytes
+    filled_after_s: float | None = None  # of the run; None: nobody fills it
+    left: int = 0  # bytes, when it has been filled
+
+
+def outcome(kind: Kind, place: Path, small: Disk, needed: int, expected: object) -> Outcome:
     """One run on a disk that is too small, then on one that is not."""
     out = place / "run"
-    with disk(place, size):
-        codes, said = finish(kind, out)
+    with disk(place, small.size):
+        attempt = Attempt(kind, out, resume=False)
+        if small.filled_after_s is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                attempt.wait(small.filled_after_s)
+            fill_up(place, small.left)
+        codes, said = attempt.wait(), attempt.said
         if set(codes) == {0}:
             return Outcome(kind="there was room enough", good=True)
         if has_traceback(said) or codes != [1]:
             return Outcome(
-                kind="no clear line", good=False, detail=f"{size} bytes, {codes}: {last_line(said)}"
+                kind="no clear line", good=False, detail=f"{small}, {codes}: {last_line(said)}"
             )
         begun = is_begun(out)
-        grow(place, 3 * needed)
+        resize(place, 3 * needed)
         codes, again = finish(kind, out)
         if set(codes) != {0}:
-            detail = f"{size} bytes: {last_line(said)}; then {last_line(again)}"
+            detail = f"{small}: {last_line(said)}; then {last_line(again)}"
             return Outcome(kind="it does not go on", good=False, detail=detail)
         if outcome_of(out) != expected:
-            return Outcome(kind="it ended otherwise", good=False, detail=f"{size} bytes")
+            return Outcome(kind="it ended otherwise", good=False, detail=str(small))
     when = "in mid-run" if begun else "before the first step"
     return Outcome(kind=f"full {when}: one line, then as if nothing had happened", good=True)
 
 
 def main(arguments: argparse.Namespace) -> None:
     record = Campaign("disk", arguments)
-    sizes = random.Random(arguments.seed)
+    draw = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
         kind = kinds(Path(folder))["grpo"]
         whole = Path(folder) / "whole"
+        begun = time.monotonic()
         codes, said = finish(kind, whole)
+        takes_s = time.monotonic() - begun
         if codes != [0]:
             raise RuntimeError(last_line(said))
         needed = sum(file.stat().st_size + _PAGE for file in whole.rglob("*"))
         expected = outcome_of(whole)
         for number in range(arguments.count):
-            size = sizes.randrange(_PAGE, needed) // _PAGE * _PAGE
-            record.add(fill(kind, Path(folder) / str(number), size, needed, expected))
+            if number % 2:
+                left = draw.randrange(needed // 4) // _PAGE * _PAGE
+                after = draw.uniform(0, takes_s)
+                small = Disk(size=3 * needed, filled_after_s=after, left=left)
+            else:
+                small = Disk(size=draw.randrange(_PAGE, needed) // _PAGE * _PAGE)
+            place = Path(folder) / str(number)
+            record.add(outcome(kind, place, small, needed, expected))
     record.finish(bytes_of_a_whole_run=needed)
 
 
 if __name__ == "__main__":
-    main(parser(__doc__, count=25).parse_args())
+    main(parser(__doc__, count=50).parse_args())

@@ -9,6 +9,7 @@ import orbax.checkpoint as ocp
 
 from othink_jax.digests import check_sums, write_sums
 from othink_jax.errors import UserError, first_line
+from othink_jax.files import check_room
 
 # Of the folder that Orbax fills and then renames.
 _UNFINISHED = "*.orbax-checkpoint-tmp*"
@@ -36,9 +37,16 @@ class TrainingStore:
         )
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
-        """Save in the background; a step that is already there is left alone."""
+        """Save in the background; a step that is already there is left alone.
+
+        Raises:
+          UserError: the disk has no room for the state.
+          OSError, ValueError: writing the step before has failed since (Orbax's).
+        """
         if step == self.latest_step():
             return
+        self._manager.wait_until_finished()  # what it still writes takes room, and it frees some
+        check_room(self._directory / str(step), sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
         self._manager.save(
             step,
             args=ocp.args.Composite(

@@ -8,6 +8,8 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from othink_jax.training.events import EventFile
+
 # By kind of run.
 _COLUMNS = {
     "grpo": {
@@ -63,12 +65,11 @@ class Monitor:
         self._events = self._open_events(directory) if shown else None
         self._wandb = self._open_wandb(directory) if wandb and shown else None
 
-    def _open_events(self, directory: Path) -> Any:
+    def _open_events(self, directory: Path) -> EventFile | None:
         try:
-            from tensorboardX import SummaryWriter
+            return EventFile.of_now(directory / "tensorboard")
         except ImportError:
             return None
-        return SummaryWriter(str(directory / "tensorboard"))
 
     def _open_wandb(self, directory: Path) -> Any:
         import wandb
@@ -108,7 +109,6 @@ class Monitor:
             self.say(f"step {step}/{self._total}  {summary(row, self._kind)}")
         numbers = {name: value for name, value in row.items() if name != "step"}
         if self._events is not None:
-            for name, value in numbers.items():
-                self._events.add_scalar(name, value, step)
+            self._events.add(numbers, step)
         if self._wandb is not None:
             self._wandb.log(numbers, step=step)
