@@ -169,6 +169,23 @@ def test_two_processes_fine_tune_as_one_does(tmp_path):
             assert ours[name] == pytest.approx(expected[name], rel=1e-4), name
 
 
+def test_a_process_that_finds_no_other_waits_no_longer_than_it_is_told(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    alone = start(
+        1,
+        *("sft", "--model", "tiny", "--task", "counting", "--strategy", "mesh"),
+        *("--out", tmp_path / "run", "--coordinator", address, "--num-processes", 2),
+        *("--process-id", 1, "--connect-timeout-s", 2),
+    )
+    (code,), ((_, said),) = finish(alone)
+    assert code == 1
+    assert "another one of the run has died" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_other_strategies_are_refused_by_every_process(tmp_path):
     words = [word if word != "mesh" else "pmap" for word in new_run()]
     codes, written = finish(*start_two(*words, "--out", tmp_path / "run"))
@@ -184,6 +201,8 @@ def test_a_process_alone_exchanges_with_itself():
     assert processes.exchange({"a": [1]}) == [{"a": [1]}]
 
 
-def test_half_of_an_address_is_refused():
+def test_half_of_an_address_is_refused_and_so_is_no_time_to_connect():
+    with pytest.raises(UserError, match="--connect-timeout-s must be at least 1"):
+        ProcessConfig(connect_timeout_s=0)
     with pytest.raises(UserError, match="--coordinator, --num-processes and --process-id go"):
         ProcessConfig(coordinator="localhost:1")

@@ -109,8 +109,10 @@ def _addresses(count: int) -> list[tuple[str, ...]]:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
-    found = ("--coordinator", address, "--num-processes", str(count), "--process-id")
-    return [(*found, str(number)) for number in range(count)]
+    # One may be killed before it has met the others.
+    meeting = ("--coordinator", address, "--connect-timeout-s", "45")
+    there = ("--num-processes", str(count), "--process-id")
+    return [(*meeting, *there, str(number)) for number in range(count)]
 
 
 def is_begun(out: Path) -> bool:

@@ -201,13 +201,16 @@ class ProcessConfig:
     coordinator: str | None = None  # HOST:PORT of process 0, where nobody tells
     num_processes: int | None = None  # with a coordinator
     process_id: int | None = None  # with a coordinator; from 0
+    connect_timeout_s: int = 300  # seconds that a process waits for the others at the start
 
     def __post_init__(self) -> None:
-        given = [value is not None for value in dataclasses.astuple(self)[1:]]
+        found = (self.coordinator, self.num_processes, self.process_id)
+        given = [value is not None for value in found]
         require(
             all(given) or not any(given),
             "--coordinator, --num-processes and --process-id go together",
         )
+        require(self.connect_timeout_s > 0, "--connect-timeout-s must be at least 1")
 
     @property
     def several(self) -> bool:

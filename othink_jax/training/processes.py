@@ -42,7 +42,10 @@ def join(config: ProcessConfig) -> None:
     """
     if not config.several:
         return
-    settings: dict[str, Any] = {"heartbeat_timeout_seconds": _HEARTBEAT_S}
+    settings: dict[str, Any] = {
+        "heartbeat_timeout_seconds": _HEARTBEAT_S,
+        "initialization_timeout": config.connect_timeout_s,
+    }
     if config.coordinator is not None:
         settings |= {
             "coordinator_address": config.coordinator,
