@@ -12,7 +12,6 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import tyro
@@ -358,8 +357,12 @@ _RESUMING: dict[str, Callable[..., Any]] = {"grpo": resume_grpo, "sft": resume_s
 
 
 # What libraries log that says nothing to a user of the commands: retries, files that may be absent,
-# and (absl, for Orbax) errors that are raised as well.
-_LOG_LEVELS = {"absl": logging.CRITICAL, "huggingface_hub": logging.ERROR}
+# and (absl and asyncio, for Orbax) errors that are raised as well.
+_LOG_LEVELS = {
+    "absl": logging.CRITICAL,
+    "asyncio": logging.CRITICAL,
+    "huggingface_hub": logging.ERROR,
+}
 
 
 def _json(value: Any) -> str:
@@ -422,18 +425,18 @@ def _os_error(error: OSError | ValueError) -> str | None:
     return f"{found[1]}: {found[2]}" if found else None
 
 
-def _hear(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _hear(unraisable: Any) -> None:
     """Pass over what threads of TensorStore meet once a failed save has ended Orbax's event loop.
 
     The failure itself is raised where the run saves next.
     """
-    if str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, trace)
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def main() -> None:
     """Entry point: exit code 0 done, 1 failed (one clear line), 2 wrong usage, 130 interrupted."""
-    sys.excepthook = _hear
+    sys.unraisablehook = _hear
     try:
         run(sys.argv[1:])
     except UserError as error:

@@ -44,7 +44,7 @@ def run(monkeypatch, capsys):
 
     def command(*words) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["othink-jax", *map(str, words)])
-        monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # main sets its own
+        monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # main sets its own
         try:
             cli.main()
             code = 0
@@ -81,6 +81,21 @@ def test_generate_answers_in_text_and_in_json(run, image):
     assert made["text"] == out.strip()
     assert len(made["token_ids"]) == len(made["logprobs"])
     assert all(logprob <= 0 for logprob in made["logprobs"])
+
+
+def test_the_end_of_orbaxs_event_loop_is_passed_over_and_nothing_else(monkeypatch, capsys):
+    class Raises:
+        def __init__(self, message):
+            self.message = message
+
+        def __del__(self):
+            raise RuntimeError(self.message)
+
+    monkeypatch.setattr(sys, "unraisablehook", cli._hear)
+    Raises("Event loop is closed")
+    assert capsys.readouterr().err == ""
+    Raises("another failure")
+    assert "another failure" in capsys.readouterr().err
 
 
 def test_a_models_own_generation_config_gives_defaults_that_are_printed(run, image, tmp_path):
