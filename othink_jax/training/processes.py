@@ -115,6 +115,7 @@ class _Watch(threading.Thread):
         self._others = [i for i in range(jax.process_count()) if i != self._me]
         self._parent = os.getppid()
         self._stopped = threading.Event()
+        self._last_word = threading.Lock()  # held by the thread that says why this process ends
 
     def stop(self) -> None:
         """Look no more."""
@@ -131,7 +132,7 @@ class _Watch(threading.Thread):
                 self._tell(str(beat))
                 now = {i: self._told_by(i) for i in self._others}
             except Exception:  # the store lies in process 0, which is gone with it
-                self._end("process 0 has died")
+                self._end("process 0 has died", told=True)
                 return
             if os.getppid() != self._parent:
                 self._end("its parent process has died")
@@ -154,13 +155,15 @@ class _Watch(threading.Thread):
                 return None
             raise
 
-    def _end(self, reason: str) -> None:
-        if self._stopped.is_set():
+    def _end(self, reason: str, *, told: bool = False) -> None:
+        """End this process at once; `told`: there is nobody to tell."""
+        if self._stopped.is_set() or not self._last_word.acquire(blocking=False):
             return  # this one ends too, and says why
         line = f"othink-jax: this process ends, for {reason}; the run goes on from its last"
         os.write(2, f"\n{line} checkpoint with --resume\n".encode())
-        with contextlib.suppress(Exception):
-            self._tell("ended")
+        if not told:
+            with contextlib.suppress(Exception):
+                self._tell("ended")
         os._exit(1)
 
     def end_at_exit(self, code: int) -> None:
@@ -168,6 +171,7 @@ class _Watch(threading.Thread):
 
         That happens when all of this process's own words are said.
         """
+        self._last_word.acquire()  # for ever, if the watch is ending the process
         self.stop()
         with contextlib.suppress(Exception):
             self._tell("ended")
