@@ -25,6 +25,7 @@ ROOMS = (
         "sampling",
         "generation",
         "training",
+        "plan",
         "evaluation",
         "report",
         "presets",

@@ -41,13 +41,16 @@ class Sampler:
     """Draws one completion a prompt, of as many at once as fit into memory."""
 
     def __init__(self, checkpoint: Checkpoint, config: SamplingConfig, parallel: Parallel) -> None:
+        parallel.check_model(checkpoint.config)
         self._processor = checkpoint.processor
         self._parallel = parallel
         if isinstance(parallel, OneDevice):  # without a second copy
             self._params = jax.device_put(checkpoint.params, parallel.devices[0])
         else:
             self._params = parallel.whole(parallel.replicate(checkpoint.params))
-        self._draw: Any = parallel.apply(make_sampler(checkpoint.graphdef, self._processor, config))
+        self._draw: Any = parallel.apply(
+            make_sampler(checkpoint.graphdef, self._processor, config), decoding=True
+        )
         self._programs: dict[tuple[int, PadTo], Any] = {}
 
     def __call__(

@@ -8,7 +8,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from othink_jax.config import LoRAConfig
+from othink_jax.model.collectives import enter, gather_matrix, leave, local_columns, local_size
 from othink_jax.model.precision import wide_einsum
+from othink_jax.model.sharding import Cut
 
 # The name of linear layers' outputs, which `--remat dots` keeps. A policy that looks for products
 # instead does not see those inside `wide_einsum`, and keeps the float32 before the rounding.
@@ -36,10 +38,27 @@ class Linear(nnx.Linear):
         out_features: int,
         *,
         rngs: nnx.Rngs,
+        cut: Cut = "outputs",
+        heads: int = 1,
+        parts: int = 1,
         lora: LoRAConfig | None = None,
         **settings: Any,
     ) -> None:
+        """Random weights.
+
+        Args:
+          in_features: In.
+          out_features: Out.
+          rngs: for the weights.
+          cut: what of the layer the axis `tensor` of a mesh cuts. With outputs and heads, inputs
+            have to be `enter`ed.
+          heads, parts: outputs are [parts, heads, size of a head], for a cut by heads.
+          lora: adapters; None for none.
+          **settings: of `nnx.Linear`.
+        """
         super().__init__(in_features, out_features, rngs=rngs, **settings)
+        self.cut: Cut = cut
+        self.heads, self.parts = heads, parts
         self.lora = lora
         if lora is not None:
             shape_a, shape_b = (in_features, lora.lora_rank), (lora.lora_rank, out_features)
@@ -50,14 +69,45 @@ class Linear(nnx.Linear):
         self, inputs: Float[Array, "*b In"], out_sharding: Any = None
     ) -> Float[Array, "*b Out"]:
         flat = inputs.reshape(-1, inputs.shape[-1]).astype(self.dtype)
-        kernel = self.kernel[...].astype(self.dtype)
-        if self.bias is None:
-            out = flat @ kernel
+        kernel = self._matrix(self.kernel, self._inputs, self._columns)
+        bias = None if self.bias is None else self.bias[...].astype(self.dtype)
+        if self.cut == "heads":
+            kernel = self._local_columns(kernel)
+            bias = None if bias is None else self._local_columns(bias)
+        if bias is None:
+            out = self._sum(flat @ kernel)
         else:
-            bias = self.bias[...].astype(self.dtype)
-            out = (wide_einsum("ni,io->no", flat, kernel) + bias).astype(self.dtype)
+            product = self._sum(wide_einsum("ni,io->no", flat, kernel))
+            out = (product + bias).astype(self.dtype)
         if self.lora is not None:
-            low = checkpoint_name(flat @ self.lora_a[...].astype(self.dtype), PRODUCT)
-            out += self.lora.scale * (low @ self.lora_b[...].astype(self.dtype))
-        out = out.reshape(*inputs.shape[:-1], self.out_features)
+            out += self.lora.scale * self._adapted(flat, self.lora.lora_rank)
+        out = out.reshape(*inputs.shape[:-1], -1)
         return checkpoint_name(out, PRODUCT)
+
+    def _adapted(self, flat: Float[Array, "n In"], rank: int) -> Float[Array, "n Out"]:
+        """(x A) B, without its scale."""
+        a = self._matrix(self.lora_a, self._inputs, rank)
+        b = self._matrix(self.lora_b, rank, self._columns)
+        # A device that computes some of the outputs has a share of A's gradient.
+        low = self._sum(flat @ (enter(a) if self.cut in ("outputs", "heads") else a))
+        b = self._local_columns(b) if self.cut == "heads" else b
+        return checkpoint_name(low, PRODUCT) @ b
+
+    def _local_columns(self, x: Array) -> Array:
+        return local_columns(x, self.heads, self.parts)
+
+    def _sum(self, product: Array) -> Array:
+        return leave(product) if self.cut == "inputs" else product
+
+    @property
+    def _inputs(self) -> int:
+        """That a device multiplies by."""
+        return local_size(self.in_features) if self.cut == "inputs" else self.in_features
+
+    @property
+    def _columns(self) -> int:
+        """That a device has of the matrix."""
+        return local_size(self.out_features) if self.cut == "outputs" else self.out_features
+
+    def _matrix(self, parameter: nnx.Param[Array], rows: int, columns: int) -> Array:
+        return gather_matrix(parameter[...].astype(self.dtype), (rows, columns))

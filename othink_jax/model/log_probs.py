@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int, PyTree
 
+from othink_jax.model.collectives import log_prob_of
 from othink_jax.model.qwen2_vl import Qwen2VL
 from othink_jax.types import Array, Prompts
 
@@ -96,11 +97,12 @@ def token_logp(
 ) -> Float[Array, " n"]:
     """Log-probability of `targets[i]` after state `hidden[i]`, f32 nats, `chunk` rows at a time."""
 
+    matrix = model.text.head_matrix()
+
     @jax.checkpoint
     def of_rows(hidden: Array, targets: Array) -> Array:
-        logits = model.logits(hidden)
-        chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-        return chosen - jax.nn.logsumexp(logits, axis=-1)
+        logits = model.text.logits(hidden, matrix)
+        return log_prob_of(logits, targets, model.config.text.vocab_size)
 
     count = targets.shape[0]
     if count <= chunk:

@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import DTypeLike, Float, Int, PyTree
 
 from othink_jax.config import LoRAConfig
+from othink_jax.model.collectives import gather_vocabulary, local_heads
 from othink_jax.model.config import Qwen2VLConfig
 from othink_jax.model.stack import Remat
 from othink_jax.model.text import TextTower
@@ -132,8 +133,9 @@ class Qwen2VL(nnx.Module):
         )
 
     def logits(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:
-        """Next-token logits in f32."""
-        return self.text.logits(hidden)
+        """Next-token logits in f32; on a mesh, without a gradient."""
+        logits = self.text.logits(hidden, self.text.head_matrix())
+        return gather_vocabulary(logits, self.config.text.vocab_size)
 
 
 def init_cache(
@@ -141,7 +143,7 @@ def init_cache(
 ) -> Cache:
     """An empty cache for `group` completions of up to `capacity` tokens of each prompt."""
     text = config.text
-    shape = (batch, group, capacity, text.num_key_value_heads, text.head_dim)
+    shape = (batch, group, capacity, local_heads(text.num_key_value_heads), text.head_dim)
     layers = range(text.num_hidden_layers)
     return Cache(
         keys=tuple(jnp.zeros(shape, dtype) for _ in layers),

@@ -1,24 +1,53 @@
 """How parameters are cut over a mesh of devices: one rule a kind of layer, written once.
 
-The mesh has two axes. `fsdp` cuts every matrix, which the devices put together again when its layer
-runs, and the prompts of a batch. `tensor` cuts the matrices the way Megatron-LM does (arXiv
-1909.08053, section 3): layers that open a block by their outputs and layers that close it by their
-inputs, so that between the two no device needs what another one computed.
+The mesh has two axes. `fsdp` cuts the rows of a batch, and every matrix. `tensor` cuts matrices the
+way Megatron-LM does (arXiv 1909.08053, section 3): layers that open a block by their outputs and
+layers that close it by their inputs, so that between the two no device needs what another one
+computed. What devices tell each other is written in `model.collectives`.
 """
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
+
+from othink_jax.errors import UserError
+from othink_jax.model.config import Qwen2VLConfig
 
 FSDP, TENSOR = "fsdp", "tensor"
 
+# What of a linear layer `tensor` cuts. `heads`: nothing, but a device takes the columns of its
+# heads, where a cut would not follow them: of queries, keys and values side by side, and of
+# key-value heads, which may be fewer than devices.
+Cut = Literal["outputs", "inputs", "heads", "nothing"]
+
+_Axis = str | tuple[str, ...] | None  # axes of the mesh along one of an array
+
 _CLOSING = ("o", "down", "proj", "fc2", "merger_fc2")  # the last layers of their blocks
 
+_KERNEL: dict[Cut, tuple[_Axis, _Axis]] = {
+    "outputs": (FSDP, TENSOR),
+    "inputs": (TENSOR, FSDP),
+    "heads": ((FSDP, TENSOR), None),
+    "nothing": ((FSDP, TENSOR), None),
+}
 
-def partition(path: Sequence[Any], shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+
+def cut_of(layer: Any) -> Cut:
+    """Of a linear layer of this name."""
+    if layer == "patch_embed":  # what follows it is no block
+        return "nothing"
+    if layer in ("k", "v", "qkv"):
+        return "heads"
+    return "inputs" if layer in _CLOSING else "outputs"
+
+
+def partition(
+    path: Sequence[Any], shape: Sequence[int], mesh: Mesh | AbstractMesh
+) -> NamedSharding:
     """How one array is cut: a parameter, or what an optimizer keeps of it under the same path.
 
     An axis of the array that does not divide stays whole, and so does all that is no parameter's.
@@ -31,39 +60,68 @@ def partition(path: Sequence[Any], shape: Sequence[int], mesh: Mesh) -> NamedSha
     keys = [getattr(key, "key", None) for key in path[-2:]]
     rule = _rule(*keys) if len(keys) == 2 else ()
     rule = (None,) * (len(shape) - len(rule)) + rule if len(shape) >= len(rule) else ()
-    fitting = [
-        axis if axis is not None and size % mesh.shape[axis] == 0 else None
-        for axis, size in zip(rule, shape, strict=True)
-    ]
-    return NamedSharding(mesh, PartitionSpec(*fitting))
+
+    axes = (_fitting(axis, size, mesh) for axis, size in zip(rule, shape, strict=True))
+    return NamedSharding(mesh, PartitionSpec(*axes))
 
 
-def _rule(layer: Any, parameter: Any) -> tuple[str | None, ...]:
+def _fitting(along: _Axis, size: int, mesh: Mesh | AbstractMesh) -> _Axis:
+    """The first of these axes of the mesh, as far as they divide."""
+    axes = names(along)
+    while size % math.prod(mesh.shape[axis] for axis in axes):
+        axes = axes[:-1]
+    return axes if len(axes) > 1 else next(iter(axes), None)
+
+
+def names(along: Any) -> tuple[str, ...]:
+    """The axes of the mesh in one entry of a `PartitionSpec`."""
+    if along is None:
+        return ()
+    return (along,) if isinstance(along, str) else along
+
+
+def _rule(layer: Any, parameter: Any) -> tuple[_Axis, ...]:
     """The axes of the mesh along the last axes of a parameter."""
     if parameter == "embedding":
         return (TENSOR, FSDP)
-    inputs, outputs = (TENSOR, FSDP) if layer in _CLOSING else (FSDP, TENSOR)
+    inputs, outputs = _KERNEL[cut_of(layer)]
     if parameter == "kernel":
         return (inputs, outputs)
     if parameter == "lora_a":  # [In, rank]
         return (inputs, None)
     if parameter == "lora_b":  # [rank, Out]
         return (None, outputs)
-    if parameter == "bias" and layer not in _CLOSING and "norm" not in str(layer):
+    if parameter == "bias" and outputs == TENSOR and "norm" not in str(layer):
         return (TENSOR,)
     return ()
 
 
-def gathered(tree: PyTree, mesh: Mesh) -> PyTree:
+def gathered(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
     """As `shardings`, but cut along `tensor` alone: whole along `fsdp`, so that no device waits."""
 
     def whole(cut: NamedSharding) -> NamedSharding:
-        axes = [None if axis == FSDP else axis for axis in cut.spec]
+        axes = (None if FSDP in names(along) else along for along in cut.spec)
         return NamedSharding(mesh, PartitionSpec(*axes))
 
     return jax.tree.map(whole, shardings(tree, mesh))
 
 
-def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
+def shardings(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
     """How each leaf of a tree of parameters, or of a training state, is cut."""
     return jax.tree.map_with_path(lambda path, leaf: partition(path, leaf.shape, mesh), tree)
+
+
+def check_tensor(config: Qwen2VLConfig, tensor: int) -> None:
+    """Raise UserError if a model cannot be cut into so many along `tensor`."""
+    text, vision = config.text, config.vision
+    shared = text.num_key_value_heads if tensor % text.num_key_value_heads else tensor
+    sizes = {
+        "attention heads": text.num_attention_heads,
+        "key-value heads": shared,
+        "hidden units of the language model": text.intermediate_size,
+        "heads of the vision tower": vision.num_heads,
+        "hidden units of the vision tower": vision.intermediate_size,
+    }
+    for name, size in sizes.items():
+        if size % tensor:
+            raise UserError(f"--tensor {tensor} does not divide the {size} {name} of the model")

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from othink_jax.model.collectives import axis_size
 from othink_jax.model.linear import PRODUCT
+from othink_jax.model.sharding import FSDP
 
 # The residuals that each layer keeps for the backward pass; the rest is recomputed. `none`: all of
 # them. `dots`: its input and the outputs of its linear layers, so that no product with weights is
@@ -74,9 +76,16 @@ def run_stack(
 
 def _checkpointed(run: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
     if remat == "none":
-        return run
+        # On a mesh, a layer's matrices are put together again for the backward pass.
+        return jax.checkpoint(run, policy=_not_gathered) if axis_size(FSDP) > 1 else run
     keep = jax.checkpoint_policies.save_only_these_names(PRODUCT) if remat == "dots" else None
     return jax.checkpoint(run, policy=keep)
+
+
+def _not_gathered(_: Any, *__: Any, **settings: Any) -> bool:
+    """For `jax.checkpoint`: all may be kept but what `gather_matrix` gives, which is one call."""
+    called = settings.get("call_jaxpr")
+    return called is None or all(each.primitive.name != "all_gather" for each in called.eqns)
 
 
 def stack_layers(layers: dict[Any, Any]) -> dict[Any, Any]:

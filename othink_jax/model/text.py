@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from othink_jax.config import LoRAConfig
 from othink_jax.model.attention import attention, shared_prefix_attention
+from othink_jax.model.collectives import embed_tokens, enter, gather_matrix, local_vocabulary
 from othink_jax.model.config import TextConfig
 from othink_jax.model.linear import Linear
 from othink_jax.model.precision import wide_einsum
@@ -29,7 +30,9 @@ class Embed(nnx.Embed):
     """
 
     def __call__(self, inputs: Int[Array, "*b"], out_sharding: Any = None) -> Float[Array, "*b D"]:
-        return jnp.take(self.embedding[...], inputs, axis=0).astype(self.dtype)
+        return embed_tokens(
+            self.embedding[...], inputs, (self.num_embeddings, self.features), self.dtype
+        )
 
 
 class TextBlock(nnx.Module):
@@ -43,35 +46,37 @@ class TextBlock(nnx.Module):
         norm: Callable[..., nnx.RMSNorm] = functools.partial(
             nnx.RMSNorm, epsilon=config.rms_norm_eps, rngs=rngs, **dtypes
         )
-        self.kv_heads = kv_heads
         self.head_dim = config.head_dim
         self.norm1 = norm(width)
         self.norm2 = norm(width)
         self.q = linear(width, config.num_attention_heads * config.head_dim)
-        self.k = linear(width, kv_heads * config.head_dim)
-        self.v = linear(width, kv_heads * config.head_dim)
-        self.o = linear(config.num_attention_heads * config.head_dim, width, use_bias=False)
+        self.k, self.v = (
+            linear(width, kv_heads * config.head_dim, cut="heads", heads=kv_heads) for _ in range(2)
+        )
+        self.o = linear(
+            config.num_attention_heads * config.head_dim, width, use_bias=False, cut="inputs"
+        )
         self.gate = linear(width, config.intermediate_size, use_bias=False)
         self.up = linear(width, config.intermediate_size, use_bias=False)
-        self.down = linear(config.intermediate_size, width, use_bias=False)
+        self.down = linear(config.intermediate_size, width, use_bias=False, cut="inputs")
 
     def _project(
         self, x: Float[Array, "*b S D"], angles: Float[Array, "*#b S half"]
     ) -> tuple[Array, Array, Array]:
-        x = self.norm1(x)
+        x = enter(self.norm1(x))
         query, key, value = (
             linear(x).reshape(*x.shape[:-1], -1, self.head_dim)
             for linear in (self.q, self.k, self.v)
         )
         query = rotate(query, angles)
-        query = query.reshape(*x.shape[:-1], self.kv_heads, -1, self.head_dim)
+        query = query.reshape(*key.shape[:-1], -1, self.head_dim)
         return query, rotate(key, angles), value
 
     def _finish(
         self, x: Float[Array, "*b S D"], mixed: Float[Array, "*b S KV R H"]
     ) -> Float[Array, "*b S D"]:
         x = x + self.o(mixed.reshape(*x.shape[:-1], -1))
-        y = self.norm2(x)
+        y = enter(self.norm2(x))
         return x + self.down(jax.nn.silu(self.gate(y)) * self.up(y))
 
     def prefill(
@@ -167,7 +172,23 @@ class TextTower(nnx.Module):
         x, kept = run_stack(self.layers, x, layer, extras, remat=self.remat)
         return self.norm(x), kept
 
-    def logits(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:
-        """Next-token logits, accumulated and returned in f32."""
-        kernel = self.embed.embedding[...].T if self.tied else self.head.kernel[...]
+    def head_matrix(self) -> Float[Array, "..."]:
+        """The matrix of the head, whole along `fsdp`: [V, D] if it is the embedding, else [D, V].
+
+        Put together, it has the dtype of the parameters again, in which its gradient is summed up.
+        """
+        matrix = self.embed.embedding[...] if self.tied else self.head.kernel[...]
+        shape = (local_vocabulary(self.config.vocab_size), self.config.hidden_size)
+        shape = shape if self.tied else shape[::-1]
+        if matrix.shape == shape:
+            return matrix
+        return gather_matrix(matrix.astype(self.embed.dtype), shape).astype(matrix.dtype)
+
+    def logits(
+        self, hidden: Float[Array, "*b D"], matrix: Float[Array, "..."]
+    ) -> Float[Array, "*b V"]:
+        """Next-token logits, accumulated and returned in f32, of this device's share of V."""
+        kernel = matrix.T if self.tied else matrix
+        if kernel.shape[1] != self.config.vocab_size:
+            hidden = enter(hidden)
         return wide_einsum("...d,dv->...v", hidden, kernel.astype(hidden.dtype))

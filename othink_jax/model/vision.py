@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Bool, Float, Int
 
 from othink_jax.model.attention import attention
+from othink_jax.model.collectives import enter, local_heads
 from othink_jax.model.config import VisionConfig
 from othink_jax.model.linear import Linear
 from othink_jax.model.rope import rotate, vision_angles
@@ -44,16 +45,16 @@ class VisionBlock(nnx.Module):
         self.heads = config.num_heads
         self.norm1 = _norm(config)(width, rngs=rngs, **dtypes)
         self.norm2 = _norm(config)(width, rngs=rngs, **dtypes)
-        self.qkv = linear(width, 3 * width)
-        self.proj = linear(width, width)
+        self.qkv = linear(width, 3 * width, cut="heads", heads=self.heads, parts=3)
+        self.proj = linear(width, width, cut="inputs")
         self.gated = config.windows is not None
         if self.gated:
             self.gate = linear(width, hidden)
             self.up = linear(width, hidden)
-            self.down = linear(hidden, width)
+            self.down = linear(hidden, width, cut="inputs")
         else:
             self.fc1 = linear(width, hidden)
-            self.fc2 = linear(hidden, width)
+            self.fc2 = linear(hidden, width, cut="inputs")
 
     def __call__(
         self,
@@ -61,12 +62,12 @@ class VisionBlock(nnx.Module):
         angles: Float[Array, "N K half"],
         mask: Bool[Array, "N #K K"],
     ) -> Float[Array, "N K D"]:
-        qkv = self.qkv(self.norm1(x)).reshape(*x.shape[:2], 3, self.heads, -1)
+        qkv = self.qkv(enter(self.norm1(x))).reshape(*x.shape[:2], 3, local_heads(self.heads), -1)
         query, key, value = (qkv[:, :, i] for i in range(3))
         query, key = rotate(query, angles), rotate(key, angles)
         mixed = attention(query[:, :, :, None], key, value, mask)
-        x = x + self.proj(mixed.reshape(x.shape))
-        return x + self._mlp(self.norm2(x))
+        x = x + self.proj(mixed.reshape(*x.shape[:2], -1))
+        return x + self._mlp(enter(self.norm2(x)))
 
     def _mlp(self, x: Float[Array, "N K D"]) -> Float[Array, "N K D"]:
         if self.gated:
@@ -90,13 +91,13 @@ class VisionTower(nnx.Module):
         linear: Callable[..., Linear] = functools.partial(Linear, rngs=rngs, **dtypes)
         self.config = config
         self.remat: Remat = remat
-        self.patch_embed = linear(config.patch_dim, config.embed_dim, use_bias=False)
+        self.patch_embed = linear(config.patch_dim, config.embed_dim, use_bias=False, cut="nothing")
         self.layers = make_stack(
             lambda rngs: VisionBlock(config, rngs=rngs, **dtypes), config.depth, rngs, scan_layers
         )
         self.merger_norm = _norm(config)(config.embed_dim, rngs=rngs, **dtypes)
         self.merger_fc1 = linear(window, window)
-        self.merger_fc2 = linear(window, config.hidden_size)
+        self.merger_fc2 = linear(window, config.hidden_size, cut="inputs")
 
     def __call__(
         self,
@@ -123,7 +124,7 @@ class VisionTower(nnx.Module):
         x, _ = run_stack(self.layers, x, layer, tuple(sees_all), remat=self.remat)
         x = self.merger_norm(x)
         x = x.reshape(x.shape[0], -1, config.embed_dim * config.spatial_merge_size**2)
-        return self.merger_fc2(jax.nn.gelu(self.merger_fc1(x), approximate=False))
+        return self.merger_fc2(jax.nn.gelu(self.merger_fc1(enter(x)), approximate=False))
 
 
 def _same_window(positions: Int[Array, "N K 2"], side: int) -> Bool[Array, "N K K"]:

@@ -67,6 +67,7 @@ class Trainer(abc.ABC, Generic[_Config]):
         self.config = config
         self.parallel = make_parallel(config.parallel)
         self.parallel.check_batch(config.prompts_per_step, config.micro_batches)
+        self.parallel.check_model(checkpoint.config)
         self.share = (jax.process_index(), jax.process_count())
         source = open_source(config.data)
         self.steps = total_steps(config, len(source))

@@ -17,7 +17,9 @@ from jaxtyping import PyTree
 
 from othink_jax.config import ParallelConfig
 from othink_jax.errors import UserError
-from othink_jax.model.sharding import FSDP, TENSOR, gathered, shardings
+from othink_jax.model.collectives import over, per_device
+from othink_jax.model.config import Qwen2VLConfig
+from othink_jax.model.sharding import FSDP, TENSOR, check_tensor, gathered, shardings
 from othink_jax.training.state import TrainState
 
 AXIS = "batch"  # name of the axis over which `pmap` averages
@@ -81,6 +83,15 @@ class Parallel(abc.ABC):
                 f" {count} device(s) do not divide into so many"
             )
 
+    @property
+    def tensor_shards(self) -> int:
+        """How many pieces a block of layers is cut into."""
+        return 1
+
+    def check_model(self, config: Qwen2VLConfig) -> None:
+        """Raise UserError if a model cannot be cut into `tensor_shards`."""
+        check_tensor(config, self.tensor_shards)
+
     @abc.abstractmethod
     def shard(self, batch: _T) -> _T:
         """Put a batch (leaves of numpy or jax, all with a leading B) on the devices, cut along B.
@@ -102,7 +113,8 @@ class Parallel(abc.ABC):
     def update(self, fn: Callable[..., Any]) -> Callable[[TrainState, Any], Any]:
         """Compile fn(state, batch, *, axis_name) -> (state, metrics), such as `grpo_update`.
 
-        The compiled function takes a replicated state and a sharded batch. It overwrites the
+        The compiled function takes a replicated state and a sharded batch. On a mesh, fn takes
+        gradients by `collectives.mean_gradient`, as the updates here do. It overwrites the
         state it is given (donation): only the returned one may be used from there on. Metrics are
         scalars, the same on every device.
         """
@@ -119,11 +131,16 @@ class Parallel(abc.ABC):
         return params
 
     @abc.abstractmethod
-    def apply(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def apply(self, fn: Callable[..., Any], *, decoding: bool = False) -> Callable[..., Any]:
         """Compile fn(params, *batches) -> batch, each row of the result from its rows alone.
 
         The compiled function takes replicated parameters and sharded batches. On each device fn
-        sees that device's rows only: randomness must come with the rows, as one key a row.
+        sees that device's rows only: randomness must come with the rows, as one key a row. On a
+        mesh it sees parameters that are cut, which the model's layers put together.
+
+        Args:
+            fn: pure.
+            decoding: its parameters lie as `decoding` says.
         """
 
 
@@ -201,7 +218,7 @@ class OneDevice(Parallel):
     def update(self, fn: Callable[..., Any]) -> Callable[[TrainState, Any], Any]:
         return jax.jit(functools.partial(fn, axis_name=None), donate_argnums=0)
 
-    def apply(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def apply(self, fn: Callable[..., Any], *, decoding: bool = False) -> Callable[..., Any]:
         return jax.jit(fn)
 
 
@@ -261,15 +278,15 @@ class Replicas(Parallel):
             devices=self.devices,
         )
 
-    def apply(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def apply(self, fn: Callable[..., Any], *, decoding: bool = False) -> Callable[..., Any]:
         return jax.pmap(fn, axis_name=AXIS, devices=self.devices)
 
 
 class Sharded(Parallel):
     """`jit` over a mesh: states cut over all devices, the prompts of a batch over its first axis.
 
-    The compiler adds what the devices have to tell each other (GSPMD); the numbers are those of one
-    device. How parameters are cut is written in `model.sharding`.
+    The numbers are those of one device. How arrays are cut is written in `model.sharding`, and what
+    devices tell each other in `model.collectives`.
     """
 
     def __init__(self, devices: tuple[jax.Device, ...], *, tensor: int) -> None:
@@ -280,6 +297,10 @@ class Sharded(Parallel):
     @property
     def batch_shards(self) -> int:
         return self._mesh.shape[FSDP]
+
+    @property
+    def tensor_shards(self) -> int:
+        return self._mesh.shape[TENSOR]
 
     def replicate(self, tree: _T) -> _T:
         # By way of the host, piece by piece: a whole array may have no room on any device.
@@ -323,7 +344,8 @@ class Sharded(Parallel):
 
     def update(self, fn: Callable[..., Any]) -> Callable[[TrainState, Any], Any]:
         def update(state: TrainState, batch: Any) -> tuple[TrainState, Any]:
-            state, metrics = fn(state, batch, axis_name=None)
+            with over(self._mesh):
+                state, metrics = fn(state, batch, axis_name=None)
             # Cut as it came: only then is it overwritten in place.
             return jax.lax.with_sharding_constraint(state, shardings(state, self._mesh)), metrics
 
@@ -353,5 +375,9 @@ class Sharded(Parallel):
             lambda params: jax.lax.with_sharding_constraint(params, self.decoding(params))
         )
 
-    def apply(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        return jax.jit(fn, out_shardings=self.batch_sharding)
+    def apply(self, fn: Callable[..., Any], *, decoding: bool = False) -> Callable[..., Any]:
+        def apply(params: PyTree, *batches: PyTree) -> Any:
+            with over(self._mesh):
+                return per_device(fn, whole=decoding)(params, *batches)
+
+        return jax.jit(apply, out_shardings=self.batch_sharding)

@@ -61,6 +61,7 @@ def plans(config: GRPOConfig) -> Iterator[Plan]:
         abstract=True,
     )
     parallel, prompts = _one_of_its_kind(config)
+    parallel.check_model(checkpoint.config)
     per_device = prompts // parallel.batch_shards
     for pieces in range(config.micro_batches, per_device + 1):
         if per_device % pieces == 0:

@@ -16,7 +16,7 @@ from othink_jax.model.qwen2_vl import merge
 from othink_jax.rl import grpo_loss
 from othink_jax.sampling import make_sampler
 from othink_jax.training.parallel import Parallel
-from othink_jax.training.partial import Params, join, policy_graphdef
+from othink_jax.training.partial import Params, policy_graphdef
 from othink_jax.training.state import TrainState
 from othink_jax.training.update import LossFn, Metrics, cut_rows, grpo_update, join_rows, sft_update
 from othink_jax.types import Prompts, Rollout
@@ -65,6 +65,8 @@ def compile_grpo(
             model = merge(graphdef, params)
             return completion_logp(model, *piece, chunk=config.loss.logp_chunk)
 
+        if config.micro_batches == 1:
+            return of_piece((prompts, completions))
         rows = cut_rows((prompts, completions), config.micro_batches)
         return join_rows(jax.lax.map(of_piece, rows))
 
@@ -74,7 +76,7 @@ def compile_grpo(
     same = policy is reference  # then what was compiled for one may serve the other
     return GRPOPrograms(
         encode=parallel.apply(functools.partial(_encode, policy)),
-        sample=parallel.apply(sampler),
+        sample=parallel.apply(sampler, decoding=True),
         logp=policy_logp,
         ref_logp=policy_logp if same else parallel.apply(functools.partial(logp, reference)),
         update=_compile_update(update, policy, config, parallel, chunk=config.loss.logp_chunk),
@@ -117,14 +119,15 @@ def _compile_update(
     ) -> tuple[TrainState, Metrics]:
         frozen, batch = given
 
-        def logp_fn(trained: Params, batch: Any) -> Float[Array, "B G T"]:
-            model = merge(graphdef, join(trained, frozen))
+        def logp_fn(params: Params, batch: Any) -> Float[Array, "B G T"]:
+            model = merge(graphdef, params)
             return completion_logp(model, batch.prompts, batch.completions, chunk=chunk)
 
         return update(
             state,
             batch,
             logp_fn=logp_fn,
+            frozen=frozen,
             micro_batches=config.micro_batches,
             axis_name=axis_name,
             skip_nonfinite=config.skip_nonfinite > 0,

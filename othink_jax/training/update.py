@@ -1,5 +1,6 @@
 """One update of each method, a pure function. How it is spread over devices is decided outside."""
 
+import functools
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -9,7 +10,10 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from othink_jax.config import LossConfig
+from othink_jax.model.collectives import axis_size, mean_gradient
+from othink_jax.model.sharding import FSDP
 from othink_jax.rl import grpo_loss, kl_coef
+from othink_jax.training.partial import join
 from othink_jax.training.state import TrainState
 from othink_jax.types import GRPOBatch, SFTBatch
 
@@ -22,6 +26,9 @@ _Batch = TypeVar("_Batch", GRPOBatch, SFTBatch)
 # or of a piece. What it returns outside `batch.mask` does not matter.
 LogpFn = Callable[[PyTree, _Batch], Float[Array, "B G T"]]
 
+# Of trained parameters, frozen ones and a batch.
+_LossFn = Callable[[PyTree, PyTree, _Batch], tuple[Float[Array, ""], Metrics]]
+
 # Of the arguments of `rl.grpo_loss`: the loss, and metrics of which `kl` is one.
 LossFn = Callable[..., tuple[Float[Array, ""], Metrics]]
 
@@ -33,6 +40,7 @@ def grpo_update(
     logp_fn: LogpFn[GRPOBatch],
     tx: optax.GradientTransformation,
     config: LossConfig,
+    frozen: PyTree | None = None,
     loss: LossFn = grpo_loss,
     micro_batches: int = 1,
     axis_name: str | None = None,
@@ -52,6 +60,8 @@ def grpo_update(
         logp_fn: of the policy, see `LogpFn`.
         tx: an optimizer; it is handed the measured KL as the extra argument `kl`.
         config: the clip of the ratio.
+        frozen: parameters that `logp_fn` gets beside those of the state, and that stay as they are;
+            nested dicts, as those are.
         loss: `rl.grpo_loss`, or a function like it. Where it is not a mean over sequences, the
             average over pieces and shares is not that of the whole batch.
         micro_batches: pieces; divides the number of prompts.
@@ -70,8 +80,10 @@ def grpo_update(
     """
     beta = kl_coef(state.opt_state)
 
-    def loss_fn(params: PyTree, batch: GRPOBatch) -> tuple[Float[Array, ""], Metrics]:
-        logp = logp_fn(params, batch)
+    def loss_fn(
+        params: PyTree, frozen: PyTree, batch: GRPOBatch
+    ) -> tuple[Float[Array, ""], Metrics]:
+        logp = logp_fn(join(params, frozen), batch)
         value, metrics = loss(
             logp,
             logp if batch.old_logp is None else batch.old_logp,
@@ -85,7 +97,9 @@ def grpo_update(
         length = batch.mask.sum(axis=-1).mean()
         return value, metrics | {"loss": value, "completion_length": length}
 
-    gradient, metrics = _mean_gradient(loss_fn, state.params, batch, micro_batches, axis_name)
+    gradient, metrics = _mean_gradient(
+        loss_fn, state.params, frozen or {}, batch, micro_batches, axis_name
+    )
     metrics |= {"beta": beta}
     return _make_step(state, gradient, metrics, tx, skip_nonfinite, kl=metrics["kl"])
 
@@ -96,6 +110,7 @@ def sft_update(
     *,
     logp_fn: LogpFn[SFTBatch],
     tx: optax.GradientTransformation,
+    frozen: PyTree | None = None,
     micro_batches: int = 1,
     axis_name: str | None = None,
     skip_nonfinite: bool = False,
@@ -112,22 +127,26 @@ def sft_update(
         batch: prompts, and what is to be answered.
         logp_fn: of the model, see `LogpFn`.
         tx: an optimizer.
-        micro_batches, axis_name, skip_nonfinite: as of `grpo_update`.
+        frozen, micro_batches, axis_name, skip_nonfinite: as of `grpo_update`.
 
     Returns:
         The state after the update, and metrics, float32 scalars: `loss`, `grad_norm` and `finite`,
         as of `grpo_update`.
     """
-    average = batch.mask.sum() / micro_batches  # tokens of a piece
+    average = batch.mask.sum() / (micro_batches * axis_size(FSDP))  # tokens of a piece
     if axis_name is not None:
         average = jax.lax.pmean(average, axis_name)
 
-    def loss_fn(params: PyTree, batch: SFTBatch) -> tuple[Float[Array, ""], Metrics]:
-        logp = jnp.where(batch.mask, logp_fn(params, batch), 0.0)
+    def loss_fn(
+        params: PyTree, frozen: PyTree, batch: SFTBatch
+    ) -> tuple[Float[Array, ""], Metrics]:
+        logp = jnp.where(batch.mask, logp_fn(join(params, frozen), batch), 0.0)
         loss = -logp.sum() / average
         return loss, {"loss": loss}
 
-    gradient, metrics = _mean_gradient(loss_fn, state.params, batch, micro_batches, axis_name)
+    gradient, metrics = _mean_gradient(
+        loss_fn, state.params, frozen or {}, batch, micro_batches, axis_name
+    )
     return _make_step(state, gradient, metrics, tx, skip_nonfinite)
 
 
@@ -158,32 +177,31 @@ def _make_step(
 
 
 def _mean_gradient(
-    loss_fn: Callable[[PyTree, _Batch], tuple[Float[Array, ""], Metrics]],
+    loss_fn: _LossFn[_Batch],
     params: PyTree,
+    frozen: PyTree,
     batch: _Batch,
     pieces: int,
     axis_name: str | None,
 ) -> tuple[PyTree, Metrics]:
-    """Gradient and metrics of the mean of a loss over pieces of a batch, and over an axis."""
-    gradient, metrics = _mean_over_pieces(loss_fn, params, batch, pieces)
+    """Gradient and metrics of the mean of a loss over pieces of a batch, and over devices."""
+    of_rows = functools.partial(_mean_over_pieces, loss_fn, pieces)
+    gradient, metrics = mean_gradient(of_rows, params, frozen, batch)
     if axis_name is not None:
         gradient, metrics = jax.lax.pmean((gradient, metrics), axis_name)
     return gradient, metrics
 
 
 def _mean_over_pieces(
-    loss_fn: Callable[[PyTree, _Batch], tuple[Float[Array, ""], Metrics]],
-    params: PyTree,
-    batch: _Batch,
-    pieces: int,
+    loss_fn: _LossFn[_Batch], pieces: int, params: PyTree, frozen: PyTree, batch: _Batch
 ) -> tuple[PyTree, Metrics]:
     """The same on one device, a piece at a time."""
     gradient_fn = jax.grad(loss_fn, has_aux=True)
     if pieces == 1:
-        return gradient_fn(params, batch)
+        return gradient_fn(params, frozen, batch)
 
     def add(total: PyTree, piece: _Batch) -> tuple[PyTree, Metrics]:
-        gradient, metrics = gradient_fn(params, piece)
+        gradient, metrics = gradient_fn(params, frozen, piece)
         return jax.tree.map(jnp.add, total, gradient), metrics
 
     # f32: a sum in bf16 loses the small pieces to the large ones.
@@ -198,8 +216,7 @@ def _mean_over_pieces(
 def cut_rows(batch: _T, pieces: int) -> _T:
     """Leaves [B, ...] as [pieces, B / pieces, ...], for a scan over pieces.
 
-    A piece takes every so many-th row: on a mesh, whose devices hold blocks of rows, it is then
-    spread over all of them.
+    A piece takes every so many-th row.
     """
 
     def cut(leaf: Array) -> Array:

@@ -1,0 +1,264 @@
+"""Communication between the devices of a mesh; all of it is in this file.
+
+Inside of `per_device` and `mean_gradient` a function sees what its device holds: its rows of the
+batch, and its shards of the parameters, cut as `model.sharding` says.
+
+Along `fsdp`, a layer's matrices are all-gathered when it runs, and again in the backward pass;
+their gradients are reduce-scattered (ZeRO stage 3, arXiv 1910.02054). No row leaves its device.
+Along `tensor`, a block of layers is entered and left: f and g of Megatron-LM (arXiv 1909.08053,
+figure 3).
+
+Outside of a mesh, every function here is the identity, or what it is on one device.
+"""
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import DTypeLike, PyTree
+
+from othink_jax.model.precision import at_least_f32
+from othink_jax.model.sharding import FSDP, TENSOR, gathered, names, shardings
+from othink_jax.types import Array
+
+_T = TypeVar("_T")
+
+
+# Programs
+
+
+def over(mesh: Mesh) -> AbstractContextManager[None]:
+    """Context in which a program of this mesh is traced."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def axis_size(axis: str) -> int:
+    """Number of devices along an axis of the mesh that is traced; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.shape[axis] if axis in mesh.axis_names else 1  # `pmap` has an axis of its own
+
+
+def per_device(fn: Callable[..., _T], *, whole: bool = False) -> Callable[..., _T]:
+    """fn(params, *batches) on each device, for its own rows; results lead with the rows.
+
+    Args:
+      fn: sees the shards of its device.
+      whole: parameters are cut along `tensor` alone, for decoding.
+    """
+    rows = PartitionSpec(FSDP)
+
+    def run(params: PyTree, *batches: PyTree) -> _T:
+        cut = _specs(params, gathered if whole else shardings)
+        return _shard_map(fn, in_specs=(cut, *(rows,) * len(batches)), out_specs=rows)(
+            params, *batches
+        )
+
+    return run
+
+
+def mean_gradient(
+    fn: Callable[..., tuple[_T, Any]], params: _T, frozen: PyTree, batch: PyTree
+) -> tuple[_T, Any]:
+    """The mean, over blocks of rows, of fn(params, frozen, batch) -> (gradient, metrics).
+
+    Outside of a mesh there is one block. A figure of the whole batch, such as its number of tokens,
+    is computed before and closed over by `fn`.
+    """
+    blocks = axis_size(FSDP)
+    if blocks * axis_size(TENSOR) == 1:
+        return fn(params, frozen, batch)
+    cut = _specs(params, shardings)
+
+    def of_rows(params: _T, frozen: PyTree, batch: PyTree) -> tuple[_T, Any]:
+        gradient, metrics = fn(params, frozen, batch)
+
+        def mean(leaf: Array, spec: PartitionSpec) -> Array:
+            # Where a parameter is cut along `fsdp`, `gather_matrix` has summed its gradient.
+            summed = any(FSDP in names(along) for along in spec)
+            return (leaf if summed else jax.lax.psum(leaf, FSDP)) / blocks
+
+        return jax.tree.map(mean, gradient, cut), jax.lax.pmean(metrics, FSDP)
+
+    return _shard_map(
+        of_rows,
+        in_specs=(cut, _specs(frozen, shardings), PartitionSpec(FSDP)),
+        out_specs=(cut, PartitionSpec()),
+    )(params, frozen, batch)
+
+
+def _specs(params: PyTree, rule: Callable[..., PyTree]) -> PyTree:
+    return jax.tree.map(lambda cut: cut.spec, rule(params, jax.sharding.get_abstract_mesh()))
+
+
+def _shard_map(fn: Callable[..., _T], **specs: Any) -> Callable[..., _T]:
+    # Without the check of what varies over an axis, which would ask each loop of a function to say
+    # of its constants that they might.
+    return jax.shard_map(fn, check_vma=False, **specs)
+
+
+# Along `fsdp`
+
+
+def gather_matrix(matrix: Array, shape: tuple[int, ...]) -> Array:
+    """All-gather a parameter to the shape that a device computes with.
+
+    The backward pass sums the devices' cotangents in at least float32, and each keeps its shard
+    of the sum.
+    """
+    for axis, size in enumerate(shape):
+        pieces = size // matrix.shape[axis]
+        if pieces > axis_size(FSDP):
+            matrix = _gather_tensor(axis, matrix)
+        if pieces > 1:
+            return _gather_fsdp(axis, matrix)
+    return matrix
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gather_fsdp(axis: int, matrix: Array) -> Array:
+    return jax.lax.all_gather(matrix, FSDP, axis=axis, tiled=True)
+
+
+def _gather_fsdp_forward(axis: int, matrix: Array) -> tuple[Array, None]:
+    return _gather_fsdp(axis, matrix), None
+
+
+def _gather_fsdp_backward(axis: int, _: None, cotangent: Array) -> tuple[Array]:
+    wide = cotangent.astype(at_least_f32(cotangent.dtype))
+    total = jax.lax.psum_scatter(wide, FSDP, scatter_dimension=axis, tiled=True)
+    return (total.astype(cotangent.dtype),)
+
+
+_gather_fsdp.defvjp(_gather_fsdp_forward, _gather_fsdp_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gather_tensor(axis: int, matrix: Array) -> Array:
+    """Along `tensor`; every device has the same cotangent, so each takes its shard of it."""
+    return jax.lax.all_gather(matrix, TENSOR, axis=axis, tiled=True)
+
+
+def _gather_tensor_forward(axis: int, matrix: Array) -> tuple[Array, int]:
+    return _gather_tensor(axis, matrix), matrix.shape[axis]
+
+
+def _gather_tensor_backward(axis: int, size: int, cotangent: Array) -> tuple[Array]:
+    first = jax.lax.axis_index(TENSOR) * size
+    return (jax.lax.dynamic_slice_in_dim(cotangent, first, size, axis),)
+
+
+_gather_tensor.defvjp(_gather_tensor_forward, _gather_tensor_backward)
+
+
+def embed_tokens(table: Array, index: Array, shape: tuple[int, int], dtype: DTypeLike) -> Array:
+    """table[index], cast, of a table [V, D] that may be cut along both.
+
+    Along D, each device looks up its columns for the tokens of all devices, then they exchange
+    columns for rows (all-to-all): less than the table. Along V, each adds the rows that it has.
+    """
+    vocabulary, width = shape
+    cut_columns = table.shape[1] != width
+    if cut_columns:
+        index = jax.lax.all_gather(index, FSDP, tiled=True)
+    if table.shape[0] == vocabulary:
+        taken = jnp.take(table, index, axis=0).astype(dtype)
+    else:
+        own, here = _local_tokens(index, table.shape[0])
+        taken = jnp.where(here[..., None], jnp.take(table, own, axis=0), 0).astype(dtype)
+    if cut_columns:
+        taken = jax.lax.all_to_all(taken, FSDP, split_axis=0, concat_axis=index.ndim, tiled=True)
+    return taken if table.shape[0] == vocabulary else leave(taken)
+
+
+def _local_tokens(index: Array, count: int) -> tuple[Array, Array]:
+    """Indices into this device's shard of the vocabulary, and which of them are in it."""
+    own = index - count * jax.lax.axis_index(TENSOR)
+    here = (own >= 0) & (own < count)
+    return jnp.where(here, own, 0), here
+
+
+# Along `tensor`
+
+
+def local_size(size: int) -> int:
+    """Number of hidden units on a device; raises ValueError if they do not divide.
+
+    `sharding.check_tensor` says it to a user before.
+    """
+    count = axis_size(TENSOR)
+    if size % count:
+        raise ValueError(f"{size} units do not divide over {count} devices")
+    return size // count
+
+
+def local_vocabulary(size: int) -> int:
+    """Number of tokens in a device's shard of the vocabulary; one that does not divide is whole."""
+    count = axis_size(TENSOR)
+    return size if size % count else size // count
+
+
+def enter(x: Array) -> Array:
+    """Input of a block that is cut along `tensor`: the identity, whose cotangents are summed."""
+    return x if axis_size(TENSOR) == 1 else _enter(x)
+
+
+def leave(x: Array) -> Array:
+    """Output of a block that is cut along `tensor`: the sum over its devices."""
+    return x if axis_size(TENSOR) == 1 else _leave(x)
+
+
+@jax.custom_vjp
+def _enter(x: Array) -> Array:
+    return x
+
+
+@jax.custom_vjp
+def _leave(x: Array) -> Array:
+    return jax.lax.psum(x, TENSOR)
+
+
+_enter.defvjp(lambda x: (x, None), lambda _, cotangent: (jax.lax.psum(cotangent, TENSOR),))
+_leave.defvjp(lambda x: (_leave(x), None), lambda _, cotangent: (cotangent,))
+
+
+def local_heads(heads: int) -> int:
+    """Number of heads that a device computes: one, where there are fewer heads than devices."""
+    return max(1, heads // axis_size(TENSOR))
+
+
+def local_columns(x: Array, heads: int, parts: int) -> Array:
+    """Columns of a device's heads, of a matrix [..., parts * heads * n] that every device has.
+
+    Neighbours share a head where there are fewer heads than devices.
+    """
+    count = axis_size(TENSOR)
+    if count == 1:
+        return x
+    blocks = enter(x).reshape(*x.shape[:-1], parts, heads, -1)
+    first = jax.lax.axis_index(TENSOR) * heads // count
+    own = jax.lax.dynamic_slice_in_dim(blocks, first, local_heads(heads), axis=-2)
+    return own.reshape(*x.shape[:-1], -1)
+
+
+def gather_vocabulary(logits: Array, vocabulary: int) -> Array:
+    """Logits [..., V], from a device's shard of them; not differentiable."""
+    if logits.shape[-1] == vocabulary:
+        return logits
+    return jax.lax.all_gather(logits, TENSOR, axis=logits.ndim - 1, tiled=True)
+
+
+def log_prob_of(logits: Array, targets: Array, vocabulary: int) -> Array:
+    """log_softmax(logits)[targets] in f32, of logits [n, V] or a device's shard of them."""
+    if logits.shape[-1] == vocabulary:
+        chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+        return chosen - jax.nn.logsumexp(logits, axis=-1)
+    own, here = _local_tokens(targets, logits.shape[-1])
+    chosen = jnp.take_along_axis(logits, own[:, None], axis=-1)[:, 0]
+    # The maximum cancels, so it needs no gradient.
+    top = jax.lax.pmax(jax.lax.stop_gradient(logits.max(axis=-1)), TENSOR)
+    total = leave(jnp.exp(logits - top[:, None]).sum(axis=-1))
+    return leave(jnp.where(here, chosen, 0.0)) - top - jnp.log(total)
