@@ -43,13 +43,20 @@ def settings(out: Path) -> SFTConfig:
         max_completion_tokens=40,
         remat="none",
         checkpoint_every=1,
+        keep_checkpoints=3,
     )
 
 
 def damage(run: Path, chance: random.Random) -> str:
     """Flip a bit of a file, or cut it; says which and how."""
     files = sorted(f for f in run.rglob("*") if f.is_file() and f.name not in _UNREAD)
-    file = chance.choice([f for f in files if f.stat().st_size])
+    # By the folder first, for that of the reference has most of them.
+    rooms: dict[str, list[Path]] = {}
+    for file in files:
+        if file.stat().st_size:
+            parts = file.relative_to(run).parts
+            rooms.setdefault(parts[0] if len(parts) > 1 else "", []).append(file)
+    file = chance.choice(rooms[chance.choice(sorted(rooms))])
     content = bytearray(file.read_bytes())
     name = file.relative_to(run)
     if chance.random() < 0.3:
