@@ -5,9 +5,9 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# Compiling is most of what the tests cost. Unoptimised, and by LLVM without MLIR before it, it takes
-# a fifth of the time, here and in the processes that they start. The numbers differ by rounding,
-# and programs hold the same buffers.
+# Compiling is most of what the tests cost. Unoptimised and without MLIR emitters an update compiles
+# in a small part of the time, here and in the processes that tests start. The numbers differ by
+# rounding, and programs hold the same buffers.
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
