@@ -81,13 +81,20 @@ def addresses(tree):
     ]
 
 
+# Cut along both axes of a mesh, for `tensor` alone would not follow heads.
+BY_HEADS = {"k", "v", "qkv", "patch_embed"}
+ALL = BY_HEADS | {"q", "o", "up", "gate", "down", "proj", "fc1", "fc2", "merger_fc1", "merger_fc2"}
+
+
 @pytest.mark.parametrize(
-    "config",
-    [ParallelConfig(strategy="jit"), ParallelConfig(strategy="pmap", devices=2),
-     MESH, ParallelConfig(strategy="mesh", tensor=8)],
+    ("config", "layers"),
+    [(ParallelConfig(strategy="jit"), set()),
+     (ParallelConfig(strategy="pmap", devices=2), set()),
+     (MESH, ALL | {"embed"}),
+     (ParallelConfig(strategy="mesh", tensor=8), BY_HEADS)],
     ids=["jit", "pmap", "fsdp 8", "tensor 8"],
 )  # fmt: skip
-def test_to_decode_only_what_lies_elsewhere_is_copied(config):
+def test_to_decode_only_what_lies_elsewhere_is_copied(config, layers):
     parallel = make_parallel(config)
     params = parallel.replicate(random_params(CONFIG)[1])
     whole = parallel.whole(params)
@@ -101,7 +108,8 @@ def test_to_decode_only_what_lies_elsewhere_is_copied(config):
         )
     ]
     assert same == [not moves for moves in moved]
-    assert any(moved) == (config is MESH)
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    assert {path[-2].key for path, moves in zip(paths, moved, strict=True) if moves} == layers
 
 
 def test_on_a_mesh_moments_are_made_where_they_are_to_stand():
