@@ -228,7 +228,7 @@ def test_a_model_that_does_not_divide_is_refused():
     parallel.check_model(make_config(heads=4, kv_heads=2, vision={"num_heads": 4}))
 
 
-# What devices exchange
+# Collectives of compiled programs
 
 
 SCANNED = make_config(heads=4, kv_heads=2, depth=3, vision_depth=2, text={"vocab_size": 104})

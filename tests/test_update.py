@@ -54,6 +54,14 @@ def equation_4(params, batch, kl):
     )
 
 
+def test_parameters_may_be_any_tree():
+    tx = descent()
+    update = make_update(tx, logp_fn=lambda params, batch: toy_logp(params[0], batch))
+    (params,) = update(TrainState.create((toy_params(),), tx), toy_batch(0))[0].params
+    expected = make_update(tx)(TrainState.create(toy_params(), tx), toy_batch(0))[0].params
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_update_descends_the_gradient_of_equation_4(compiled):
     """Against central differences of the equation, written out for a policy written out."""

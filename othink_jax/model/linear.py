@@ -101,12 +101,12 @@ class Linear(nnx.Linear):
 
     @property
     def _inputs(self) -> int:
-        """That a device multiplies by."""
+        """Number of inputs in a device's product."""
         return local_size(self.in_features) if self.cut == "inputs" else self.in_features
 
     @property
     def _columns(self) -> int:
-        """That a device has of the matrix."""
+        """Number of columns of the matrix on a device."""
         return local_size(self.out_features) if self.cut == "outputs" else self.out_features
 
     def _matrix(self, parameter: nnx.Param[Array], rows: int, columns: int) -> Array:

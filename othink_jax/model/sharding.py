@@ -19,7 +19,7 @@ from othink_jax.model.config import Qwen2VLConfig
 
 FSDP, TENSOR = "fsdp", "tensor"
 
-# What of a linear layer `tensor` cuts. `heads`: nothing, but a device takes the columns of its
+# Axis of a linear layer that `tensor` cuts. `heads`: nothing, but a device takes the columns of its
 # heads, where a cut would not follow them: of queries, keys and values side by side, and of
 # key-value heads, which may be fewer than devices.
 Cut = Literal["outputs", "inputs", "heads", "nothing"]

@@ -1,15 +1,15 @@
-"""What a compiled program does, read from its text in XLA's language (HLO).
+"""Collectives of a compiled program, read from its text in XLA's language (HLO).
 
-XLA has no other way to ask what devices exchange, or which buffers are large. The text differs from
-backend to backend: loops say their trips in their own attribute or in their condition, collectives
-come in one piece or as start and done.
+XLA has no other way to ask what devices exchange. The text differs from backend to backend: loops
+say their trips in their own attribute or in their condition, collectives come in one piece or as
+start and done.
 """
 
 import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 _BITS = {"pred": 8, "bf16": 16} | {
     f"{kind}{bits}": bits for kind in "fsu" for bits in (4, 8, 16, 32, 64)
@@ -20,7 +20,6 @@ _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"(?:called|branch)_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'known_trip_count"?[:=]\{"?n"?:"?(\d+)')
-_CONSTANT = re.compile(r"[su]32\[\]\S* constant\((\d+)\)")
 
 _COLLECTIVES = (
     "all-gather",
@@ -31,8 +30,6 @@ _COLLECTIVES = (
     "ragged-all-to-all",
     "reduce-scatter",
 )
-# Their results are other instructions' buffers.
-_NO_BUFFER = ("parameter", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +42,6 @@ class ArrayType:
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * _BITS[self.dtype] // 8
-
-    def __str__(self) -> str:
-        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +57,6 @@ class Collective:
     def nbytes(self) -> int:
         """Of the results on each device in one run of the program."""
         return self.times * sum(each.nbytes for each in self.results)
-
-
-@dataclasses.dataclass(frozen=True)
-class Buffer:
-    """The result of an instruction, which has memory of its own."""
-
-    result: ArrayType
-    op: str
-    source: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,25 +108,6 @@ class Program:
                     found[key] = made
         return tuple(sorted(found.values(), key=lambda each: -each.nbytes))
 
-    def moved(self) -> dict[str, int]:
-        """Bytes of the results of all collectives on each device, by kind."""
-        total: dict[str, int] = {}
-        for each in self.collectives:
-            total[each.kind] = total.get(each.kind, 0) + each.nbytes
-        return total
-
-    def largest(self, count: int) -> list[Buffer]:
-        """The largest results outside of fusions, without those of one type twice."""
-        found: dict[ArrayType, Buffer] = {}
-        for computation, instructions in self._computations.items():
-            if computation in self._fused:
-                continue
-            for each in instructions:
-                if each.op not in _NO_BUFFER:
-                    for result in each.results:
-                        found.setdefault(result, Buffer(result, each.op, each.source))
-        return sorted(found.values(), key=lambda buffer: -buffer.result.nbytes)[:count]
-
     @functools.cached_property
     def _fused(self) -> set[str]:
         return {
@@ -180,14 +146,9 @@ class Program:
         ends = [
             int(found[1])
             for each in instructions
-            if each.op == "constant" and (found := _CONSTANT.search(_text(each)))
+            if each.op == "constant" and (found := re.match(r"(\d+)\)", each.rest))
         ]
         return ends[0] if len(ends) == 1 else 1
-
-
-def _text(instruction: _Instruction) -> str:
-    result = " ".join(map(str, instruction.results))
-    return f"{result} {instruction.op}({instruction.rest}"
 
 
 def _arrays(text: str) -> tuple[ArrayType, ...]:
@@ -209,8 +170,3 @@ def _received(start: _Instruction, kind: str) -> tuple[ArrayType, ...]:
         arrays = [each for each in start.results if each.shape]  # and two counters
         return tuple(arrays[len(arrays) // 2 :])
     return start.results
-
-
-def nbytes(collectives: Iterable[Collective]) -> int:
-    """Of the results of these on each device in one run."""
-    return sum(each.nbytes for each in collectives)

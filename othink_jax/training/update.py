@@ -83,7 +83,7 @@ def grpo_update(
     def loss_fn(
         params: PyTree, frozen: PyTree, batch: GRPOBatch
     ) -> tuple[Float[Array, ""], Metrics]:
-        logp = logp_fn(join(params, frozen), batch)
+        logp = logp_fn(join(params, frozen) if frozen else params, batch)
         value, metrics = loss(
             logp,
             logp if batch.old_logp is None else batch.old_logp,
@@ -140,7 +140,9 @@ def sft_update(
     def loss_fn(
         params: PyTree, frozen: PyTree, batch: SFTBatch
     ) -> tuple[Float[Array, ""], Metrics]:
-        logp = jnp.where(batch.mask, logp_fn(join(params, frozen), batch), 0.0)
+        logp = jnp.where(
+            batch.mask, logp_fn(join(params, frozen) if frozen else params, batch), 0.0
+        )
         loss = -logp.sum() / average
         return loss, {"loss": loss}
 
