@@ -207,7 +207,7 @@ def test_ctrl_c_ends_the_script_and_its_workers(tmp_path: os.PathLike[str]) -> N
                 signal.signal(signal.SIGINT, signal.default_int_handler)
 
                 def hang(text, gold, grader):
-                    print(os.getpid(), flush=True)
+                    os.write(1, b"%d\\n" % os.getpid())  # in one piece, beside the other's
                     time.sleep(600)
 
                 if __name__ == "__main__":
