@@ -15,6 +15,7 @@ from flax import nnx
 from othink_jax.checkpoint import hf
 from othink_jax.checkpoint.load import abstract_model
 from othink_jax.checkpoint.tensors import cast, in_memory, read_params
+from othink_jax.config import ComputeConfig, ScanLayers
 from othink_jax.data.images import patch_positions
 from othink_jax.data.positions import mrope_positions
 from othink_jax.model.config import Qwen2VLConfig, TextConfig, VisionConfig
@@ -73,9 +74,9 @@ def make_config(
 _abstract = functools.cache(abstract_model)
 
 
-def random_params(config: Qwen2VLConfig, *, scan_layers: bool = False, seed: int = 0):
+def random_params(config: Qwen2VLConfig, *, scan_layers: ScanLayers = "off", seed: int = 0):
     """Static part and weights of order 1 / sqrt(inputs), none of them zero or one."""
-    graphdef, abstract = _abstract(config, "float32", scan_layers=scan_layers)
+    graphdef, abstract = _abstract(config, ComputeConfig(scan_layers=scan_layers))
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):

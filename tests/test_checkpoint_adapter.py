@@ -19,7 +19,7 @@ from othink_jax.checkpoint.load import abstract_model, load
 from othink_jax.checkpoint.orbax_model import RUN_CHECKPOINTS, RUN_REFERENCE, save_model
 from othink_jax.checkpoint.store import TrainingStore
 from othink_jax.checkpoint.tensors import in_memory
-from othink_jax.config import DataConfig, GRPOConfig, LoRAConfig
+from othink_jax.config import ComputeConfig, DataConfig, GRPOConfig, LoRAConfig
 from othink_jax.digests import SUMS
 from othink_jax.errors import UserError
 from othink_jax.model.config import WindowsConfig
@@ -114,7 +114,7 @@ def peer_logits(peer, config):
 
 def test_adapters_merged_exported_and_in_transformers_give_the_same_logits(made):
     """And they are no small change, nor one that merging could lose."""
-    with_adapters, _ = abstract_model(made.config, "float32", scan_layers=False, lora=LORA)
+    with_adapters, _ = abstract_model(made.config, ComputeConfig(lora=LORA))
     expected = logits_of(with_adapters, join(made.params, made.adapters), made.config)
     loaded = load(made.run)
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded.params)} == {jnp.dtype(jnp.float32)}
@@ -138,7 +138,7 @@ def test_the_adapter_file_holds_the_factors_of_the_modules_of_transformers(made)
         module = peer.get_submodule(name.removeprefix("base_model.model."))
         added = tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"]
         module.weight.data += settings["lora_alpha"] / settings["r"] * added
-    with_adapters, _ = abstract_model(made.config, "float32", scan_layers=False, lora=LORA)
+    with_adapters, _ = abstract_model(made.config, ComputeConfig(lora=LORA))
     expected = logits_of(with_adapters, join(made.params, made.adapters), made.config)
     np.testing.assert_allclose(peer_logits(peer, made.config), expected, rtol=0, atol=1e-4)
 
@@ -148,7 +148,7 @@ def test_peft_loads_the_adapter_and_gives_the_logits_of_our_model(made):
     to_adapter(made.run, made.out)
     peer = peft.PeftModel.from_pretrained(peer_of(made.base), made.out).eval()
     assert peft.get_peft_model_state_dict(peer).keys() == load_file(made.out / WEIGHTS).keys()
-    with_adapters, _ = abstract_model(made.config, "float32", scan_layers=False, lora=LORA)
+    with_adapters, _ = abstract_model(made.config, ComputeConfig(lora=LORA))
     expected = logits_of(with_adapters, join(made.params, made.adapters), made.config)
     np.testing.assert_allclose(peer_logits(peer, made.config), expected, rtol=0, atol=1e-4)
 

@@ -14,12 +14,14 @@ from transformers import Qwen2VLForConditionalGeneration as Peer
 from othink_jax.checkpoint import hf
 from othink_jax.checkpoint.convert import to_hf, to_orbax
 from othink_jax.checkpoint.load import load, save_hf
+from othink_jax.config import ComputeConfig
 from othink_jax.digests import SUMS
 from othink_jax.errors import UserError
 from tests.model_cases import make_config, random_params, save_hub
 from tests.tiny_processor import fitted, write_directory
 
 WEIGHTS = "model.safetensors"
+STORED = ComputeConfig(param_dtype="stored")
 
 
 def equal(a, b):
@@ -52,7 +54,7 @@ def test_a_round_trip_through_orbax_keeps_every_bit(tmp_path, dtype, tied, shard
     """HF -> Orbax -> HF: every tensor, dtype and key, and every other file; checksums are new."""
     first = write_model(tmp_path / "first", tied=tied, dtype=dtype, shard=shard)
     to_orbax(first, tmp_path / "orbax")
-    stored = load(tmp_path / "orbax", param_dtype="stored")
+    stored = load(tmp_path / "orbax", compute=STORED)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(stored.params)} == {dtype}
     to_orbax(tmp_path / "orbax", tmp_path / "again")
     last = tmp_path / "last"
@@ -66,7 +68,7 @@ def test_tensors_of_several_dtypes_keep_theirs(model, tmp_path):
     tensors = load_file(model / WEIGHTS)
     tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.bfloat16)
     save_file(tensors, model / WEIGHTS, metadata={"format": "pt"})
-    again = load_file(save_hf(load(model, param_dtype="stored"), tmp_path / "again") / WEIGHTS)
+    again = load_file(save_hf(load(model, compute=STORED), tmp_path / "again") / WEIGHTS)
     assert again.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert again[name].dtype == tensor.dtype
@@ -78,7 +80,7 @@ def test_tensors_of_several_dtypes_keep_theirs(model, tmp_path):
 def test_transformers_loads_shards_in_the_dtype_they_are_stored_in(model, tmp_path, dtype, named):
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | named))
-    checkpoint = load(model, param_dtype=dtype)
+    checkpoint = load(model, compute=ComputeConfig(param_dtype=dtype))
     made = save_hf(checkpoint, tmp_path / "made", max_shard_size="100KB")
     peer, info = Peer.from_pretrained(made, output_loading_info=True)
     assert not any(info.values()), info

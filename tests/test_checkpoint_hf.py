@@ -14,6 +14,7 @@ from transformers import Qwen2VLForConditionalGeneration as Peer
 from othink_jax.checkpoint import hf
 from othink_jax.checkpoint.convert import to_orbax
 from othink_jax.checkpoint.load import load, save_hf
+from othink_jax.config import ComputeConfig
 from othink_jax.errors import UserError
 from othink_jax.model.hf_config import to_hf
 from tests.model_cases import load_hub, make_config, random_params, save_hub
@@ -423,13 +424,13 @@ def test_a_directory_is_loaded_as_one_object(whole):
 
 
 @pytest.mark.parametrize("kind", ["hub layout", "orbax"])
-@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
+@pytest.mark.parametrize("scan", ["off", "on"], ids=["unrolled", "scanned"])
 def test_any_model_is_loaded_and_exported_with_either_layout_of_layers(tmp_path, whole, kind, scan):
     source = whole
     if kind == "orbax":
         source = tmp_path / "converted"
         to_orbax(whole, source)
-    made = load(source, scan_layers=scan)
+    made = load(source, compute=ComputeConfig(scan_layers=scan))
     _, like = random_params(made.config, scan_layers=scan)
     assert jax.tree.structure(made.params) == jax.tree.structure(like)
     target = save_hf(made, tmp_path / "exported")
@@ -441,13 +442,17 @@ def test_any_model_is_loaded_and_exported_with_either_layout_of_layers(tmp_path,
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
+@pytest.mark.parametrize("scan", ["off", "on"], ids=["unrolled", "scanned"])
 def test_an_abstract_model_has_the_shapes_and_reads_no_weights(tmp_path, whole, scan):
     for file in whole.iterdir():
         if file.name != WEIGHTS:
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    made = load(tmp_path, abstract=True, scan_layers=scan, dtype="bfloat16", param_dtype="float32")
-    like = load(whole, scan_layers=scan)
+    made = load(
+        tmp_path,
+        abstract=True,
+        compute=ComputeConfig(scan_layers=scan, dtype="bfloat16", param_dtype="float32"),
+    )
+    like = load(whole, compute=ComputeConfig(scan_layers=scan))
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), made.params)
     assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), like.params)
     assert not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(made.params))

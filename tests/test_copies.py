@@ -17,7 +17,7 @@ from othink_jax import generation, rl
 from othink_jax.checkpoint import hf, orbax_model
 from othink_jax.checkpoint.load import Checkpoint, abstract_model, load_processor
 from othink_jax.checkpoint.tensors import Tensors, in_memory
-from othink_jax.config import OptimizerConfig, ParallelConfig, SamplingConfig
+from othink_jax.config import ComputeConfig, OptimizerConfig, ParallelConfig, SamplingConfig
 from othink_jax.data.tables import open_table
 from othink_jax.training.optimizer import make_optimizer
 from othink_jax.training.parallel import make_parallel
@@ -39,7 +39,12 @@ def test_programs_do_not_keep_the_parameters_they_were_made_with(tmp_path):
     tiny = hf.resolve("tiny")
     processor = load_processor(tiny, hf.load_config(tiny))
     checkpoint = Checkpoint(
-        config=CONFIG, graphdef=graphdef, params=params, processor=processor, directory=tiny
+        config=CONFIG,
+        compute=ComputeConfig(),
+        graphdef=graphdef,
+        params=params,
+        processor=processor,
+        directory=tiny,
     )
     config = config_for(tmp_path, remat="none")
     tx = make_optimizer(config.optimizer, rl.constant_kl(0.1), 3)
@@ -61,7 +66,7 @@ def test_joined_parameters_are_the_very_arrays():
 
 
 def test_a_second_question_finds_the_program_of_the_first():
-    graphdef, _ = abstract_model(CONFIG, "float32", scan_layers=False)
+    graphdef, _ = abstract_model(CONFIG)
     tiny = hf.resolve("tiny")
     processor = load_processor(tiny, hf.load_config(tiny))
     first, second = (

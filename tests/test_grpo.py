@@ -375,10 +375,15 @@ def test_micro_batches_that_do_not_divide_are_refused_before_anything_is_written
     assert not out.exists()
 
 
-def test_micro_batches_that_are_computed_again_train_as_one_batch_does(finished, tmp_path):
-    """And the reference, whose log-probabilities come in the same pieces."""
-    out = tmp_path / "pieces"
-    train(config_for(out, micro_batches=2, remat="layer"))
+@pytest.mark.parametrize(
+    "changes",
+    [{"micro_batches": 2, "remat": "layer"}, {"scan_layers": "on", "attention": "chunked"}],
+    ids=["pieces, computed again", "scanned, chunked"],
+)
+def test_settings_of_the_computation_do_not_change_what_is_learned(finished, tmp_path, changes):
+    """Nor what is drawn, nor what the reference says."""
+    out = tmp_path / "run"
+    train(config_for(out, **changes))
     for ours, one in zip(
         without_times(rows_of(out)), without_times(rows_of(finished)), strict=True
     ):

@@ -12,6 +12,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from othink_jax.checkpoint.load import abstract_model
+from othink_jax.config import ComputeConfig
 from othink_jax.model.config import Qwen2VLConfig
 from othink_jax.model.log_probs import Mode, completion_logp, token_logp
 from othink_jax.model.qwen2_vl import merge
@@ -65,7 +66,7 @@ def make_compute(setup: Setup, mode: Mode, dtype: str):
     are float64, on the host.
     """
     stored = "float64" if dtype == "float64" else "float32"
-    graphdef, _ = abstract_model(setup.config, dtype, stored, scan_layers=False)
+    graphdef, _ = abstract_model(setup.config, ComputeConfig(dtype=dtype, param_dtype=stored))
     prompts, rng = setup.prompts(), np.random.default_rng(setup.seed + 1)
     shape = (len(setup.layouts), setup.group, setup.length)
     completions = jnp.asarray(rng.integers(0, 80, shape), jnp.int32)
@@ -221,7 +222,9 @@ LARGE_VOCABULARY = Setup(config=make_config(depth=1, vision_depth=1, text={"voca
 
 def gradient_program(setup: Setup, mode: Mode, dtype: str):
     """Log-probs and their gradient, forward and backward, lowered."""
-    graphdef, params = abstract_model(setup.config, dtype, "float32", scan_layers=False)
+    graphdef, params = abstract_model(
+        setup.config, ComputeConfig(dtype=dtype, param_dtype="float32")
+    )
     prompts = setup.prompts()
     completions = jnp.zeros((len(setup.layouts), setup.group, setup.length), jnp.int32)
 
@@ -264,7 +267,7 @@ def test_every_product_of_a_bfloat16_model_is_one_of_bfloat16_by_bfloat16():
 
 def bfloat16_model(tied: bool):
     config = make_config(tied=tied)
-    graphdef, _ = abstract_model(config, "bfloat16", "float32", scan_layers=False)
+    graphdef, _ = abstract_model(config, ComputeConfig(dtype="bfloat16", param_dtype="float32"))
     return graphdef, random_params(config)[1]
 
 

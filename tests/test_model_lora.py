@@ -8,13 +8,13 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from othink_jax.checkpoint.load import abstract_model
-from othink_jax.config import LoRAConfig
+from othink_jax.config import ComputeConfig, LoRAConfig
 from othink_jax.errors import UserError
 from othink_jax.model.linear import Linear
 from othink_jax.model.log_probs import completion_logp
 from othink_jax.model.qwen2_vl import merge
 from othink_jax.model.sharding import partition
-from othink_jax.model.stack import stack_layers
+from othink_jax.model.stack import laid_out
 from othink_jax.training.partial import fresh_adapters, join
 from tests.model_cases import make_config, random_case, random_params, to_prompts
 
@@ -42,7 +42,7 @@ def random_adapters(seed: int = 0):
 
 
 def logp(params, *, lora=LORA, dtype="float32", **settings):
-    graphdef, _ = abstract_model(CONFIG, dtype, **{"scan_layers": False, "lora": lora} | settings)
+    graphdef, _ = abstract_model(CONFIG, ComputeConfig(dtype=dtype, lora=lora, **settings))
     compute = jax.jit(lambda params: completion_logp(merge(graphdef, params), *CASE, chunk=64))
     return np.asarray(compute(params))
 
@@ -99,10 +99,8 @@ def test_adapters_change_prompts_and_completions_as_the_kernels_they_are_added_t
 def test_scanned_layers_have_the_adapters_of_unrolled_ones():
     _, params = random_params(CONFIG)
     params = join(params, random_adapters())
-    scanned = {
-        name: tower | {"layers": stack_layers(tower["layers"])} for name, tower in params.items()
-    }
-    made = logp(scanned, scan_layers=True, remat="layer")
+    _, like = abstract_model(CONFIG, ComputeConfig(scan_layers="on"))
+    made = logp(laid_out(params, like=like), scan_layers="on", remat="layer")
     np.testing.assert_allclose(made, logp(params), rtol=0, atol=1e-5)
 
 

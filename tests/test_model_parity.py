@@ -11,6 +11,7 @@ from transformers import Qwen2VLForConditionalGeneration as Peer
 
 from othink_jax.checkpoint import hf
 from othink_jax.checkpoint.load import abstract_model
+from othink_jax.config import ComputeConfig
 from othink_jax.model.config import WindowsConfig
 from othink_jax.model.log_probs import completion_logp
 from othink_jax.model.qwen2_vl import merge
@@ -96,7 +97,7 @@ def load_both(name, directory):
     peer.save_pretrained(directory)
     loaded = hf.load_config(directory)
     assert loaded == config
-    graphdef, abstract = abstract_model(config, "float32", scan_layers=False)
+    graphdef, abstract = abstract_model(config)
     params = load_hub(directory, config)
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, abstract)
     return peer, graphdef, params
@@ -210,7 +211,7 @@ def test_bfloat16_is_no_farther_from_float32_than_in_transformers(tmp_path):
     def theirs(dtype):
         return run_peer(Peer.from_pretrained(tmp_path, dtype=dtype).eval(), config, case).logits[0]
 
-    graphdef, _ = abstract_model(config, "bfloat16", scan_layers=False)
+    graphdef, _ = abstract_model(config, ComputeConfig(dtype="bfloat16"))
     params = load_hub(tmp_path, config, jnp.bfloat16)
     _, ours = layers_and_logits(graphdef, params, to_prompts(config, [case]))
     with torch.no_grad():

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from othink_jax.checkpoint.load import abstract_model
+from othink_jax.config import ComputeConfig
 from othink_jax.model.log_probs import completion_logp
 from othink_jax.model.qwen2_vl import init_cache, merge
-from othink_jax.model.stack import stack_layers
+from othink_jax.model.stack import laid_out
 from tests.model_cases import (
     VOCAB,
     close,
@@ -182,15 +183,9 @@ def test_no_token_sees_a_later_one_or_another_completion(prompts, completions):
 # Scanned and unrolled
 
 
-def stacked(params):
-    return {
-        name: tower | {"layers": stack_layers(tower["layers"])} for name, tower in params.items()
-    }
-
-
 def test_scanned_layers_give_the_numbers_of_unrolled_ones(prompts, completions):
-    scanned, abstract = abstract_model(CONFIG, "float32", scan_layers=True)
-    params = stacked(PARAMS)
+    scanned, abstract = abstract_model(CONFIG, ComputeConfig(scan_layers="on"))
+    params = laid_out(PARAMS, like=abstract)
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, abstract)
 
     def logp(params, prompts, completions):
@@ -199,7 +194,7 @@ def test_scanned_layers_give_the_numbers_of_unrolled_ones(prompts, completions):
     _, found, gradient = loss_and_gradient(logp)(params, prompts, completions, WEIGHT)
     _, expected, reference = own_gradient(PARAMS, prompts, completions, WEIGHT)
     close(found, expected, 1e-5)
-    close_trees(gradient, stacked(reference), 1e-4)
+    close_trees(gradient, laid_out(reference, like=abstract), 1e-4)
 
     @functools.partial(jax.jit, static_argnums=0)
     def decode(graphdef, params):
@@ -215,19 +210,19 @@ def test_scanned_layers_give_the_numbers_of_unrolled_ones(prompts, completions):
 # What the backward pass computes again
 
 
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scan", ["off", "on"])
 @pytest.mark.parametrize("remat", ["dots", "layer"])
 def test_computing_layers_again_gives_the_same_gradient(prompts, completions, remat, scan):
-    graphdef, _ = abstract_model(CONFIG, "float32", scan_layers=scan, remat=remat)
+    graphdef, like = abstract_model(CONFIG, ComputeConfig(scan_layers=scan, remat=remat))
 
     def logp(params, prompts, completions):
         return completion_logp(merge(graphdef, params), prompts, completions, chunk=64)
 
-    params = stacked(PARAMS) if scan else PARAMS
+    params = laid_out(PARAMS, like=like)
     _, found, gradient = loss_and_gradient(logp)(params, prompts, completions, WEIGHT)
     _, expected, reference = own_gradient(PARAMS, prompts, completions, WEIGHT)
     close(found, expected, 1e-5)
-    close_trees(gradient, stacked(reference) if scan else reference, 1e-4)
+    close_trees(gradient, laid_out(reference, like=like), 1e-4)
 
 
 def test_the_more_is_computed_again_the_less_is_kept(prompts, completions):
@@ -235,7 +230,7 @@ def test_the_more_is_computed_again_the_less_is_kept(prompts, completions):
     deep = make_config(heads=2, kv_heads=1, section=(1, 2, 1), depth=8, vision_depth=8)
 
     def temporary(remat):
-        graphdef, params = abstract_model(deep, "float32", scan_layers=True, remat=remat)
+        graphdef, params = abstract_model(deep, ComputeConfig(scan_layers="on", remat=remat))
 
         def loss(params):
             model = merge(graphdef, params)
@@ -310,7 +305,7 @@ def test_a_row_of_padding_alone_is_finite(prompts, completions):
 
 
 def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(prompts, completions):
-    graphdef, _ = abstract_model(CONFIG, "bfloat16", scan_layers=False)
+    graphdef, _ = abstract_model(CONFIG, ComputeConfig(dtype="bfloat16"))
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
 
     @jax.jit

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from experiments.bench.shapes import qwen2_vl_2b
 from othink_jax.checkpoint.keymap import entries
 from othink_jax.checkpoint.load import abstract_model
-from othink_jax.config import SamplingConfig
+from othink_jax.config import ComputeConfig, SamplingConfig
 from othink_jax.model.hf_config import to_hf
 from othink_jax.model.qwen2_vl import merge
 from othink_jax.sampling import prompt_keys, sample
@@ -86,7 +86,7 @@ def peer(directory, case, tmp_path_factory):
 
 def run_ours(directory, case, dtype):
     """Static part, parameters, prompts, and state by layer and logits."""
-    graphdef, _ = abstract_model(CONFIG, dtype, scan_layers=False)
+    graphdef, _ = abstract_model(CONFIG, ComputeConfig(dtype=dtype))
     params = load_hub(directory, CONFIG, dtype)
     prompts = to_prompts(CONFIG, [case])
     states, logits = layers_and_logits(graphdef, params, prompts)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from othink_jax.checkpoint.load import abstract_model
-from othink_jax.config import LoRAConfig
+from othink_jax.config import ComputeConfig, LoRAConfig
 from othink_jax.model.config import WindowsConfig
 from othink_jax.model.precision import wide_einsum
 from othink_jax.model.qwen2_vl import merge
@@ -32,7 +32,16 @@ def model_of(depth, remat, dtype, *, scan, lora=None, vision=None):
     config = dataclasses.replace(
         config, vision=dataclasses.replace(config.vision, **(vision or {}))
     )
-    return abstract_model(config, dtype, "float32", scan_layers=scan, remat=remat, lora=lora)
+    return abstract_model(
+        config,
+        ComputeConfig(
+            dtype=dtype,
+            param_dtype="float32",
+            scan_layers=scan,
+            remat=remat,
+            lora=lora,
+        ),
+    )
 
 
 def prefill(graphdef, dtype):
@@ -70,7 +79,7 @@ def kept_by_a_layer(make, remat, dtype, *, scan, **settings):
         run, x = make(graphdef, dtype)
         return saved(lambda params, x: run(params, x)[0], params, x)
 
-    if not scan:
+    if scan == "off":
         return kept(2) - kept(1)
     # Of a scan, each array holds those of all layers; what each layer was given is among them.
     rows = {(dtype, shape[1:]): n for (dtype, shape), n in kept(7).items() if shape[0] == 7}
@@ -93,7 +102,7 @@ CASES = {
     ),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-every_layout = pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
+every_layout = pytest.mark.parametrize("scan", ["off", "on"], ids=["unrolled", "scanned"])
 
 
 @every_case
@@ -106,7 +115,7 @@ def test_layer_keeps_the_input_of_a_layer_alone(case, scan):
 
 @every_case
 @pytest.mark.parametrize(
-    ("scan", "dtype"), [(False, "float32"), (False, "bfloat16"), (True, "bfloat16")]
+    ("scan", "dtype"), [("off", "float32"), ("off", "bfloat16"), ("on", "bfloat16")]
 )
 def test_dots_keeps_what_linear_layers_put_out_too(case, scan, dtype):
     """With a bias and without, in the dtype of the computation, and nothing else."""
@@ -120,14 +129,14 @@ def test_dots_keeps_what_linear_layers_put_out_too(case, scan, dtype):
 )
 def test_dots_keeps_what_adapters_put_out_and_their_low_rank_inputs(make, leading):
     lora = LoRAConfig(lora_rank=RANK)
-    kept = kept_by_a_layer(make, "dots", "bfloat16", scan=False, lora=lora)
+    kept = kept_by_a_layer(make, "dots", "bfloat16", scan="off", lora=lora)
     low = arrays("bfloat16", (math.prod(leading),), *[RANK] * 7)
     assert kept == arrays("bfloat16", leading, TEXT, *TEXT_LINEARS) + low
-    kept = kept_by_a_layer(make, "layer", "bfloat16", scan=False, lora=lora)
+    kept = kept_by_a_layer(make, "layer", "bfloat16", scan="off", lora=lora)
     assert kept == arrays("bfloat16", leading, TEXT)
 
 
-@pytest.mark.parametrize(("make", "scan"), [(prefill, False), (extend, True), (encode, True)])
+@pytest.mark.parametrize(("make", "scan"), [(prefill, "off"), (extend, "on"), (encode, "on")])
 def test_none_keeps_more_than_dots(make, scan):
     none, dots = (kept_by_a_layer(make, remat, "float32", scan=scan) for remat in ("none", "dots"))
     assert numbers(none) > 2 * numbers(dots)
@@ -154,7 +163,7 @@ def test_dots_computes_no_product_with_weights_again(scan, rank, again):
 
     none, dots, layer = map(products, ("none", "dots", "layer"))
     assert dots == none
-    assert layer == none + again * (1 if scan else 2)
+    assert layer == none + again * (1 if scan == "on" else 2)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

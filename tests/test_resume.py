@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import filelock
+import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from othink_jax import cli
@@ -185,13 +187,28 @@ def test_fewer_steps_than_are_done_are_refused_and_nothing_is_changed(copy):
     assert (copy / "config.json").read_text() == before
 
 
-@pytest.mark.parametrize("strategy", ["pmap", "mesh"])
-def test_a_run_goes_on_over_other_devices(finished, halfway, strategy):
-    resume(ResumeConfig(resume=halfway, strategy=strategy, devices=2))
+@pytest.mark.parametrize(
+    ("strategy", "scan_layers"), [("jit", "on"), ("pmap", None), ("mesh", "on")]
+)
+def test_a_run_goes_on_over_other_devices_and_scans_layers(
+    finished, halfway, strategy, scan_layers
+):
+    devices = None if strategy == "jit" else 2
+    resume(
+        ResumeConfig(resume=halfway, strategy=strategy, devices=devices, scan_layers=scan_layers)
+    )
     for ours, one in zip(
         without_times(rows_of(halfway)), without_times(rows_of(finished)), strict=True
     ):
         assert ours == pytest.approx(one, rel=1e-3)
+    assert arrays_of(halfway / "checkpoints" / "4") == arrays_of(finished / "checkpoints" / "4")
+
+
+def arrays_of(checkpoint):
+    """Names and shapes of the arrays that a checkpoint holds."""
+    stored = ocp.StandardCheckpointer().metadata(checkpoint / "state").item_metadata
+    named = jax.tree_util.tree_leaves_with_path(stored.tree)
+    return {jax.tree_util.keystr(path): leaf.shape for path, leaf in named}
 
 
 def test_another_strategy_does_not_inherit_the_devices_of_the_old_one(tmp_path):

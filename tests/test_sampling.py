@@ -17,7 +17,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from othink_jax.config import SamplingConfig
+from othink_jax.config import ComputeConfig, SamplingConfig
 from othink_jax.model.config import Qwen2VLConfig, TextConfig, VisionConfig
 from othink_jax.model.log_probs import completion_logp
 from othink_jax.model.qwen2_vl import Qwen2VL, computing_weights, merge, split
@@ -130,7 +130,7 @@ def test_log_probs_are_those_of_the_update(model, settings):
 
 def test_weights_cast_once_draw_what_weights_cast_at_each_token_draw(model):
     _, params = model
-    graphdef, _ = split(Qwen2VL(CONFIG, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
+    graphdef, _ = split(Qwen2VL(CONFIG, rngs=nnx.Rngs(0), compute=ComputeConfig(dtype="bfloat16")))
     cast = computing_weights(params, "bfloat16")
     matrices = [leaf for leaf in jax.tree.leaves(cast) if leaf.ndim > 1]
     assert {leaf.dtype for leaf in matrices} == {jnp.dtype("bfloat16")}

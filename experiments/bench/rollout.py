@@ -195,7 +195,7 @@ def table(result: Mapping[str, Any]) -> str:
 def cases(preset: str) -> list[tuple[Shapes, tuple[str, ...]]]:
     """What is measured: shapes, and the ways that are compared at them."""
     # Layers unrolled: scanned, each turn of decoding would copy all keys and values.
-    shapes = dataclasses.replace(presets()[preset], scan_layers=False)
+    shapes = dataclasses.replace(presets()[preset], scan_layers="off")
     ways: tuple[str, ...] = ("copied_prefix", "repeated_prompt")
     if importlib.util.find_spec("torch") is not None:
         ways += ("transformers",)

@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 import othink_jax
+from othink_jax.config import ComputeConfig, Remat, ScanLayers
 from othink_jax.model.config import Qwen2VLConfig, TextConfig, VisionConfig
 from othink_jax.model.hf_config import from_hf
 from othink_jax.model.qwen2_vl import Qwen2VL, split
-from othink_jax.model.stack import Remat
 from othink_jax.types import GRPOBatch, Prompts
 
 _TINY = Path(othink_jax.__file__).parent / "assets" / "tiny" / "config.json"
@@ -35,7 +34,7 @@ class Shapes:
     chunk: int = 1024  # tokens whose logits exist at one time
     micro_batches: int = 1
     remat: Remat = "none"
-    scan_layers: bool = False
+    scan_layers: ScanLayers = "off"
 
     def record(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -60,7 +59,7 @@ def presets() -> dict[str, Shapes]:
         # Whole, the naive way does not fit: 64 images of 2000 patches, 16 heads of scores.
         micro_batches=4,
         remat="layer",
-        scan_layers=True,
+        scan_layers="on",
     )
     return {
         "cpu": Shapes(
@@ -111,9 +110,12 @@ def make_model(shapes: Shapes) -> tuple[Any, dict[str, Any]]:
         return Qwen2VL(
             shapes.model,
             rngs=nnx.Rngs(0),
-            dtype=jnp.dtype(shapes.dtype),
-            scan_layers=shapes.scan_layers,
-            remat=shapes.remat,
+            compute=ComputeConfig(
+                dtype=shapes.dtype,
+                param_dtype="float32",
+                scan_layers=shapes.scan_layers,
+                remat=shapes.remat,
+            ),
         )
 
     graphdef, _ = split(nnx.eval_shape(make))

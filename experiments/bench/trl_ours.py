@@ -76,7 +76,7 @@ class Ours:
     def __init__(self, work: Work) -> None:
         self.config = settings(work)
         checkpoint = othink_jax.load(
-            work.model, dtype=self.config.dtype, remat=self.config.remat, on_host=True
+            work.model, compute=self.config.compute(jax.default_backend()), on_host=True
         )
         self.trainer = GRPOTrainer(self.config, checkpoint)
         self.trainer.reference = jax.tree.map(

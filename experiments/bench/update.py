@@ -21,10 +21,9 @@ import optax
 from experiments.bench.shapes import Shapes, make_batch, make_model, presets, unique_flops
 from experiments.bench.timing import environment, interleave, make_parser, write_json
 from othink_jax import rl
-from othink_jax.config import LossConfig, OptimizerConfig
+from othink_jax.config import LossConfig, OptimizerConfig, Remat
 from othink_jax.model.log_probs import Mode, completion_logp
 from othink_jax.model.qwen2_vl import merge
-from othink_jax.model.stack import Remat
 from othink_jax.training.optimizer import make_optimizer
 from othink_jax.training.state import TrainState
 from othink_jax.training.update import cut_rows, grpo_update, join_rows
@@ -195,7 +194,7 @@ def main() -> None:
     parser.add_argument("--preset", choices=sorted(presets()), default="cpu")
     parser.add_argument("--micro-batches", type=int, help="instead of the preset's")
     parser.add_argument("--remat", choices=get_args(Remat), help="instead of the preset's")
-    parser.add_argument("--scan-layers", action="store_true", default=None)
+    parser.add_argument("--scan-layers", choices=["on", "off"], help="instead of the preset's")
     arguments = parser.parse_args()
     settings = ("micro_batches", "remat", "scan_layers")
     given = {name: getattr(arguments, name) for name in settings}

@@ -4,19 +4,18 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 from flax import nnx
 
 from othink_jax.checkpoint import hf, orbax_model
 from othink_jax.checkpoint.tensors import Tensors, as_stored, cast, in_memory, read_params
-from othink_jax.config import LoRAConfig, run_and_step
+from othink_jax.config import DEFAULT_COMPUTE, ComputeConfig, run_and_step
 from othink_jax.data.processing import Processor
 from othink_jax.digests import write_sums
 from othink_jax.errors import UserError
 from othink_jax.files import new_model_directory
 from othink_jax.model.config import Qwen2VLConfig
 from othink_jax.model.qwen2_vl import Qwen2VL, split
-from othink_jax.model.stack import Remat, stack_layers
+from othink_jax.model.stack import laid_out
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,35 +23,24 @@ class Checkpoint:
     """A model with all that is needed to use it."""
 
     config: Qwen2VLConfig
+    compute: ComputeConfig  # how it is computed
     graphdef: Any  # static part of the module; `merge(graphdef, params)` is the model
     params: dict[str, Any]  # nested dict of arrays, or of their shapes, see `load`
     processor: Processor
     directory: Path  # where its configuration and tokenizer were read from
 
+    @property
+    def scanned(self) -> bool:
+        """Whether the layers of a tower are stacked in `params`."""
+        depths = self.config.text.num_hidden_layers, self.config.vision.depth
+        return any(map(self.compute.scans, depths))
+
 
 def abstract_model(
-    config: Qwen2VLConfig,
-    dtype: str,
-    param_dtype: str | None = None,
-    *,
-    scan_layers: bool,
-    remat: Remat = "none",
-    lora: LoRAConfig | None = None,
+    config: Qwen2VLConfig, compute: ComputeConfig = DEFAULT_COMPUTE
 ) -> tuple[Any, Any]:
     """Static part and abstract parameters of a model: shapes and dtypes, no memory."""
-    return split(
-        nnx.eval_shape(
-            lambda: Qwen2VL(
-                config,
-                rngs=nnx.Rngs(0),
-                dtype=jnp.dtype(dtype),
-                param_dtype=jnp.dtype(param_dtype or dtype),
-                scan_layers=scan_layers,
-                remat=remat,
-                lora=lora,
-            )
-        )
-    )
+    return split(nnx.eval_shape(lambda: Qwen2VL(config, rngs=nnx.Rngs(0), compute=compute)))
 
 
 def locate(model: str | Path) -> tuple[Path, Path | None]:
@@ -72,10 +60,8 @@ def locate(model: str | Path) -> tuple[Path, Path | None]:
 def load(
     model: str | Path,
     *,
-    dtype: str = "float32",
-    param_dtype: str | None = None,
-    scan_layers: bool = False,
-    remat: Remat = "none",
+    dtype: str | None = None,
+    compute: ComputeConfig | None = None,
     abstract: bool = False,
     on_host: bool = False,
     min_pixels: int | None = None,
@@ -86,13 +72,9 @@ def load(
     Args:
       model: a Hugging Face directory or hub id, a directory written by `convert`, a run directory
         (its last checkpoint), `RUN/checkpoints/STEP`, or `tiny`, the embedded model.
-      dtype: of the computation, `float32` or `bfloat16`; norms, rotary positions, softmax and
-        logits are float32 always.
-      param_dtype: of the parameters; that of the computation if not given. `stored` keeps the one
-        that each of them is stored in.
-      scan_layers: scan over stacked layers instead of unrolling them.
-      remat: what the backward pass of a layer computes again: `none`, `dots` (all but the products
-        with weights) or `layer` (everything).
+      dtype: of the computation and the parameters, `float32` (the default) or `bfloat16`; norms,
+        rotary positions, softmax and logits are float32 always.
+      compute: all settings of the computation, in the place of `dtype`.
       on_host: leave the parameters in the host's memory, as numpy arrays.
       abstract: read no weights and check none; `params` then holds `jax.ShapeDtypeStruct`s, for
         planning.
@@ -100,23 +82,27 @@ def load(
 
     Raises:
       UserError: there is no such model, or something of it is missing, damaged or does not fit.
+      ValueError: both `dtype` and `compute` are given.
     """
+    if compute is None:
+        compute = ComputeConfig(dtype=dtype or "float32")
+    elif dtype is not None:
+        raise ValueError("load: `compute` has a dtype of its own; give one of the two")
+    stored = compute.param_dtype == "stored"
+    if stored:
+        compute = dataclasses.replace(compute, param_dtype=None)
     directory, run = locate(model)
     if abstract:
         config, tensors = hf.load_config(directory), None
     else:
         config, tensors = stored_model(directory, run)
-    params_in = dtype if param_dtype in (None, "stored") else str(param_dtype)
-    graphdef, params = abstract_model(
-        config, dtype, params_in, scan_layers=scan_layers, remat=remat
-    )
+    graphdef, params = abstract_model(config, compute)
     if tensors is not None:
-        tensors = tensors if param_dtype == "stored" else cast(tensors, params_in)
-        params = read_params(tensors, on_host=on_host)
-        if scan_layers:
-            params = _scanned(params)
+        tensors = tensors if stored else cast(tensors, compute.param_dtype or compute.dtype)
+        params = laid_out(read_params(tensors, on_host=on_host), like=params)
     return Checkpoint(
         config=config,
+        compute=compute,
         graphdef=graphdef,
         params=params,
         processor=load_processor(directory, config, min_pixels=min_pixels, max_pixels=max_pixels),
@@ -202,13 +188,6 @@ def _stored_tensors(directory: Path, run: Path | None, config: Qwen2VLConfig) ->
             )
         return orbax_model.stored_tensors(directory, config)
     return hf.stored_tensors(directory, config)
-
-
-def _scanned(params: dict[str, Any]) -> dict[str, Any]:
-    """Parameters of a model with unrolled layers as those of the same model scanning them."""
-    return {
-        name: tower | {"layers": stack_layers(tower["layers"])} for name, tower in params.items()
-    }
 
 
 def save_hf(

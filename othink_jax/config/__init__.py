@@ -5,6 +5,13 @@ settings where it is silent. `presets` holds the settings that suit the embedded
 Every field carries its unit and meaning; the command line is made from these classes.
 """
 
+from othink_jax.config.compute import (
+    DEFAULT_COMPUTE,
+    Attention,
+    ComputeConfig,
+    Remat,
+    ScanLayers,
+)
 from othink_jax.config.data import (
     TINY_TEMPLATE,
     TRAIN_TEMPLATE,
@@ -36,9 +43,12 @@ from othink_jax.config.resume import ResumeConfig, changed_settings
 from othink_jax.config.runs import EvaluateConfig, GRPOConfig, SFTConfig, TrainingConfig
 
 __all__ = [
+    "DEFAULT_COMPUTE",
     "RUN_CHECKPOINTS",
     "TINY_TEMPLATE",
     "TRAIN_TEMPLATE",
+    "Attention",
+    "ComputeConfig",
     "DataConfig",
     "Difficulty",
     "EvaluateConfig",
@@ -50,11 +60,13 @@ __all__ = [
     "OptimizerConfig",
     "ParallelConfig",
     "ProcessConfig",
+    "Remat",
     "ResumeConfig",
     "RewardConfig",
     "RunRecord",
     "SFTConfig",
     "SamplingConfig",
+    "ScanLayers",
     "Task",
     "TrainingConfig",
     "changed_settings",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from othink_jax.config.checks import require
+from othink_jax.config.compute import Attention, Remat, ScanLayers
 from othink_jax.config.record import to_dict
 from othink_jax.config.runs import TrainingConfig
 
@@ -25,7 +26,9 @@ class ResumeConfig:
     devices: int | None = None  # how many (pmap, mesh)
     tensor: int | None = None  # devices that every layer is cut over (mesh)
     micro_batches: int | None = None  # pieces of a device's prompts, one at a time in memory
-    remat: Literal["none", "dots", "layer"] | None = None  # what the backward pass computes again
+    remat: Remat | None = None  # what the backward pass computes again
+    scan_layers: ScanLayers | None = None  # whether layers are scanned over or unrolled
+    attention: Attention | None = None  # the kernel of attention
     checkpoint_every: int | None = None  # steps between checkpoints
     wandb: bool = False  # from here on, also log to Weights & Biases
     # Continue though the source of what made the run, a trainer of one's own, is another one now

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from othink_jax.config.checks import require, require_seed
+from othink_jax.config.compute import Attention, ComputeConfig, Remat, ScanLayers
 from othink_jax.config.data import DataConfig
 from othink_jax.config.parts import (
     KLConfig,
@@ -41,7 +42,13 @@ class TrainingConfig:
     micro_batches: int = 1  # pieces of a device's prompts, one at a time in memory, of one update
     # What an update's backward pass computes again instead of keeping it in memory: nothing, all
     # but products with weights, or whole layers
-    remat: Literal["none", "dots", "layer"] = "layer"
+    remat: Remat = "layer"
+    # Whether the layers of a tower are scanned over, which compiles once for all of them, or
+    # unrolled; `auto` scans where there are more than eight
+    scan_layers: ScanLayers = "auto"
+    # The kernel of attention. `auto` takes what suits the device: splash on a TPU, cuDNN on a GPU,
+    # chunked on a CPU, and the reference, which holds all scores, where they are few
+    attention: Attention = "auto"
     optimizer: OptimizerConfig = OptimizerConfig()  # AdamW behind a global-norm clip
     lora: LoRAConfig = LoRAConfig()  # the adapters, with `train` = lora
     parallel: ParallelConfig = ParallelConfig()  # how an update is spread over devices
@@ -59,6 +66,17 @@ class TrainingConfig:
         require_seed("seed", self.seed)
         require(self.keep_checkpoints >= 1, "keep_checkpoints must be >= 1")
         require(self.skip_nonfinite >= 0, f"skip_nonfinite must be >= 0, got {self.skip_nonfinite}")
+
+    def compute(self, platform: str) -> ComputeConfig:
+        """How the model is computed, on devices of this platform; without adapters."""
+        return ComputeConfig(
+            dtype=self.dtype,
+            param_dtype=self.dtype if self.train == "lora" else "float32",
+            scan_layers=self.scan_layers,
+            remat=self.remat,
+            attention=self.attention,
+            platform=platform,
+        )
 
     def _require_positive(self, *names: str) -> None:
         for name in names:

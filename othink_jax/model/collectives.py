@@ -104,33 +104,41 @@ def _shard_map(fn: Callable[..., _T], **specs: Any) -> Callable[..., _T]:
 
 
 def gather_matrix(matrix: Array, shape: tuple[int, ...]) -> Array:
-    """All-gather a parameter to the shape that a device computes with.
+    """All-gather a parameter to the shape that a device computes with; see `gather_for`."""
+    return gather_for(1, matrix, shape)[0]
 
-    The backward pass sums the devices' cotangents in at least float32, and each keeps its shard
-    of the sum.
+
+def gather_for(uses: int, matrix: Array, shape: tuple[int, ...]) -> tuple[Array, ...]:
+    """All-gather a parameter once, for so many uses of it: one copy each.
+
+    The backward pass sums the cotangents of uses and devices in at least float32, and each device
+    keeps its shard of the sum.
     """
     for axis, size in enumerate(shape):
         pieces = size // matrix.shape[axis]
         if pieces > axis_size(FSDP):
             matrix = _gather_tensor(axis, matrix)
         if pieces > 1:
-            return _gather_fsdp(axis, matrix)
-    return matrix
+            return _gather_fsdp(axis, uses, matrix)
+    return (matrix,) * uses
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gather_fsdp(axis: int, matrix: Array) -> Array:
-    return jax.lax.all_gather(matrix, FSDP, axis=axis, tiled=True)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gather_fsdp(axis: int, uses: int, matrix: Array) -> tuple[Array, ...]:
+    return (jax.lax.all_gather(matrix, FSDP, axis=axis, tiled=True),) * uses
 
 
-def _gather_fsdp_forward(axis: int, matrix: Array) -> tuple[Array, None]:
-    return _gather_fsdp(axis, matrix), None
+def _gather_fsdp_forward(axis: int, uses: int, matrix: Array) -> tuple[tuple[Array, ...], None]:
+    return _gather_fsdp(axis, uses, matrix), None
 
 
-def _gather_fsdp_backward(axis: int, _: None, cotangent: Array) -> tuple[Array]:
-    wide = cotangent.astype(at_least_f32(cotangent.dtype))
+def _gather_fsdp_backward(
+    axis: int, uses: int, _: None, cotangents: tuple[Array, ...]
+) -> tuple[Array]:
+    dtype = cotangents[0].dtype
+    wide = sum(each.astype(at_least_f32(dtype)) for each in cotangents)
     total = jax.lax.psum_scatter(wide, FSDP, scatter_dimension=axis, tiled=True)
-    return (total.astype(cotangent.dtype),)
+    return (total.astype(dtype),)
 
 
 _gather_fsdp.defvjp(_gather_fsdp_forward, _gather_fsdp_backward)

@@ -1,6 +1,6 @@
 """The linear layer of both towers."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -8,9 +8,19 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from othink_jax.config import LoRAConfig
-from othink_jax.model.collectives import enter, gather_matrix, leave, local_columns, local_size
+from othink_jax.model.collectives import (
+    axis_size,
+    enter,
+    gather_for,
+    gather_matrix,
+    leave,
+    local_columns,
+    local_size,
+)
 from othink_jax.model.precision import wide_einsum
-from othink_jax.model.sharding import Cut
+from othink_jax.model.sharding import FSDP, Cut
+
+_M = TypeVar("_M", bound=nnx.Module)
 
 # The name of linear layers' outputs, which `--remat dots` keeps. A policy that looks for products
 # instead does not see those inside `wide_einsum`, and keeps the float32 before the rounding.
@@ -69,7 +79,7 @@ class Linear(nnx.Linear):
         self, inputs: Float[Array, "*b In"], out_sharding: Any = None
     ) -> Float[Array, "*b Out"]:
         flat = inputs.reshape(-1, inputs.shape[-1]).astype(self.dtype)
-        kernel = self._matrix(self.kernel, self._inputs, self._columns)
+        kernel = self._matrix("kernel")
         bias = None if self.bias is None else self.bias[...].astype(self.dtype)
         if self.cut == "heads":
             kernel = self._local_columns(kernel)
@@ -80,14 +90,14 @@ class Linear(nnx.Linear):
             product = self._sum(wide_einsum("ni,io->no", flat, kernel))
             out = (product + bias).astype(self.dtype)
         if self.lora is not None:
-            out += self.lora.scale * self._adapted(flat, self.lora.lora_rank)
+            out += self.lora.scale * self._adapted(flat)
         out = out.reshape(*inputs.shape[:-1], -1)
         return checkpoint_name(out, PRODUCT)
 
-    def _adapted(self, flat: Float[Array, "n In"], rank: int) -> Float[Array, "n Out"]:
+    def _adapted(self, flat: Float[Array, "n In"]) -> Float[Array, "n Out"]:
         """(x A) B, without its scale."""
-        a = self._matrix(self.lora_a, self._inputs, rank)
-        b = self._matrix(self.lora_b, rank, self._columns)
+        a = self._matrix("lora_a")
+        b = self._matrix("lora_b")
         # A device that computes some of the outputs has a share of A's gradient.
         low = self._sum(flat @ (enter(a) if self.cut in ("outputs", "heads") else a))
         b = self._local_columns(b) if self.cut == "heads" else b
@@ -99,15 +109,43 @@ class Linear(nnx.Linear):
     def _sum(self, product: Array) -> Array:
         return leave(product) if self.cut == "inputs" else product
 
-    @property
-    def _inputs(self) -> int:
-        """Number of inputs in a device's product."""
-        return local_size(self.in_features) if self.cut == "inputs" else self.in_features
+    def put_together(self, uses: int) -> list[dict[str, Array]]:
+        """The whole matrices of so many uses of the layer, by name, each gathered once."""
+        names = ("kernel",) if self.lora is None else ("kernel", "lora_a", "lora_b")
+        made = {name: gather_for(uses, self._shard(name), self._shape(name)) for name in names}
+        return [{name: made[name][use] for name in names} for use in range(uses)]
 
-    @property
-    def _columns(self) -> int:
-        """Number of columns of the matrix on a device."""
-        return local_size(self.out_features) if self.cut == "outputs" else self.out_features
+    def _matrix(self, name: str) -> Array:
+        return gather_matrix(self._shard(name), self._shape(name))
 
-    def _matrix(self, parameter: nnx.Param[Array], rows: int, columns: int) -> Array:
-        return gather_matrix(parameter[...].astype(self.dtype), (rows, columns))
+    def _shard(self, name: str) -> Array:
+        return getattr(self, name)[...].astype(self.dtype)
+
+    def _shape(self, name: str) -> tuple[int, int]:
+        """Of a matrix in a device's product."""
+        rank = 0 if self.lora is None else self.lora.lora_rank
+        rows = local_size(self.in_features) if self.cut == "inputs" else self.in_features
+        columns = local_size(self.out_features) if self.cut == "outputs" else self.out_features
+        return (rank if name == "lora_b" else rows, rank if name == "lora_a" else columns)
+
+
+def for_uses(module: _M, uses: int) -> tuple[_M, ...]:
+    """A module for each of several uses in one program, whose matrices are gathered once for all.
+
+    Called by itself, every use would gather them anew, and scatter its own gradient.
+    """
+    if axis_size(FSDP) == 1:
+        return (module,) * uses
+    graphdef, state = nnx.split(module)
+    copies = [nnx.to_pure_dict(state) for _ in range(uses)]
+    for path, layer in nnx.iter_graph(module):
+        if isinstance(layer, Linear):
+            for copy, matrices in zip(copies, layer.put_together(uses), strict=True):
+                _at(copy, path).update(matrices)
+    return tuple(nnx.merge(graphdef, copy) for copy in copies)
+
+
+def _at(tree: dict[Any, Any], path: tuple[Any, ...]) -> dict[Any, Any]:
+    for key in path:
+        tree = tree[key]
+    return tree

@@ -52,15 +52,17 @@ def completion_logp(
 def _states_by_extending(
     model: Qwen2VL, prompts: Prompts, completions: Int[Array, "B G T"]
 ) -> Float[Array, "B G T D"]:
-    """The final state before each completion token, from one prefill and one extend."""
-    _, prefix = model.prefill(prompts)
-    batch, group, length = completions.shape
-    last = prefix.last_hidden[:, None, None]
-    hidden = jnp.broadcast_to(last, (batch, group, 1, last.shape[-1]))
-    if length > 1:  # the last token predicts nothing
-        later, _ = model.extend(completions[..., :-1], prefix)
-        hidden = jnp.concatenate([hidden, later], axis=2)
-    return hidden
+    """The final state before each completion token, from prompts and completions together."""
+    _, group, length = completions.shape
+    if length == 1:  # the last token predicts nothing
+        _, prefix = model.prefill(prompts)
+        return _each_completion(prefix.last_hidden, group)
+    last, later = model.states(prompts, completions[..., :-1])
+    return jnp.concatenate([_each_completion(last, group), later], axis=2)
+
+
+def _each_completion(last: Float[Array, "B D"], group: int) -> Float[Array, "B G 1 D"]:
+    return jnp.broadcast_to(last[:, None, None], (last.shape[0], group, 1, last.shape[-1]))
 
 
 def _states_of_whole_texts(

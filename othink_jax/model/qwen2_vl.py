@@ -14,10 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import DTypeLike, Float, Int, PyTree
 
-from othink_jax.config import LoRAConfig
+from othink_jax.config import DEFAULT_COMPUTE, ComputeConfig
 from othink_jax.model.collectives import gather_vocabulary, local_heads
 from othink_jax.model.config import Qwen2VLConfig
-from othink_jax.model.stack import Remat
 from othink_jax.model.text import TextTower
 from othink_jax.model.vision import VisionTower
 from othink_jax.types import Array, Cache, Prefix, Prompts
@@ -33,30 +32,20 @@ class Qwen2VL(nnx.Module):
         config: Qwen2VLConfig,
         *,
         rngs: nnx.Rngs,
-        dtype: Any = jnp.float32,
-        param_dtype: Any = jnp.float32,
-        scan_layers: bool = False,
-        remat: Remat = "none",
-        lora: LoRAConfig | None = None,
+        compute: ComputeConfig = DEFAULT_COMPUTE,
     ) -> None:
         """Random weights.
 
         Args:
           config: the shape.
           rngs: for the weights.
-          dtype: of the computation; norms, rotary positions, softmax and logits stay in f32.
-          param_dtype: of the parameters.
-          scan_layers: scan over stacked layers instead of unrolling them; the numbers are the same.
-          remat: what each layer keeps for the backward pass, see `stack.Remat`.
-          lora: adapters of the text tower's layers, which begin as nothing; None for none.
+          compute: how it is computed. The numbers are the same for all but `dtype`.
         """
-        settings: dict[str, Any] = {"scan_layers": scan_layers, "remat": remat}
-        settings |= {"dtype": dtype, "param_dtype": param_dtype}
         self.config = config
-        self.dtype = dtype
-        self.visual = VisionTower(config.vision, rngs=rngs, **settings)
+        self.dtype = jnp.dtype(compute.dtype)
+        self.visual = VisionTower(config.vision, rngs=rngs, compute=compute)
         tied = config.tie_word_embeddings
-        self.text = TextTower(config.text, tied=tied, rngs=rngs, lora=lora, **settings)
+        self.text = TextTower(config.text, tied=tied, rngs=rngs, compute=compute)
 
     def encode_images(self, prompts: Prompts) -> Float[Array, "B M D"]:
         """Merged features of each prompt's images, slot after slot (M = I * K / merge^2)."""
@@ -87,12 +76,11 @@ class Qwen2VL(nnx.Module):
     def prefill(self, prompts: Prompts) -> tuple[Float[Array, "B P D"], Prefix]:
         """Final states of the prompts' tokens, and all that completions need of them."""
         hidden, kept = self.text.prefill(self.embed(prompts), prompts.positions, prompts.mask)
-        last = prompts.mask.sum(axis=1) - 1
         return hidden, Prefix(
             keys=tuple(key for key, _ in kept),
             values=tuple(value for _, value in kept),
             mask=prompts.mask,
-            last_hidden=jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0],
+            last_hidden=_last_of_prompt(hidden, prompts),
             next_position=prompts.next_position,
         )
 
@@ -115,10 +103,9 @@ class Qwen2VL(nnx.Module):
         """
         start: Any = 0 if cache is None else cache.length
         own = None if cache is None else tuple(zip(cache.keys, cache.values, strict=True))
-        positions = prefix.next_position[:, None] + start + jnp.arange(tokens.shape[2])
         hidden, kept = self.text.extend(
             self.text.embed(tokens),
-            jnp.broadcast_to(positions[:, None, None], (len(positions), 1, 3, tokens.shape[2])),
+            _completion_positions(prefix.next_position, start, tokens.shape[2]),
             tuple(zip(prefix.keys, prefix.values, strict=True)),
             prefix.mask,
             own,
@@ -132,10 +119,37 @@ class Qwen2VL(nnx.Module):
             length=cache.length + tokens.shape[2],
         )
 
+    def states(
+        self, prompts: Prompts, completions: Int[Array, "B G T"]
+    ) -> tuple[Float[Array, "B D"], Float[Array, "B G T D"]]:
+        """Final states of each prompt's last token and of completion tokens, given whole.
+
+        Equal to `prefill` and then `extend`; see `TextTower.prefill_and_extend`.
+        """
+        hidden, later = self.text.prefill_and_extend(
+            self.embed(prompts),
+            prompts.positions,
+            prompts.mask,
+            self.text.embed(completions),
+            _completion_positions(prompts.next_position, 0, completions.shape[2]),
+        )
+        return _last_of_prompt(hidden, prompts), later
+
     def logits(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:
         """Next-token logits in f32; on a mesh, without a gradient."""
         logits = self.text.logits(hidden, self.text.head_matrix())
         return gather_vocabulary(logits, self.config.text.vocab_size)
+
+
+def _last_of_prompt(hidden: Float[Array, "B P D"], prompts: Prompts) -> Float[Array, "B D"]:
+    last = prompts.mask.sum(axis=1) - 1
+    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+
+
+def _completion_positions(first: Int[Array, " B"], start: Any, count: int) -> Int[Array, "B 1 3 T"]:
+    """Positions go on from the prompt's, equal on the three axes."""
+    positions = first[:, None] + start + jnp.arange(count)
+    return jnp.broadcast_to(positions[:, None, None], (len(positions), 1, 3, count))
 
 
 def init_cache(

@@ -7,45 +7,44 @@ leading layer axis, and compile once for any depth.
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import PyTree
 
+from othink_jax.config import ComputeConfig, Remat
 from othink_jax.model.collectives import axis_size
 from othink_jax.model.linear import PRODUCT
 from othink_jax.model.sharding import FSDP
 
-# The residuals that each layer keeps for the backward pass; the rest is recomputed. `none`: all of
-# them. `dots`: its input and the outputs of its linear layers, so that no product with weights is
-# made again. `layer`: its input alone.
-Remat = Literal["none", "dots", "layer"]
+_T = TypeVar("_T")
 
 
 def make_stack(
-    make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs, scan: bool
+    make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs, compute: ComputeConfig
 ) -> nnx.Module:
     """`depth` layers as an `nnx.List`, or one module whose parameters lead with the layer."""
-    if not scan:
+    if not compute.scans(depth):
         return nnx.List([make(rngs) for _ in range(depth)])
     return nnx.vmap(make, in_axes=0)(rngs.split(depth))
 
 
 def run_stack(
     stack: nnx.Module,
-    x: jax.Array,
-    apply: Callable[[Any, jax.Array, Any], tuple[jax.Array, Any]],
+    x: _T,
+    apply: Callable[[Any, _T, Any], tuple[_T, Any]],
     extras: tuple[Any, ...] | None = None,
     *,
     remat: Remat = "none",
-) -> tuple[jax.Array, tuple[Any, ...]]:
+) -> tuple[_T, tuple[Any, ...]]:
     """Send `x` through the layers.
 
     Args:
       stack: from `make_stack`.
-      x: what the first layer gets.
+      x: what the first layer gets; a tree of arrays.
       apply: `(layer, x, extra of this layer) -> (x, output of this layer)`.
       extras: one entry a layer, such as its keys and values; None gives every layer None.
       remat: what each layer keeps for the backward pass; the numbers are the same.
@@ -65,7 +64,7 @@ def run_stack(
     depth = jax.tree.leaves(params)[0].shape[0]
     stacked = None if extras is None else jax.tree.map(lambda *rows: jnp.stack(rows), *extras)
 
-    def body(x: jax.Array, row: Any) -> tuple[jax.Array, Any]:
+    def body(x: _T, row: Any) -> tuple[_T, Any]:
         layer_params, extra = row
         layer = nnx.merge(graphdef, layer_params)
         return _checkpointed(functools.partial(apply, layer), remat)(x, extra)
@@ -88,11 +87,49 @@ def _not_gathered(_: Any, *__: Any, **settings: Any) -> bool:
     return called is None or all(each.primitive.name != "all_gather" for each in called.eqns)
 
 
-def stack_layers(layers: dict[Any, Any]) -> dict[Any, Any]:
-    """Parameters of an unrolled stack (keyed by layer number) as those of a scanned one."""
-    rows = [layers[number] for number in sorted(layers)]
+def laid_out(tree: _T, *, like: PyTree) -> _T:
+    """A tree of parameters, or of what is kept of them, with layers stacked or not as `like` has.
 
+    Args:
+      tree: of numpy or JAX arrays, in which each tower is a dict with the key `layers`.
+      like: the same but for the layers' layout; its leaves may be anything.
+    """
+
+    def convert(tower: Any, wanted: Any) -> Any:
+        if not _is_tower(tower) or _is_stacked(tower) == _is_stacked(wanted):
+            return tower
+        change = _stacked if _is_stacked(wanted) else _unstacked
+        return tower | {"layers": change(tower["layers"])}
+
+    return jax.tree.map(convert, tree, like, is_leaf=_is_tower)
+
+
+def unrolled(tree: _T) -> _T:
+    """The same with no layers stacked."""
+
+    def convert(tower: Any) -> Any:
+        if not _is_tower(tower) or not _is_stacked(tower):
+            return tower
+        return tower | {"layers": _unstacked(tower["layers"])}
+
+    return jax.tree.map(convert, tree, is_leaf=_is_tower)
+
+
+def _is_tower(node: Any) -> bool:
+    return isinstance(node, dict) and "layers" in node
+
+
+def _is_stacked(tower: dict[str, Any]) -> bool:
+    return not all(isinstance(key, int) for key in tower["layers"])
+
+
+def _stacked(layers: dict[int, Any]) -> dict[str, Any]:
     def stack(*leaves: Any) -> Any:
         return (np if isinstance(leaves[0], np.ndarray) else jnp).stack(leaves)
 
-    return jax.tree.map(stack, *rows)
+    return jax.tree.map(stack, *(layers[number] for number in sorted(layers)))
+
+
+def _unstacked(layers: dict[str, Any]) -> dict[int, Any]:
+    depth = jax.tree.leaves(layers)[0].shape[0]
+    return {number: jax.tree.map(operator.itemgetter(number), layers) for number in range(depth)}

@@ -5,18 +5,22 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool, Float, Int
 
-from othink_jax.config import LoRAConfig
-from othink_jax.model.attention import attention, shared_prefix_attention
+from othink_jax.config import ComputeConfig
+from othink_jax.model.attention import (
+    SelfMask,
+    attention,
+    reference,
+    shared_prefix_attention,
+)
 from othink_jax.model.collectives import embed_tokens, enter, gather_matrix, local_vocabulary
 from othink_jax.model.config import TextConfig
-from othink_jax.model.linear import Linear
-from othink_jax.model.precision import wide_einsum
+from othink_jax.model.linear import Linear, for_uses
+from othink_jax.model.precision import dtypes_of, wide_einsum
 from othink_jax.model.rope import rotate, text_angles
-from othink_jax.model.stack import Remat, make_stack, run_stack
+from othink_jax.model.stack import make_stack, run_stack
 from othink_jax.types import Array
 
 KeyValue = tuple[Array, Array]
@@ -38,14 +42,16 @@ class Embed(nnx.Embed):
 class TextBlock(nnx.Module):
     """Pre-norm layer: grouped-query attention with biases on q, k, v, then SwiGLU."""
 
-    def __init__(
-        self, config: TextConfig, *, rngs: nnx.Rngs, lora: LoRAConfig | None, **dtypes: Any
-    ) -> None:
+    def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, compute: ComputeConfig) -> None:
         width, kv_heads = config.hidden_size, config.num_key_value_heads
-        linear: Callable[..., Linear] = functools.partial(Linear, rngs=rngs, lora=lora, **dtypes)
+        dtypes = dtypes_of(compute)
+        linear: Callable[..., Linear] = functools.partial(
+            Linear, rngs=rngs, lora=compute.lora, **dtypes
+        )
         norm: Callable[..., nnx.RMSNorm] = functools.partial(
             nnx.RMSNorm, epsilon=config.rms_norm_eps, rngs=rngs, **dtypes
         )
+        self.compute = compute
         self.head_dim = config.head_dim
         self.norm1 = norm(width)
         self.norm2 = norm(width)
@@ -80,10 +86,11 @@ class TextBlock(nnx.Module):
         return x + self.down(jax.nn.silu(self.gate(y)) * self.up(y))
 
     def prefill(
-        self, x: Float[Array, "B P D"], angles: Float[Array, "B P half"], mask: Bool[Array, "B P P"]
+        self, x: Float[Array, "B P D"], angles: Float[Array, "B P half"], mask: SelfMask
     ) -> tuple[Float[Array, "B P D"], KeyValue]:
         query, key, value = self._project(x, angles)
-        return self._finish(x, attention(query, key, value, mask)), (key, value)
+        mixed = attention(query, key, value, mask, self.compute)
+        return self._finish(x, mixed), (key, value)
 
     def extend(
         self,
@@ -95,12 +102,16 @@ class TextBlock(nnx.Module):
         start: Int[Array, ""] | int,
     ) -> tuple[Float[Array, "B G T D"], KeyValue]:
         query, key, value = self._project(x, angles)
-        if own is not None:
+        if own is None:
+            mixed = shared_prefix_attention(query, *prefix, prefix_mask, key, value, self.compute)
+        else:
             write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2)
             key = write(own[0], key.astype(own[0].dtype), start)
             value = write(own[1], value.astype(own[1].dtype), start)
-        mask = jnp.arange(key.shape[2]) <= start + jnp.arange(x.shape[2])[:, None]
-        mixed = shared_prefix_attention(query, *prefix, prefix_mask, key, value, mask)
+            # Of a token a completion, there are few scores.
+            mixed = reference.shared_prefix_attention(
+                query, *prefix, prefix_mask, key, value, first=start
+            )
         return self._finish(x, mixed), (key, value)
 
 
@@ -113,19 +124,17 @@ class TextTower(nnx.Module):
         *,
         tied: bool,
         rngs: nnx.Rngs,
-        scan_layers: bool,
-        remat: Remat,
-        lora: LoRAConfig | None,
-        **dtypes: Any,
+        compute: ComputeConfig,
     ) -> None:
+        dtypes = dtypes_of(compute)
         self.config = config
-        self.remat: Remat = remat
+        self.compute = compute
         self.embed = Embed(config.vocab_size, config.hidden_size, rngs=rngs, **dtypes)
         self.layers = make_stack(
-            lambda rngs: TextBlock(config, rngs=rngs, lora=lora, **dtypes),
+            lambda rngs: TextBlock(config, rngs=rngs, compute=compute),
             config.num_hidden_layers,
             rngs,
-            scan_layers,
+            compute,
         )
         self.norm = nnx.RMSNorm(
             config.hidden_size, epsilon=config.rms_norm_eps, rngs=rngs, **dtypes
@@ -143,14 +152,12 @@ class TextTower(nnx.Module):
         mask: Bool[Array, "B P"],
     ) -> tuple[Float[Array, "B P D"], tuple[KeyValue, ...]]:
         """Final states of prompt tokens, padded on the right, and each layer's keys and values."""
-        angles = text_angles(positions, self.config.mrope_section, self.config.rope_theta)
-        count = x.shape[1]
-        causal = jnp.tril(jnp.ones((count, count), bool))[None] & mask[:, None]
+        angles, causal = self._angles(positions), SelfMask(real=mask, causal=True)
 
         def layer(block: TextBlock, x: Array, _: None) -> tuple[Array, KeyValue]:
             return block.prefill(x, angles, causal)
 
-        x, kept = run_stack(self.layers, x, layer, remat=self.remat)
+        x, kept = run_stack(self.layers, x, layer, remat=self.compute.remat)
         return self.norm(x), kept
 
     def extend(
@@ -163,14 +170,44 @@ class TextTower(nnx.Module):
         start: Int[Array, ""] | int,
     ) -> tuple[Float[Array, "B G T D"], tuple[KeyValue, ...]]:
         """Final states of completion tokens, and each layer's own keys and values."""
-        angles = text_angles(positions, self.config.mrope_section, self.config.rope_theta)
+        angles = self._angles(positions)
 
         def layer(block: TextBlock, x: Array, extra: Any) -> tuple[Array, KeyValue]:
             return block.extend(x, angles, extra[0], prefix_mask, extra[1], start)
 
         extras = tuple(zip(prefix, own or [None] * len(prefix), strict=True))
-        x, kept = run_stack(self.layers, x, layer, extras, remat=self.remat)
+        x, kept = run_stack(self.layers, x, layer, extras, remat=self.compute.remat)
         return self.norm(x), kept
+
+    def prefill_and_extend(
+        self,
+        x: Float[Array, "B P D"],
+        positions: Int[Array, "B 3 P"],
+        mask: Bool[Array, "B P"],
+        later: Float[Array, "B G T D"],
+        later_positions: Int[Array, "B 1 3 T"],
+    ) -> tuple[Float[Array, "B P D"], Float[Array, "B G T D"]]:
+        """Final states of prompts and of whole completions, layer by layer together.
+
+        The numbers are those of `prefill` and then `extend`. Here a layer's matrices are gathered
+        once for both, scanned layers have one stack of gradients, and no layer's keys and values
+        outlive it.
+        """
+        angles = self._angles(positions)
+        later_angles = self._angles(later_positions)
+        causal = SelfMask(real=mask, causal=True)
+
+        def layer(block: TextBlock, states: Any, _: None) -> tuple[Any, None]:
+            of_prompt, of_completion = for_uses(block, 2)
+            x, prefix = of_prompt.prefill(states[0], angles, causal)
+            later = of_completion.extend(states[1], later_angles, prefix, mask, None, 0)[0]
+            return (x, later), None
+
+        states, _ = run_stack(self.layers, (x, later), layer, remat=self.compute.remat)
+        return self.norm(states[0]), self.norm(states[1])
+
+    def _angles(self, positions: Int[Array, "*b 3 S"]) -> Float[Array, "*b S half"]:
+        return text_angles(positions, self.config.mrope_section, self.config.rope_theta)
 
     def head_matrix(self) -> Float[Array, "..."]:
         """The matrix of the head, whole along `fsdp`: [V, D] if it is the embedding, else [D, V].

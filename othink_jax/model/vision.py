@@ -13,18 +13,23 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool, Float, Int
 
-from othink_jax.model.attention import attention
+from othink_jax.config import ComputeConfig
+from othink_jax.model.attention import SelfMask, attention
 from othink_jax.model.collectives import enter, local_heads
 from othink_jax.model.config import VisionConfig
 from othink_jax.model.linear import Linear
+from othink_jax.model.precision import dtypes_of
 from othink_jax.model.rope import rotate, vision_angles
-from othink_jax.model.stack import Remat, make_stack, run_stack
+from othink_jax.model.stack import make_stack, run_stack
 from othink_jax.types import Array
 
 # Not the fast variance, E[x^2] - E[x]^2: it cancels where a state's mean outweighs its spread, and
 # is off by 1e-3 at a hundred times.
 _layer_norm = functools.partial(nnx.LayerNorm, epsilon=1e-6, use_fast_variance=False)
 _rms_norm = functools.partial(nnx.RMSNorm, epsilon=1e-6)
+
+
+_MOST_WINDOWS = 2**15  # along a side of an image
 
 
 def quick_gelu(x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
@@ -39,9 +44,11 @@ def _norm(config: VisionConfig) -> Callable[..., nnx.Module]:
 class VisionBlock(nnx.Module):
     """Pre-norm transformer layer over the patches of an image."""
 
-    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, **dtypes: Any) -> None:
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, compute: ComputeConfig) -> None:
         width, hidden = config.embed_dim, config.intermediate_size
+        dtypes = dtypes_of(compute)
         linear: Callable[..., Linear] = functools.partial(Linear, rngs=rngs, **dtypes)
+        self.compute = compute
         self.heads = config.num_heads
         self.norm1 = _norm(config)(width, rngs=rngs, **dtypes)
         self.norm2 = _norm(config)(width, rngs=rngs, **dtypes)
@@ -60,12 +67,12 @@ class VisionBlock(nnx.Module):
         self,
         x: Float[Array, "N K D"],
         angles: Float[Array, "N K half"],
-        mask: Bool[Array, "N #K K"],
+        mask: SelfMask,
     ) -> Float[Array, "N K D"]:
         qkv = self.qkv(enter(self.norm1(x))).reshape(*x.shape[:2], 3, local_heads(self.heads), -1)
         query, key, value = (qkv[:, :, i] for i in range(3))
         query, key = rotate(query, angles), rotate(key, angles)
-        mixed = attention(query[:, :, :, None], key, value, mask)
+        mixed = attention(query[:, :, :, None], key, value, mask, self.compute)
         x = x + self.proj(mixed.reshape(*x.shape[:2], -1))
         return x + self._mlp(enter(self.norm2(x)))
 
@@ -83,17 +90,19 @@ class VisionTower(nnx.Module):
         config: VisionConfig,
         *,
         rngs: nnx.Rngs,
-        scan_layers: bool,
-        remat: Remat,
-        **dtypes: Any,
+        compute: ComputeConfig,
     ) -> None:
         window = config.embed_dim * config.spatial_merge_size**2
+        dtypes = dtypes_of(compute)
         linear: Callable[..., Linear] = functools.partial(Linear, rngs=rngs, **dtypes)
         self.config = config
-        self.remat: Remat = remat
+        self.compute = compute
         self.patch_embed = linear(config.patch_dim, config.embed_dim, use_bias=False, cut="nothing")
         self.layers = make_stack(
-            lambda rngs: VisionBlock(config, rngs=rngs, **dtypes), config.depth, rngs, scan_layers
+            lambda rngs: VisionBlock(config, rngs=rngs, compute=compute),
+            config.depth,
+            rngs,
+            compute,
         )
         self.merger_norm = _norm(config)(config.embed_dim, rngs=rngs, **dtypes)
         self.merger_fc1 = linear(window, window)
@@ -110,24 +119,24 @@ class VisionTower(nnx.Module):
         # Padding may hold anything, even nan; nothing of it may enter a sum, not even times zero.
         x = self.patch_embed(jnp.where(mask[..., None], patches, 0.0))
         angles = vision_angles(positions, config.embed_dim // config.num_heads)
-        whole = mask[:, None]
         windows = config.windows
         if windows is None:
-            inside, sees_all = whole, [True] * config.depth
+            inside, sees_all = None, None
         else:
-            inside = whole & _same_window(positions, windows.window_size // config.patch_size)
-            sees_all = [number in windows.full_layers for number in range(config.depth)]
+            inside = _window_numbers(positions, windows.window_size // config.patch_size)
+            sees_all = tuple(number in windows.full_layers for number in range(config.depth))
 
         def layer(block: VisionBlock, x: Array, sees_all: Any) -> tuple[Array, None]:
-            return block(x, angles, jnp.where(sees_all, whole, inside)), None
+            own = None if inside is None else jnp.where(sees_all, 0, inside)
+            return block(x, angles, SelfMask(real=mask, windows=own)), None
 
-        x, _ = run_stack(self.layers, x, layer, tuple(sees_all), remat=self.remat)
+        x, _ = run_stack(self.layers, x, layer, sees_all, remat=self.compute.remat)
         x = self.merger_norm(x)
         x = x.reshape(x.shape[0], -1, config.embed_dim * config.spatial_merge_size**2)
         return self.merger_fc2(jax.nn.gelu(self.merger_fc1(enter(x)), approximate=False))
 
 
-def _same_window(positions: Int[Array, "N K 2"], side: int) -> Bool[Array, "N K K"]:
-    """Which patches stand in the same window of `side` patches a side, counted from the corner."""
+def _window_numbers(positions: Int[Array, "N K 2"], side: int) -> Int[Array, "N K"]:
+    """Number of the window of `side` patches a side that each patch stands in, from the corner."""
     window = positions // side
-    return (window[:, :, None] == window[:, None]).all(axis=-1)
+    return window[..., 0] * _MOST_WINDOWS + window[..., 1]

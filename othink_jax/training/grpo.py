@@ -14,7 +14,6 @@ from othink_jax import rl
 from othink_jax.checkpoint.load import Checkpoint
 from othink_jax.config import GRPOConfig, ResumeConfig
 from othink_jax.data.example import Example
-from othink_jax.model.qwen2_vl import computing_weights
 from othink_jax.rewards import Grade, GradingPool
 from othink_jax.sampling import prompt_keys
 from othink_jax.training import processes
@@ -112,7 +111,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         keys = prompt_keys(self.config.seed, step, self.config.prompts_per_step)
         keys = np.array_split(keys, self.share[1])[self.share[0]]
         # Gone before the update, which has no need of them.
-        weights = self.parallel.whole(computing_weights(self.policy(state), self.config.dtype))
+        weights = self.compiled.weights(self.policy(state))
         sampled = self.compiled.sample(weights, prompts, self.parallel.shard(keys))
         return _cut_padding(self.parallel.gather(sampled))
 

@@ -22,9 +22,11 @@ from othink_jax.data.processing import EncodedPrompt, PadTo
 from othink_jax.data.sources import open_source
 from othink_jax.data.stream import ENDLESS
 from othink_jax.errors import UserError
+from othink_jax.model.attention import check_attention
 from othink_jax.training import processes
 from othink_jax.training.console import Monitor
 from othink_jax.training.interrupt import StopRequest
+from othink_jax.training.layout import DiskLayout
 from othink_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from othink_jax.training.parallel import make_parallel
 from othink_jax.training.partial import Params, divide, join
@@ -68,6 +70,7 @@ class Trainer(abc.ABC, Generic[_Config]):
         self.parallel = make_parallel(config.parallel)
         self.parallel.check_batch(config.prompts_per_step, config.micro_batches)
         self.parallel.check_model(checkpoint.config)
+        check_attention(checkpoint.compute)
         self.share = (jax.process_index(), jax.process_count())
         source = open_source(config.data)
         self.steps = total_steps(config, len(source))
@@ -91,6 +94,8 @@ class Trainer(abc.ABC, Generic[_Config]):
             share=self.share,
             exchange=processes.exchange,
         )
+        like = jax.eval_shape(lambda: TrainState.create(self.checkpoint.params, self.tx))
+        self.layout = DiskLayout(self.parallel, like)
         begin = self.loader.get_state()
         next(self.loader)  # there is at least one batch that can be used
         self.loader.set_state(begin)
@@ -157,7 +162,8 @@ class Trainer(abc.ABC, Generic[_Config]):
                         "nonfinite": dataclasses.asdict(self.nonfinite),
                         "metrics": directory.metrics_digest(),
                     }
-                    store.save(step, self.parallel.unreplicate(state), progress)
+                    held = self.parallel.unreplicate(state)
+                    store.save(step, self.layout.to_disk(held), progress)
                 if stopping and step < self.steps:
                     store.close()
                     self._say_stopped(step, directory, monitor)
@@ -173,14 +179,13 @@ class Trainer(abc.ABC, Generic[_Config]):
         """
         if not resumed:
             return self.parallel.begin(self.checkpoint.params, self.tx), 0, []
-        like = jax.eval_shape(lambda: TrainState.create(self.checkpoint.params, self.tx))
-        found, notes = last_whole(store, self.parallel.stored(like))
+        found, notes = last_whole(store, self.parallel.stored(self.layout.shapes))
         if found is None:
             directory.keep_metrics_until(0)
             notes.append(f"{directory.path} has no checkpoint yet: it begins at step 1")
             return self.parallel.begin(self.checkpoint.params, self.tx), 0, notes
         state, progress = found
-        state = self.parallel.adopt(state)
+        state = self.parallel.adopt(self.layout.from_disk(state))
         done = int(self.parallel.unreplicate(state.step)) // self.updates_per_step
         if "loader" not in progress:
             raise UserError(

@@ -131,6 +131,13 @@ class Parallel(abc.ABC):
         return params
 
     @abc.abstractmethod
+    def relay(self, fn: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
+        """Compile fn(params) -> params, which brings parameters into other arrays.
+
+        The compiled function takes replicated parameters and gives such.
+        """
+
+    @abc.abstractmethod
     def apply(self, fn: Callable[..., Any], *, decoding: bool = False) -> Callable[..., Any]:
         """Compile fn(params, *batches) -> batch, each row of the result from its rows alone.
 
@@ -218,6 +225,9 @@ class OneDevice(Parallel):
     def update(self, fn: Callable[..., Any]) -> Callable[[TrainState, Any], Any]:
         return jax.jit(functools.partial(fn, axis_name=None), donate_argnums=0)
 
+    def relay(self, fn: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
+        return jax.jit(fn)
+
     def apply(self, fn: Callable[..., Any], *, decoding: bool = False) -> Callable[..., Any]:
         return jax.jit(fn)
 
@@ -277,6 +287,9 @@ class Replicas(Parallel):
             donate_argnums=0,
             devices=self.devices,
         )
+
+    def relay(self, fn: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
+        return jax.pmap(fn, devices=self.devices)
 
     def apply(self, fn: Callable[..., Any], *, decoding: bool = False) -> Callable[..., Any]:
         return jax.pmap(fn, axis_name=AXIS, devices=self.devices)
@@ -374,6 +387,13 @@ class Sharded(Parallel):
         return jax.jit(
             lambda params: jax.lax.with_sharding_constraint(params, self.decoding(params))
         )
+
+    def relay(self, fn: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
+        def relay(params: PyTree) -> PyTree:
+            made = fn(params)
+            return jax.lax.with_sharding_constraint(made, shardings(made, self._mesh))
+
+        return jax.jit(relay)
 
     def apply(self, fn: Callable[..., Any], *, decoding: bool = False) -> Callable[..., Any]:
         def apply(params: PyTree, *batches: PyTree) -> Any:

@@ -13,9 +13,10 @@ import jax
 from flax import nnx
 
 from othink_jax.checkpoint.load import Checkpoint, abstract_model
-from othink_jax.config import LoRAConfig, TrainingConfig
+from othink_jax.config import ComputeConfig, LoRAConfig, TrainingConfig
 from othink_jax.model.config import Qwen2VLConfig
 from othink_jax.model.qwen2_vl import Qwen2VL
+from othink_jax.model.stack import laid_out
 
 Params = dict[str, Any]  # nested; of arrays
 
@@ -35,6 +36,7 @@ def divide(checkpoint: Checkpoint, config: TrainingConfig) -> Parts:
         return Parts(trained=params, frozen={})
     if config.train == "lora":
         adapters = fresh_adapters(checkpoint.config, config.lora, seed=config.seed)
+        adapters = laid_out(adapters, like={"text": params["text"]})
         return Parts(trained=adapters, frozen=_computed(params, config))
     vision = {"visual": params["visual"]}
     return Parts(trained={"text": params["text"]}, frozen=_computed(vision, config))
@@ -52,17 +54,22 @@ def _computed(params: Params, config: TrainingConfig) -> Params:
     return jax.tree.map(lambda leaf: leaf.astype(config.dtype, copy=False), params)
 
 
-def loaded_dtype(config: TrainingConfig) -> str:
-    """That the model is to be loaded in: float32 for what is trained, unless only adapters are."""
-    return config.dtype if config.train == "lora" else "float32"
-
-
 def policy_graphdef(checkpoint: Checkpoint, config: TrainingConfig) -> Any:
     """Static part of the policy: that of `checkpoint`, but for adapters."""
     if config.train != "lora":
         return checkpoint.graphdef
-    settings: dict[str, Any] = {"scan_layers": False, "remat": config.remat, "lora": config.lora}
-    return abstract_model(checkpoint.config, config.dtype, **settings)[0]
+    compute = dataclasses.replace(checkpoint.compute, lora=config.lora)
+    return abstract_model(checkpoint.config, compute)[0]
+
+
+def decoding_graphdef(checkpoint: Checkpoint, config: TrainingConfig) -> Any:
+    """Static part of the policy with no layers scanned.
+
+    A scan would copy the keys and values of all layers at each token that is drawn.
+    """
+    adapters = config.lora if config.train == "lora" else None
+    compute = dataclasses.replace(checkpoint.compute, scan_layers="off", lora=adapters)
+    return abstract_model(checkpoint.config, compute)[0]
 
 
 def fresh_adapters(config: Qwen2VLConfig, lora: LoRAConfig, *, seed: int) -> Params:
@@ -71,7 +78,7 @@ def fresh_adapters(config: Qwen2VLConfig, lora: LoRAConfig, *, seed: int) -> Par
     # Compiled, so that the model's other weights, which nobody asks for, are not made.
     @jax.jit
     def draw() -> Params:
-        model = Qwen2VL(config, rngs=nnx.Rngs(seed), lora=lora)
+        model = Qwen2VL(config, rngs=nnx.Rngs(seed), compute=ComputeConfig(lora=lora))
         return nnx.to_pure_dict(nnx.state(model, nnx.LoRAParam))
 
     return draw()

@@ -6,7 +6,6 @@ computed in float32, so a bfloat16 run needs less than is said.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -20,9 +19,10 @@ from othink_jax.checkpoint.load import Checkpoint, load
 from othink_jax.config import GRPOConfig
 from othink_jax.errors import UserError
 from othink_jax.model.qwen2_vl import computing_weights
+from othink_jax.model.stack import unrolled
 from othink_jax.training.optimizer import kl_schedule, make_optimizer
 from othink_jax.training.parallel import OneDevice, Parallel, Sharded, make_parallel, placed
-from othink_jax.training.partial import Params, divide, join, loaded_dtype, own_of_reference
+from othink_jax.training.partial import Params, divide, join, own_of_reference
 from othink_jax.training.programs import compile_grpo
 from othink_jax.training.state import TrainState
 from othink_jax.types import GRPOBatch, Prompts
@@ -54,10 +54,7 @@ def plans(config: GRPOConfig) -> Iterator[Plan]:
     """
     checkpoint = load(
         config.model,
-        dtype=config.dtype,
-        param_dtype=loaded_dtype(config),
-        scan_layers=config.train != "lora",
-        remat=config.remat,
+        compute=config.compute("cpu"),
         abstract=True,
     )
     parallel, prompts = _one_of_its_kind(config)
@@ -93,7 +90,7 @@ def _plan(config: GRPOConfig, checkpoint: Checkpoint, parallel: Parallel) -> Pla
     keys = _shape((config.prompts_per_step, 2), np.uint32, parallel)
     policy = join(state.params, frozen)
     weights = parallel.stored(
-        jax.eval_shape(functools.partial(computing_weights, dtype=config.dtype), policy)
+        jax.eval_shape(lambda params: unrolled(computing_weights(params, config.dtype)), policy)
     )
     weights = placed(weights, parallel.decoding(weights))
     lowered = {
@@ -104,7 +101,7 @@ def _plan(config: GRPOConfig, checkpoint: Checkpoint, parallel: Parallel) -> Pla
         "update": programs.update.lower(state, (frozen, batch)),
     }
     running = {name: _running_bytes(program) for name, program in lowered.items()}
-    running["rollout"] += _new_bytes(weights, policy)
+    running["rollout"] += _nbytes(weights) if checkpoint.scanned else _new_bytes(weights, policy)
     return Plan(
         micro_batches=config.micro_batches,
         staying={

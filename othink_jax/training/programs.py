@@ -12,11 +12,12 @@ from jaxtyping import Array, Float, Int
 from othink_jax.checkpoint.load import Checkpoint
 from othink_jax.config import GRPOConfig, SFTConfig, TrainingConfig
 from othink_jax.model.log_probs import completion_logp
-from othink_jax.model.qwen2_vl import merge
+from othink_jax.model.qwen2_vl import computing_weights, merge
+from othink_jax.model.stack import unrolled
 from othink_jax.rl import grpo_loss
 from othink_jax.sampling import make_sampler
 from othink_jax.training.parallel import Parallel
-from othink_jax.training.partial import Params, policy_graphdef
+from othink_jax.training.partial import Params, decoding_graphdef, policy_graphdef
 from othink_jax.training.state import TrainState
 from othink_jax.training.update import LossFn, Metrics, cut_rows, grpo_update, join_rows, sft_update
 from othink_jax.types import Prompts, Rollout
@@ -37,7 +38,8 @@ class Programs:
 class GRPOPrograms(Programs):
     """And what comes before an update of GRPO."""
 
-    sample: Callable[..., Rollout]  # params, prompts, key_data
+    weights: Callable[[Params], Params]  # params -> those that `sample` takes
+    sample: Callable[..., Rollout]  # weights, prompts, key_data
     logp: Callable[..., Float[Array, "B G T"]]  # params, prompts, completions
     ref_logp: Callable[..., Float[Array, "B G T"]]  # the reference's params, prompts, completions
 
@@ -57,6 +59,7 @@ def compile_grpo(
     # Not the checkpoint itself: what the programs close over would keep its parameters alive.
     reference, processor = checkpoint.graphdef, checkpoint.processor
     policy = policy_graphdef(checkpoint, config)
+    decoder, weights = _decoder(checkpoint, config, parallel, policy)
 
     def logp(
         graphdef: Any, params: Params, prompts: Prompts, completions: Int[Array, "B G T"]
@@ -71,16 +74,31 @@ def compile_grpo(
         return join_rows(jax.lax.map(of_piece, rows))
 
     update = functools.partial(grpo_update, tx=tx, config=config.loss, loss=loss)
-    sampler = make_sampler(policy, processor, config.sampling, group_size=config.group_size)
+    sampler = make_sampler(decoder, processor, config.sampling, group_size=config.group_size)
     policy_logp = parallel.apply(functools.partial(logp, policy))
     same = policy is reference  # then what was compiled for one may serve the other
     return GRPOPrograms(
         encode=parallel.apply(functools.partial(_encode, policy)),
+        weights=weights,
         sample=parallel.apply(sampler, decoding=True),
         logp=policy_logp,
         ref_logp=policy_logp if same else parallel.apply(functools.partial(logp, reference)),
         update=_compile_update(update, policy, config, parallel, chunk=config.loss.logp_chunk),
     )
+
+
+def _decoder(
+    checkpoint: Checkpoint, config: TrainingConfig, parallel: Parallel, policy: Any
+) -> tuple[Any, Callable[[Params], Params]]:
+    """Static part of the policy while it decodes, and what makes its weights of the policy's."""
+
+    def cast(params: Params) -> Params:
+        return computing_weights(params, config.dtype)
+
+    if not checkpoint.scanned:
+        return policy, lambda params: parallel.whole(cast(params))
+    unroll = parallel.relay(lambda params: unrolled(cast(params)))
+    return decoding_graphdef(checkpoint, config), lambda params: parallel.whole(unroll(params))
 
 
 def compile_sft(

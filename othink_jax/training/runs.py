@@ -5,6 +5,8 @@ import shlex
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
+
 from othink_jax.checkpoint.load import Checkpoint, load
 from othink_jax.checkpoint.orbax_model import save_model
 from othink_jax.checkpoint.tensors import in_memory
@@ -13,7 +15,6 @@ from othink_jax.errors import UserError
 from othink_jax.identity import code_name, find_code, source_digest
 from othink_jax.training import processes
 from othink_jax.training.loop import Trainer
-from othink_jax.training.partial import loaded_dtype
 from othink_jax.training.run_directory import RunDirectory
 
 _Config = TypeVar("_Config", bound=TrainingConfig)
@@ -112,10 +113,8 @@ def _maker(
 def _load(model: str | Path, config: TrainingConfig) -> Checkpoint:
     return load(
         model,
-        dtype=config.dtype,
-        param_dtype=loaded_dtype(config),
+        compute=config.compute(jax.default_backend()),
         on_host=True,  # a whole copy may have no room on a device
-        remat=config.remat,
         min_pixels=config.data.min_pixels,
         max_pixels=config.data.max_pixels,
     )
