@@ -12,7 +12,11 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from othink_jax.config import SamplingConfig
 from othink_jax.data.processing import Processor
 from othink_jax.model.qwen2_vl import Qwen2VL, init_cache, merge
-from othink_jax.types import Cache, Prompts, Rollout, pytree
+from othink_jax.rows import cut_rows, join_rows
+from othink_jax.types import Cache, Prefix, Prompts, Rollout, pytree
+
+_BLOCK = 128  # numbers of a row whose maximum is looked at first, see `kth_largest`
+_SHORT = 128  # tokens of a cache that need not grow
 
 
 @pytree
@@ -55,7 +59,7 @@ def processed_logits(
       seen: true at tokens that stand in the prompt or the completion; None without a penalty.
     """
     if len(never_sampled):
-        logits = logits.at[..., np.asarray(never_sampled)].set(-jnp.inf)
+        logits = _without(never_sampled, logits)
     if seen is not None:
         penalty = config.repetition_penalty
         logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
@@ -74,12 +78,34 @@ def processed_logits(
     return logits
 
 
+def _without(tokens: Sequence[int], logits: Float[Array, "*b V"]) -> Float[Array, "*b V"]:
+    """With these tokens at -inf, by a mask: a scatter would write all logits once more."""
+    out = np.zeros(logits.shape[-1], bool)
+    out[np.asarray(tokens)] = True
+    return jnp.where(out, -jnp.inf, logits)
+
+
 def kth_largest(values: Float[Array, "*b V"], k: int) -> Float[Array, "*b 1"]:
     """The k-th largest of each row of float32 numbers, exactly.
 
-    It is the largest number that k of the row reach, found bit by bit. `jax.lax.top_k` sorts: on a
-    CPU it takes 9 times as long for 513 numbers, 14 times for 151 936; and of rows that are cut
-    over devices, it gathers all on each.
+    Of many numbers, the k blocks with the largest maxima hold the k largest: one pass over the row
+    finds those blocks, and the rest is done with them alone. `jax.lax.top_k` would sort the row.
+    """
+    blocks = -(-values.shape[-1] // _BLOCK)
+    if blocks > k:
+        padding = [(0, 0)] * (values.ndim - 1) + [(0, blocks * _BLOCK - values.shape[-1])]
+        cut = jnp.pad(values, padding, constant_values=-jnp.inf)
+        cut = cut.reshape(*values.shape[:-1], blocks, _BLOCK)
+        _, best = jax.lax.top_k(cut.max(axis=-1), k)
+        values = jnp.take_along_axis(cut, best[..., None], axis=-2)
+        values = values.reshape(*values.shape[:-2], k * _BLOCK)
+    return _kth_by_bits(values, k)
+
+
+def _kth_by_bits(values: Float[Array, "*b n"], k: int) -> Float[Array, "*b 1"]:
+    """The largest number that k of the row reach, bit by bit.
+
+    On a CPU, `jax.lax.top_k` takes 9 times as long for 513 numbers.
     """
     sign = jnp.uint32(1 << 31)
     bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
@@ -125,6 +151,7 @@ def sample(
     group_size: int,
     config: SamplingConfig,
     eos_token_ids: Sequence[int],
+    micro_batches: int = 1,
     never_sampled: Sequence[int] = (),
     pad_token_id: int = 0,
 ) -> Rollout:
@@ -132,14 +159,15 @@ def sample(
 
     Pure and jittable; everything but `prompts` and `key_data` is static. The loop ends when every
     completion has drawn one of `eos_token_ids` or `config.max_new_tokens` are drawn. Tokens in
-    `never_sampled` (image and other vision placeholders) cannot occur.
+    `never_sampled` (image and other vision placeholders) cannot occur. Prompts are prefilled in
+    `micro_batches` pieces, one at a time in memory.
 
     `Rollout.logp` and `Rollout.entropy` are of the model itself, at temperature 1 and with nothing
     cut: what the update computes for the same tokens, whatever the sampling settings.
     """
     batch, capacity = prompts.tokens.shape[0], config.max_new_tokens
     shape = (batch, group_size, capacity)
-    _, prefix = model.prefill(prompts)
+    prefix = _prefill(model, prompts, micro_batches)
     first = model.logits(prefix.last_hidden)
     eos = jnp.asarray(np.asarray(eos_token_ids, np.int32))
 
@@ -148,7 +176,7 @@ def sample(
         allowed = logits
         if config.min_new_tokens:
             early = now.step < config.min_new_tokens
-            allowed = jnp.where(early, allowed.at[..., eos].set(-jnp.inf), allowed)
+            allowed = jnp.where(early, _without(eos_token_ids, allowed), allowed)
         allowed = processed_logits(allowed, config, never_sampled, seen=now.seen)
         token = _draw(key_data, now.step, allowed, config.temperature)
         token = jnp.where(so_far.finished, pad_token_id, token)
@@ -187,7 +215,7 @@ def sample(
         seen=None
         if config.repetition_penalty == 1
         else _tokens_of(prompts, group_size, first.shape[-1]),
-        cache=init_cache(model.config, batch, group_size, capacity, model.dtype),
+        cache=init_cache(model.config, batch, group_size, 0, model.dtype),
         rollout=Rollout(
             tokens=jnp.full(shape, pad_token_id, jnp.int32),
             mask=jnp.zeros(shape, bool),
@@ -197,11 +225,46 @@ def sample(
         ),
     )
     first = jnp.broadcast_to(first[:, None], (batch, group_size, first.shape[-1]))
-    return jax.lax.while_loop(unfinished, go_on, draw_next(start, first)).rollout
+    now = draw_next(start, first)
+    for length in _cache_lengths(capacity):
+
+        def has_room(now: _Decoding, length: int = length) -> Array:
+            return unfinished(now) & (now.step <= length)
+
+        now = dataclasses.replace(now, cache=_grown(now.cache, length))
+        now = jax.lax.while_loop(has_room, go_on, now)
+    return now.rollout
+
+
+def _prefill(model: Qwen2VL, prompts: Prompts, pieces: int) -> Prefix:
+    """A piece of the prompts at a time: what lies between is that of a piece."""
+    if pieces == 1:
+        return model.prefill(prompts)[1]
+    cut = cut_rows(prompts, pieces)
+    return join_rows(jax.lax.map(lambda piece: model.prefill(piece)[1], cut))
+
+
+def _cache_lengths(capacity: int) -> tuple[int, ...]:
+    """Lengths of the cache, one after the other: a token reads all of it, full or not."""
+    lengths = (capacity // 4, capacity // 2, capacity)
+    return tuple(length for length in lengths if length > _SHORT) or (capacity,)
+
+
+def _grown(cache: Cache, length: int) -> Cache:
+    def grow(x: Array) -> Array:
+        return jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[2]), (0, 0), (0, 0)))
+
+    keys, values = (tuple(map(grow, kept)) for kept in (cache.keys, cache.values))
+    return dataclasses.replace(cache, keys=keys, values=values)
 
 
 def make_sampler(
-    graphdef: Any, processor: Processor, config: SamplingConfig, *, group_size: int = 1
+    graphdef: Any,
+    processor: Processor,
+    config: SamplingConfig,
+    *,
+    group_size: int = 1,
+    micro_batches: int = 1,
 ) -> Callable[..., Rollout]:
     """`sample` for one model and tokenizer, as a pure function of `(params, prompts, key_data)`."""
 
@@ -212,6 +275,7 @@ def make_sampler(
             key_data,
             group_size=group_size,
             config=config,
+            micro_batches=micro_batches,
             eos_token_ids=processor.eos_token_ids,
             never_sampled=processor.never_sampled,
             pad_token_id=processor.pad_token_id,

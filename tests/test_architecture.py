@@ -14,6 +14,7 @@ ROOMS = (
         "identity",
         "hub",
         "types",
+        "rows",
         "config",
         "statistics",
         "compilation_cache",

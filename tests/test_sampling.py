@@ -1,5 +1,7 @@
 """Sampling: what is drawn, what is masked, and what the sampler says of it."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from othink_jax import sampling
 from othink_jax.config import ComputeConfig, SamplingConfig
 from othink_jax.model.config import Qwen2VLConfig, TextConfig, VisionConfig
 from othink_jax.model.log_probs import completion_logp
@@ -84,7 +87,11 @@ PROMPTS = prompts_of([3, IMAGE, 4, 5], [6, 7], [8, 9, 10, 11, 12])
 def draw(model, prompts: Prompts = PROMPTS, *, seed: int = 0, **settings) -> Rollout:
     graphdef, params = model
     named = {"group_size": 4, "eos_token_ids": EOS, "pad_token_id": 0}
-    named |= {k: settings.pop(k) for k in ("group_size", "never_sampled") if k in settings}
+    named |= {
+        k: settings.pop(k)
+        for k in ("group_size", "never_sampled", "micro_batches")
+        if k in settings
+    }
     config = SamplingConfig(**{"max_new_tokens": LENGTH, "top_k": 0, **settings})
 
     @jax.jit
@@ -224,7 +231,32 @@ def test_processed_logits_equal_those_of_transformers(seed, temperature, top_k, 
 def test_kth_largest_is_that_of_sorting(rows, k):
     """Of numbers of any size and sign, infinities and ties among them."""
     expected = np.sort(rows, axis=-1)[:, -k, None]
-    np.testing.assert_array_equal(kth_largest(jnp.asarray(rows), k), expected)
+    for block in (2, 128):
+        with mock.patch.object(sampling, "_BLOCK", block):
+            np.testing.assert_array_equal(kth_largest(jnp.asarray(rows), k), expected)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_cache_that_grows_changes_nothing(model, temperature, monkeypatch):
+    whole = draw(model, temperature=temperature, min_new_tokens=LENGTH)
+    monkeypatch.setattr(sampling, "_SHORT", 2)
+    assert sampling._cache_lengths(LENGTH) == (3, 6, 12)
+    grown = draw(model, temperature=temperature, min_new_tokens=LENGTH)
+    np.testing.assert_array_equal(grown.tokens, whole.tokens)
+    np.testing.assert_allclose(grown.logp, whole.logp, rtol=0, atol=1e-5)
+
+
+def test_prompts_that_are_prefilled_in_pieces_get_the_same_completions(model):
+    whole, pieces = draw(model), draw(model, micro_batches=len(PROMPTS.tokens))
+    np.testing.assert_array_equal(pieces.tokens, whole.tokens)
+    np.testing.assert_allclose(pieces.logp, whole.logp, rtol=0, atol=1e-5)
+
+
+def test_logits_are_masked_and_never_scattered_into():
+    """A scatter would write the logits of a token once more."""
+    config = SamplingConfig(top_k=3, min_new_tokens=1)
+    made = jax.make_jaxpr(lambda logits: processed_logits(logits, config, [1, 2]))(jnp.ones((2, 9)))
+    assert "scatter" not in str(made)
 
 
 @settings(deadline=None, max_examples=20)

@@ -24,9 +24,10 @@ from othink_jax import rl
 from othink_jax.config import LossConfig, OptimizerConfig, Remat
 from othink_jax.model.log_probs import Mode, completion_logp
 from othink_jax.model.qwen2_vl import merge
+from othink_jax.rows import cut_rows, join_rows
 from othink_jax.training.optimizer import make_optimizer
 from othink_jax.training.state import TrainState
-from othink_jax.training.update import cut_rows, grpo_update, join_rows
+from othink_jax.training.update import grpo_update
 from othink_jax.types import GRPOBatch
 
 MODES: tuple[Mode, ...] = get_args(Mode)

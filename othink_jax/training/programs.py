@@ -15,11 +15,12 @@ from othink_jax.model.log_probs import completion_logp
 from othink_jax.model.qwen2_vl import computing_weights, merge
 from othink_jax.model.stack import unrolled
 from othink_jax.rl import grpo_loss
+from othink_jax.rows import cut_rows, join_rows
 from othink_jax.sampling import make_sampler
 from othink_jax.training.parallel import Parallel
 from othink_jax.training.partial import Params, decoding_graphdef, policy_graphdef
 from othink_jax.training.state import TrainState
-from othink_jax.training.update import LossFn, Metrics, cut_rows, grpo_update, join_rows, sft_update
+from othink_jax.training.update import LossFn, Metrics, grpo_update, sft_update
 from othink_jax.types import Prompts, Rollout
 
 
@@ -51,10 +52,9 @@ def compile_grpo(
     tx: optax.GradientTransformation,
     loss: LossFn = grpo_loss,
 ) -> GRPOPrograms:
-    """The programs of a GRPO run. Log-probabilities and updates take prompts in `micro_batches`.
+    """The programs of a GRPO run. Prompts are taken in `micro_batches`, but for decoding.
 
-    Sampling takes all of them together: it keeps nothing for a backward pass, and its steps, bound
-    by reading the weights, cost the same for few prompts as for many.
+    Its steps, bound by reading the weights, cost the same for few prompts as for many.
     """
     # Not the checkpoint itself: what the programs close over would keep its parameters alive.
     reference, processor = checkpoint.graphdef, checkpoint.processor
@@ -74,7 +74,13 @@ def compile_grpo(
         return join_rows(jax.lax.map(of_piece, rows))
 
     update = functools.partial(grpo_update, tx=tx, config=config.loss, loss=loss)
-    sampler = make_sampler(decoder, processor, config.sampling, group_size=config.group_size)
+    sampler = make_sampler(
+        decoder,
+        processor,
+        config.sampling,
+        group_size=config.group_size,
+        micro_batches=config.micro_batches,
+    )
     policy_logp = parallel.apply(functools.partial(logp, policy))
     same = policy is reference  # then what was compiled for one may serve the other
     return GRPOPrograms(

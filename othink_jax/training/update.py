@@ -13,6 +13,7 @@ from othink_jax.config import LossConfig
 from othink_jax.model.collectives import axis_size, mean_gradient
 from othink_jax.model.sharding import FSDP
 from othink_jax.rl import grpo_loss, kl_coef
+from othink_jax.rows import cut_rows
 from othink_jax.training.partial import join
 from othink_jax.training.state import TrainState
 from othink_jax.types import GRPOBatch, SFTBatch
@@ -213,26 +214,6 @@ def _mean_over_pieces(
     total, metrics = jax.lax.scan(add, zeros, cut_rows(batch, pieces))
     gradient = jax.tree.map(lambda sum_, x: (sum_ / pieces).astype(x.dtype), total, params)
     return gradient, jax.tree.map(lambda values: values.mean(axis=0), metrics)
-
-
-def cut_rows(batch: _T, pieces: int) -> _T:
-    """Leaves [B, ...] as [pieces, B / pieces, ...], for a scan over pieces.
-
-    A piece takes every so many-th row.
-    """
-
-    def cut(leaf: Array) -> Array:
-        # Spelt out: -1 cannot be inferred for the patches of a batch without images.
-        rows = leaf.reshape(leaf.shape[0] // pieces, pieces, *leaf.shape[1:])
-        return jnp.swapaxes(rows, 0, 1)
-
-    return jax.tree.map(cut, batch)
-
-
-def join_rows(by_piece: Array) -> Array:
-    """The inverse of `cut_rows` for one array."""
-    rows = jnp.swapaxes(by_piece, 0, 1)
-    return rows.reshape(rows.shape[0] * rows.shape[1], *rows.shape[2:])
 
 
 def _norm(tree: PyTree) -> Float[Array, ""]:

@@ -1,0 +1,34 @@
+"""Rows of a batch in pieces, one piece at a time in memory."""
+
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from othink_jax.types import Array
+
+_T = TypeVar("_T")
+
+
+def cut_rows(batch: _T, pieces: int) -> _T:
+    """Leaves [B, ...] as [pieces, B / pieces, ...], for a scan over pieces.
+
+    A piece takes every so many-th row.
+    """
+
+    def cut(leaf: Array) -> Array:
+        # Spelt out: -1 cannot be inferred for the patches of a batch without images.
+        rows = leaf.reshape(leaf.shape[0] // pieces, pieces, *leaf.shape[1:])
+        return jnp.swapaxes(rows, 0, 1)
+
+    return jax.tree.map(cut, batch)
+
+
+def join_rows(by_piece: _T) -> _T:
+    """The inverse of `cut_rows`."""
+
+    def join(leaf: Array) -> Array:
+        rows = jnp.swapaxes(leaf, 0, 1)
+        return rows.reshape(rows.shape[0] * rows.shape[1], *rows.shape[2:])
+
+    return jax.tree.map(join, by_piece)
