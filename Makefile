@@ -40,6 +40,7 @@ bench: $(VENV_BENCH)/installed
 	$(VENV_BENCH)/bin/python -m experiments.bench.update --json runs/bench/update_cpu.json
 	$(VENV_BENCH)/bin/python -m experiments.bench.logits --json runs/bench/logits_cpu.json
 	$(VENV_BENCH)/bin/python -m experiments.bench.rollout --json runs/bench/rollout_cpu.json
+	$(VENV_BENCH)/bin/python -m experiments.bench.attention --json runs/bench/attention_cpu.json
 	$(VENV_BENCH)/bin/python -m experiments.bench.trl --json runs/bench/trl_cpu.json
 	$(VENV_BENCH)/bin/python -m experiments.bench.scaling --json runs/bench/scaling_cpu.json \
 		--plot runs/bench/scaling_cpu.png
@@ -52,6 +53,8 @@ bench-gpu:
 		--json runs/bench/update_$(GPU_PRESET).json
 	$(PYTHON) -m experiments.bench.rollout --preset $(GPU_PRESET) \
 		--json runs/bench/rollout_$(GPU_PRESET).json
+	$(PYTHON) -m experiments.bench.attention --preset $(GPU_PRESET) \
+		--json runs/bench/attention_$(GPU_PRESET).json
 
 # Faults, floods and strangers' files, at random; hours. The records go where the committed ones are.
 SOAK := completions rows images hub models report flips disk kills

@@ -38,7 +38,7 @@ def test_the_record_holds_the_three_modes_their_ratios_and_where_it_ran(tmp_path
     assert record["repeats"] == 2
     assert record["shapes"]["length"] == 3
     assert record["versions"]["jax"] == jax.__version__
-    assert "share_of_peak" not in record  # there is no GPU here
+    assert 0 < record["share_of_peak"] < 1
     assert "largest relative difference" in update.table(record)
 
 

@@ -15,8 +15,8 @@ from othink_jax.model.attention.masks import SelfMask
 from othink_jax.model.precision import at_least_f32
 from othink_jax.types import Array
 
-_SCORES = 2**25  # numbers of a block: 128 MiB in float32
-_FEWEST = 16  # queries of a block
+_SCORES = 2**20  # numbers of a block: 4 MiB in float32, as a CPU has cache
+_FEWEST = 64  # queries of a block, so that its products stay efficient
 
 
 def attention(
