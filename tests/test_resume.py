@@ -23,7 +23,7 @@ from othink_jax.config import (
 )
 from othink_jax.digests import SUMS
 from othink_jax.errors import UserError
-from othink_jax.training import sft
+from othink_jax.training import sft, shapes
 from othink_jax.training.programs import compile_sft
 from othink_jax.training.runs import begin, go_on
 from othink_jax.training.sft import SFTTrainer, resume, train
@@ -106,6 +106,15 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_its_steps_are_made_again(
     assert "the run goes on from step 2" in capsys.readouterr().err
     assert (copy / "damaged" / "4").is_dir()
     assert_same_run(copy, finished)
+
+
+def test_a_run_goes_on_with_its_own_shapes_though_others_would_be_chosen_now(
+    finished, halfway, monkeypatch
+):
+    """Their numbers differ in the last digits."""
+    monkeypatch.setattr(shapes, "round_up", lambda size: 4 * size)
+    resume(halfway)
+    assert_same_run(halfway, finished)
 
 
 def test_a_run_without_a_whole_checkpoint_is_one_line_and_stays_as_it_is(copy):

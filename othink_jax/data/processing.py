@@ -262,14 +262,20 @@ class Processor:
         return prompts
 
     def bucket(self, encoded: Sequence[EncodedPrompt]) -> PadTo:
-        """The shapes that `batch` pads these prompts to."""
-        longest = max(len(prompt.tokens) for prompt in encoded)
-        largest = max((len(image) for prompt in encoded for image in prompt.patches), default=0)
+        """The shapes that these prompts need; those that `batch` pads them to, if not told."""
+        return self.multiples(
+            prompt_tokens=max(len(prompt.tokens) for prompt in encoded),
+            image_slots=max(len(prompt.patches) for prompt in encoded),
+            patches=max((len(image) for prompt in encoded for image in prompt.patches), default=0),
+        )
+
+    def multiples(self, *, prompt_tokens: int, image_slots: int, patches: int) -> PadTo:
+        """The least shape whose P and K are multiples of what few shapes are made of."""
         unit = math.lcm(_PATCH_BUCKET, self.image_settings.merge_size**2)
         return PadTo(
-            prompt_tokens=math.ceil(longest / _PROMPT_BUCKET) * _PROMPT_BUCKET,
-            image_slots=max(len(prompt.patches) for prompt in encoded),
-            patches=math.ceil(largest / unit) * unit,
+            prompt_tokens=math.ceil(prompt_tokens / _PROMPT_BUCKET) * _PROMPT_BUCKET,
+            image_slots=image_slots,
+            patches=math.ceil(patches / unit) * unit,
         )
 
     def batch_completions(

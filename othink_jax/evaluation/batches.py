@@ -11,6 +11,7 @@ import numpy as np
 from othink_jax.data.example import Example
 from othink_jax.data.processing import EncodedPrompt, PadTo, Processor
 from othink_jax.model.config import Qwen2VLConfig
+from othink_jax.training.shapes import round_up
 
 # Prompt tokens of a question, and patches of all its images: up to here, padding costs less than
 # the programs that it saves.
@@ -99,9 +100,9 @@ class Batches:
             return None
         window = self._processor.image_settings.merge_size**2
         return PadTo(
-            prompt_tokens=_rounded(own.prompt_tokens),
+            prompt_tokens=round_up(own.prompt_tokens),
             image_slots=own.image_slots,
-            patches=_rounded(own.patches // window) * window,
+            patches=round_up(own.patches // window) * window,
         )
 
     def _rows(self, size: PadTo | None) -> int:
@@ -113,9 +114,3 @@ class Batches:
         )
         fitting = _SCORE_BYTES // (scores * np.dtype(np.float32).itemsize)
         return min(self._a_shard, max(1, fitting)) * self._shards
-
-
-def _rounded(size: int) -> int:
-    """Up to the next of 4, 5, 6 and 7 times a power of two."""
-    step = 2 ** max(0, (size - 1).bit_length() - 3)
-    return math.ceil(size / step) * step

@@ -17,28 +17,16 @@ from othink_jax.data.example import Example
 from othink_jax.rewards import Grade, GradingPool
 from othink_jax.sampling import prompt_keys
 from othink_jax.training import processes
-from othink_jax.training.loop import Trainer, common_length
+from othink_jax.training.loop import Trainer
 from othink_jax.training.optimizer import kl_schedule, make_optimizer
 from othink_jax.training.partial import join, own_of_reference
 from othink_jax.training.programs import GRPOPrograms, compile_grpo
 from othink_jax.training.records import Clock, rollout_metrics, rollout_record, sample_rows
 from othink_jax.training.run_directory import RunDirectory
 from othink_jax.training.runs import begin, go_on
+from othink_jax.training.shapes import Lengths, quarters
 from othink_jax.training.state import TrainState
 from othink_jax.types import GRPOBatch, Prompts, Rollout
-
-
-def _cut_padding(rollout: Rollout) -> Rollout:
-    """Drop the columns that no completion reaches, up to a common length of all processes."""
-    longest = int(rollout.mask.sum(axis=-1).max())
-    kept = common_length(longest, rollout.mask.shape[-1])
-    return dataclasses.replace(
-        rollout,
-        tokens=rollout.tokens[..., :kept],
-        mask=rollout.mask[..., :kept],
-        logp=rollout.logp[..., :kept],
-        entropy=rollout.entropy[..., :kept],
-    )
 
 
 class GRPOTrainer(Trainer[GRPOConfig]):
@@ -56,6 +44,10 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         own = self.parallel.replicate(own_of_reference(checkpoint, config))
         self.reference = join(own, self.frozen)
         self.compiled = compile_grpo(checkpoint, config, self.parallel, self.tx, self.loss)
+
+    def lengths(self, longest: int) -> Lengths:
+        """Parts of the limit: how long completions become is the policy's own doing."""
+        return quarters(self.config.sampling.max_new_tokens)
 
     def optimizer(self, updates: int) -> optax.GradientTransformationExtraArgs:
         """With the KL weight that the settings ask for."""
@@ -113,7 +105,18 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         # Gone before the update, which has no need of them.
         weights = self.compiled.weights(self.policy(state))
         sampled = self.compiled.sample(weights, prompts, self.parallel.shard(keys))
-        return _cut_padding(self.parallel.gather(sampled))
+        return self._without_padding(prompts, self.parallel.gather(sampled))
+
+    def _without_padding(self, prompts: Prompts, rollout: Rollout) -> Rollout:
+        """Drop the columns that no completion reaches, up to a common length of all processes."""
+        kept = self.common_length(prompts, int(rollout.mask.sum(axis=-1).max()))
+        return dataclasses.replace(
+            rollout,
+            tokens=rollout.tokens[..., :kept],
+            mask=rollout.mask[..., :kept],
+            logp=rollout.logp[..., :kept],
+            entropy=rollout.entropy[..., :kept],
+        )
 
     def log_probs(
         self, state: TrainState, prompts: Prompts, completions: Int[Array, "B G T"]

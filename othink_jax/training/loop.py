@@ -34,10 +34,9 @@ from othink_jax.training.programs import Programs
 from othink_jax.training.records import Clock
 from othink_jax.training.recovery import last_whole
 from othink_jax.training.run_directory import RunDirectory
+from othink_jax.training.shapes import SURVEYED, Lengths, Shapes, choose_shapes, common, shape_of
 from othink_jax.training.state import TrainState
 from othink_jax.types import Prompts
-
-_LENGTH_BUCKET = 64  # completions are as long as a multiple of this: few shapes, few compilations
 
 _Config = TypeVar("_Config", bound=TrainingConfig)
 
@@ -96,13 +95,38 @@ class Trainer(abc.ABC, Generic[_Config]):
         )
         like = jax.eval_shape(lambda: TrainState.create(self.checkpoint.params, self.tx))
         self.layout = DiskLayout(self.parallel, like)
-        begin = self.loader.get_state()
-        next(self.loader)  # there is at least one batch that can be used
-        self.loader.set_state(begin)
+        self.shapes = self._choose_shapes(
+            min(SURVEYED, math.ceil(len(source) / config.prompts_per_step))
+        )
 
     def optimizer(self, updates: int) -> optax.GradientTransformationExtraArgs:
         """What makes the updates of the run, so many in all."""
         return make_optimizer(self.config.optimizer, None, updates)
+
+    def _choose_shapes(self, batches: int) -> Shapes:
+        """By so many of the first batches; raises UserError where not one can be used."""
+        begin, needed, longest = self.loader.get_state(), [], 0
+        for _ in range(batches):
+            _, encoded = next(self.loader)
+            needed.append(common_shapes(self.checkpoint.processor.bucket(encoded)))
+            solutions = [len(x.completion) for x in encoded if x.completion is not None]
+            longest = max(longest, *processes.exchange(max(solutions, default=0)))
+        self.loader.set_state(begin)
+        return choose_shapes(
+            self.checkpoint.processor,
+            needed,
+            self.lengths(longest),
+            max_prompt_tokens=self.config.data.max_prompt_tokens,
+        )
+
+    @abc.abstractmethod
+    def lengths(self, longest: int) -> Lengths:
+        """What completions are padded to.
+
+        Args:
+          longest: tokens of the longest solution in the first batches, if the method learns from
+            solutions; else 0.
+        """
 
     @abc.abstractmethod
     def step(
@@ -159,6 +183,7 @@ class Trainer(abc.ABC, Generic[_Config]):
                     directory.list_skipped(self.loader.left_out.values())
                     progress = {
                         "loader": self.loader.get_state(),
+                        "shapes": dataclasses.asdict(self.shapes),
                         "nonfinite": dataclasses.asdict(self.nonfinite),
                         "metrics": directory.metrics_digest(),
                     }
@@ -195,6 +220,8 @@ class Trainer(abc.ABC, Generic[_Config]):
         if done > self.steps:
             raise UserError(f"--steps is {self.steps}, but {done} steps are done already")
         self.loader.set_state(progress["loader"])
+        if "shapes" in progress:  # an earlier version padded each batch by itself
+            self.shapes = Shapes.stored(progress["shapes"])
         self.nonfinite = NonFinite(**progress["nonfinite"])
         if directory.keep_metrics_until(done) != progress["metrics"]:
             notes.append(
@@ -217,12 +244,16 @@ class Trainer(abc.ABC, Generic[_Config]):
         """
         examples, encoded = next(self.loader)
         processor = self.checkpoint.processor
-        pad = common_shapes(processor.bucket(encoded))
+        pad = self.shapes.of_prompts(common_shapes(processor.bucket(encoded)))
         prompts = self.parallel.shard(processor.batch(encoded, pad=pad))
         if self.config.train != "all":
             features = self.compiled.encode(self.policy(state), prompts)
             prompts = dataclasses.replace(prompts, features=features)
         return examples, encoded, prompts
+
+    def common_length(self, prompts: Prompts, longest: int) -> int:
+        """T of completions of these prompts, of all processes; this one's longest has so many."""
+        return self.shapes.of_completions(shape_of(prompts), max(processes.exchange(longest)))
 
     def update(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, float]]:
         """Make the updates of a step from one batch; the figures are those of the last one."""
@@ -303,18 +334,6 @@ def total_steps(config: TrainingConfig, examples: int) -> int:
     return math.ceil(config.epochs * examples / config.prompts_per_step)
 
 
-def common_shapes(pad: PadTo) -> PadTo:
+def common_shapes(needed: PadTo) -> PadTo:
     """The least shapes that the prompts of all processes fit into."""
-    given = processes.exchange(dataclasses.asdict(pad))
-    return PadTo(**{name: max(shapes[name] for shapes in given) for name in given[0]})
-
-
-def common_length(longest: int, limit: int) -> int:
-    """The length that completions of all processes are brought to: a multiple, or the limit.
-
-    Args:
-      longest: tokens of this process's longest completion.
-      limit: that no completion is longer than.
-    """
-    longest = max(processes.exchange(longest))
-    return min(limit, math.ceil(longest / _LENGTH_BUCKET) * _LENGTH_BUCKET)
+    return common([PadTo(**shapes) for shapes in processes.exchange(dataclasses.asdict(needed))])

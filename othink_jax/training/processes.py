@@ -30,6 +30,7 @@ _SILENT_S = 30.0  # a process without a sign of life for so long has died
 # JAX's own limit, at which it aborts a process. Ours comes first and says what to do.
 _HEARTBEAT_S = 2 * int(_SILENT_S)
 _FAREWELL_S = 10.0  # how long a process that ends waits for the others to end
+_SMALLEST_TEXT = 4096  # bytes that processes exchange at least; nearly all they say fits
 # What JAX's collectives raise where another process is gone.
 _GONE = re.compile("Gloo|[Cc]onnection (reset|closed)|coordination service|heartbeat|UNAVAILABLE")
 
@@ -71,7 +72,8 @@ def exchange(value: _T) -> list[_T]:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.int32(len(text)))
-    padded = np.zeros(lengths.max(), np.uint8)
+    # Each size is another program, of which a power of two has few.
+    padded = np.zeros(max(_SMALLEST_TEXT, 1 << int(lengths.max() - 1).bit_length()), np.uint8)
     padded[: len(text)] = text
     gathered = np.asarray(multihost_utils.process_allgather(padded))
     return [

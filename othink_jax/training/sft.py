@@ -6,11 +6,12 @@ from typing import Any
 from othink_jax.checkpoint.load import Checkpoint
 from othink_jax.config import ResumeConfig, SFTConfig
 from othink_jax.training import processes
-from othink_jax.training.loop import Trainer, common_length
+from othink_jax.training.loop import Trainer
 from othink_jax.training.programs import compile_sft
 from othink_jax.training.records import Clock
 from othink_jax.training.run_directory import RunDirectory
 from othink_jax.training.runs import begin, go_on
+from othink_jax.training.shapes import Lengths, around
 from othink_jax.training.state import TrainState
 from othink_jax.types import SFTBatch
 
@@ -22,6 +23,10 @@ class SFTTrainer(Trainer[SFTConfig]):
         super().__init__(config, checkpoint, max_completion_tokens=config.max_completion_tokens)
         self.compiled = compile_sft(checkpoint, config, self.parallel, self.tx)
 
+    def lengths(self, longest: int) -> Lengths:
+        """By the first solutions: the limit may be many times as long."""
+        return around(longest, self.config.max_completion_tokens)
+
     def step(
         self, step: int, state: TrainState, directory: RunDirectory
     ) -> tuple[TrainState, dict[str, Any]]:
@@ -29,7 +34,7 @@ class SFTTrainer(Trainer[SFTConfig]):
         clock = Clock()
         _, encoded, prompts = self.next_prompts(state)
         answers = [prompt.completion for prompt in encoded if prompt.completion is not None]
-        length = common_length(max(map(len, answers)), self.config.max_completion_tokens)
+        length = self.common_length(prompts, max(map(len, answers)))
         completions, mask = self.checkpoint.processor.batch_completions(answers, length)
         batch = SFTBatch(
             prompts=prompts,
