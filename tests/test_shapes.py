@@ -81,6 +81,7 @@ def test_the_largest_shape_is_what_the_settings_allow():
     run = chosen([(300, 1000)])
     assert (size(run.usual), size(run.largest)) == ((320, 1, 1024), (1024, 1, 2048))
     assert size(chosen([(1000, 2048)]).usual) == (1024, 1, 2048)
+    assert size(chosen([(900, 64)], max_prompt_tokens=900).usual) == (928, 1, 64)
     # An image of more patches would take more tokens than a prompt may have.
     assert size(chosen([(40, 64)], max_prompt_tokens=100).largest) == (128, 1, 448)
 

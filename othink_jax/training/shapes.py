@@ -84,15 +84,11 @@ def choose_shapes(
       max_prompt_tokens: of a prompt, image tokens included; None: no bound is known.
     """
     needed = common(first)
-    tokens = max_prompt_tokens or 2 * round_up(needed.prompt_tokens)
-    settings = processor.image_settings
-    window = settings.merge_size**2
-    patches = min(settings.max_pixels // settings.patch_size**2, tokens * window)
-    largest = processor.multiples(
-        prompt_tokens=tokens,
-        # Prompts of one image each, and such without any, are taken to stay what they are.
+    largest = largest_prompts(
+        processor,
+        max_prompt_tokens=max_prompt_tokens or 2 * round_up(needed.prompt_tokens),
+        # Prompts of one image each, or of none, are taken to stay so.
         image_slots=needed.image_slots * (1 if needed.image_slots < 2 else 2),
-        patches=patches if needed.image_slots else 0,
     )
     largest = common([largest, needed])
     usual = processor.multiples(
@@ -101,6 +97,19 @@ def choose_shapes(
         patches=min(round_up(needed.patches), largest.patches),
     )
     return Shapes(usual=usual, largest=largest, lengths=lengths)
+
+
+def largest_prompts(processor: Processor, *, max_prompt_tokens: int, image_slots: int) -> PadTo:
+    """The shape that every prompt of so many images and tokens fits into."""
+    settings = processor.image_settings
+    patches = settings.max_pixels // settings.patch_size**2
+    # Each merge window of patches is a token of the prompt.
+    patches = min(patches, max_prompt_tokens * settings.merge_size**2)
+    return processor.multiples(
+        prompt_tokens=max_prompt_tokens,
+        image_slots=image_slots,
+        patches=patches if image_slots else 0,
+    )
 
 
 def quarters(limit: int) -> Lengths:
