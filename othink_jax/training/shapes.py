@@ -15,7 +15,7 @@ from typing import Any, Self
 from othink_jax.data.processing import PadTo, Processor
 from othink_jax.types import Prompts
 
-SURVEYED = 4  # batches that the shapes of a run are chosen by
+SURVEYED = 8  # batches that the shapes of a run are chosen by
 MOST_PROMPT_SHAPES = 2  # of a run, so many programs that sample or encode images
 MOST_SHAPES = 6  # of prompts and completions together, so many updates
 _LENGTH_UNIT = 64  # completion tokens; shorter ones are not told apart
@@ -28,7 +28,7 @@ Lengths = tuple[int, int, int, int]
 class Shapes:
     """Two shapes of prompts, of which the larger is seldom met, and lengths of completions."""
 
-    usual: PadTo  # the first batches fit into it
+    usual: PadTo  # all or most of the first batches fit into it
     largest: PadTo  # every batch fits into it that the settings bound
     lengths: Lengths  # T beside `usual`; beside other prompts, the second and the last of them
 
@@ -83,20 +83,29 @@ def choose_shapes(
       lengths: of completions.
       max_prompt_tokens: of a prompt, image tokens included; None: no bound is known.
     """
-    needed = common(first)
+    together = common(first)
     largest = largest_prompts(
         processor,
-        max_prompt_tokens=max_prompt_tokens or 2 * round_up(needed.prompt_tokens),
+        max_prompt_tokens=max_prompt_tokens or 2 * round_up(together.prompt_tokens),
         # Prompts of one image each, or of none, are taken to stay so.
-        image_slots=needed.image_slots * (1 if needed.image_slots < 2 else 2),
+        image_slots=together.image_slots * (1 if together.image_slots < 2 else 2),
     )
-    largest = common([largest, needed])
-    usual = processor.multiples(
-        prompt_tokens=min(round_up(needed.prompt_tokens), largest.prompt_tokens),
-        image_slots=needed.image_slots,
-        patches=min(round_up(needed.patches), largest.patches),
-    )
-    return Shapes(usual=usual, largest=largest, lengths=lengths)
+    largest = common([largest, together])
+
+    def rounded(needed: PadTo) -> PadTo:
+        return processor.multiples(
+            prompt_tokens=min(round_up(needed.prompt_tokens), largest.prompt_tokens),
+            image_slots=needed.image_slots,
+            patches=min(round_up(needed.patches), largest.patches),
+        )
+
+    def cost(usual: PadTo) -> int:
+        return sum(_cost(usual if _fits(needed, usual) else largest) for needed in first)
+
+    # All of them, or, where a few are far larger than the others, those without these.
+    by_cost = sorted(first, key=_cost)
+    candidates = [rounded(common(by_cost[:count])) for count in range(len(first), 0, -1)]
+    return Shapes(usual=min(candidates, key=cost), largest=largest, lengths=lengths)
 
 
 def largest_prompts(processor: Processor, *, max_prompt_tokens: int, image_slots: int) -> PadTo:
@@ -154,6 +163,11 @@ def _of_units(lengths: tuple[float, float, float, float], limit: int) -> Lengths
 
 def _fits(needed: PadTo, shape: PadTo) -> bool:
     return common([needed, shape]) == shape
+
+
+def _cost(prompts: PadTo) -> int:
+    """Of computing prompts, in patches: a token of Qwen2-VL-2B takes the FLOPs of about two."""
+    return 2 * prompts.prompt_tokens + prompts.image_slots * prompts.patches
 
 
 def _doubled(size: int, needed: int) -> int:
