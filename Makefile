@@ -39,6 +39,7 @@ $(VENV_BENCH)/installed: setup.cfg requirements.txt pyproject.toml
 bench: $(VENV_BENCH)/installed
 	$(VENV_BENCH)/bin/python -m experiments.bench.update --json runs/bench/update_cpu.json
 	$(VENV_BENCH)/bin/python -m experiments.bench.logits --json runs/bench/logits_cpu.json
+	$(VENV_BENCH)/bin/python -m experiments.bench.padding --json runs/bench/padding.json
 	$(VENV_BENCH)/bin/python -m experiments.bench.rollout --json runs/bench/rollout_cpu.json
 	$(VENV_BENCH)/bin/python -m experiments.bench.attention --json runs/bench/attention_cpu.json
 	$(VENV_BENCH)/bin/python -m experiments.bench.trl --json runs/bench/trl_cpu.json
