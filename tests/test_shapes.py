@@ -10,9 +10,10 @@ from jax.experimental import multihost_utils
 from PIL import Image
 
 from othink_jax.checkpoint.load import load
-from othink_jax.config import DataConfig
+from othink_jax.config import DataConfig, ParallelConfig
 from othink_jax.data.processing import PadTo
 from othink_jax.training import processes, shapes
+from othink_jax.training.parallel import make_parallel
 from othink_jax.training.sft import SFTTrainer
 from othink_jax.training.shapes import around, choose_shapes, quarters
 from tests.shallow import shallow
@@ -137,6 +138,17 @@ def test_prompts_without_images_stay_without():
 
 
 # In runs
+
+
+@pytest.mark.parametrize("strategy", ["jit", "pmap", "mesh"])
+@pytest.mark.parametrize("images", [0, 1])
+def test_the_shape_of_prompts_is_the_same_on_all_devices(strategy, images):
+    devices = None if strategy == "jit" else 2
+    parallel = make_parallel(ParallelConfig(strategy=strategy, devices=devices))
+    prompt = PROCESSOR.encode("How many?", [Image.new("RGB", (56, 84))] * images)
+    batch = PROCESSOR.batch([prompt] * 2)
+    expected = PROCESSOR.bucket([prompt])
+    assert shapes.shape_of(batch) == shapes.shape_of(parallel.shard(batch)) == expected
 
 
 @pytest.fixture
