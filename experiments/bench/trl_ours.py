@@ -160,6 +160,4 @@ def _whole(tokens: Int[np.ndarray, "B G T"]) -> Rollout:
 def _by_hub_name(config: Qwen2VLConfig, params: Any) -> dict[str, np.ndarray]:
     """Arrays in the tree of our parameters, as the hub names and lays out those."""
     tensors = in_memory(config, params)
-    entries = list(tensors.dtypes)
-    arrays = tensors.read(entries)
-    return {entry.name: entry.to_hub(array) for entry, array in zip(entries, arrays, strict=True)}
+    return {entry.name: entry.to_hub(tensors.read(entry, ())) for entry in tensors.dtypes}

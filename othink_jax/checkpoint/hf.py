@@ -6,19 +6,17 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from huggingface_hub import snapshot_download, split_state_dict_into_shards_factory
-from safetensors import safe_open
 
 from othink_jax.checkpoint import safetensors_file
 from othink_jax.checkpoint.keymap import Entry, entries, tied_head
-from othink_jax.checkpoint.safetensors_file import DTYPES
-from othink_jax.checkpoint.tensors import Tensors, is_tied
-from othink_jax.checkpoint.weight_files import INDEX, Stored, read_headers
+from othink_jax.checkpoint.safetensors_file import DTYPES, Stored
+from othink_jax.checkpoint.tensors import Index, Tensors, is_tied
+from othink_jax.checkpoint.weight_files import INDEX, read_headers
 from othink_jax.digests import check_sums, sha256
 from othink_jax.errors import UserError, first_line
 from othink_jax.files import read_json, write_atomically
@@ -118,14 +116,26 @@ def stored_tensors(directory: Path, config: Qwen2VLConfig) -> Tensors:
     # In the hub's order, whatever that of the files is.
     ordered = [entry for entry in (*entries(config), tied_head(config)) if entry in places]
 
-    def read(chosen: Sequence[Entry]) -> Iterator[np.ndarray]:
-        for entry in chosen:
-            tensor = _read(places[entry])
-            if not _all_finite(tensor):
-                _log.warning("%s: %s holds values that are not finite", directory, entry.name)
-            yield entry.from_hub(tensor)
+    warned: set[Entry] = set()
+
+    def read(entry: Entry, index: Index) -> np.ndarray:
+        place = places[entry]
+        if entry.transposed:  # then ours is a matrix; what it is of is stored row after row, too
+            tensor = safetensors_file.read(place, entry.shape[::-1], _reversed(index))
+        else:
+            tensor = safetensors_file.read(place, entry.shape, index)
+        if entry not in warned and not _all_finite(tensor):
+            warned.add(entry)
+            _log.warning("%s: %s holds values that are not finite", directory, entry.name)
+        return tensor.T if entry.transposed else tensor
 
     return Tensors(dtypes={entry: DTYPES[places[entry].dtype] for entry in ordered}, read=read)
+
+
+def _reversed(index: Index) -> Index:
+    """Of a matrix, the index of the transposed one."""
+    rows, columns = (*index, slice(None), slice(None))[:2]
+    return columns, rows
 
 
 def _places(directory: Path, config: Qwen2VLConfig) -> dict[Entry, Stored]:
@@ -172,10 +182,7 @@ def _with_the_head_of_the_file(
 
 
 def _read(tensor: Stored) -> np.ndarray:
-    # Opened anew for each tensor: a file that stays mapped stays in memory as far as it was read,
-    # beside the tensors themselves.
-    with safe_open(tensor.file, framework="numpy") as content:
-        return content.get_tensor(tensor.stored_name)
+    return safetensors_file.read(tensor, tensor.shape, ())
 
 
 def _all_finite(tensor: np.ndarray) -> bool:

@@ -37,9 +37,6 @@ class Entry:
         """Its size in this dtype."""
         return math.prod(self.hub_shape) * dtype.itemsize
 
-    def from_hub(self, tensor: np.ndarray) -> np.ndarray:
-        return tensor.reshape(self.shape[::-1]).T if self.transposed else tensor
-
     def to_hub(self, tensor: np.ndarray) -> np.ndarray:
         return (tensor.T if self.transposed else tensor).reshape(self.hub_shape)
 

@@ -7,7 +7,14 @@ from typing import Any
 from flax import nnx
 
 from othink_jax.checkpoint import hf, orbax_model
-from othink_jax.checkpoint.tensors import Tensors, as_stored, cast, in_memory, read_params
+from othink_jax.checkpoint.tensors import (
+    Tensors,
+    as_stored,
+    cast,
+    in_memory,
+    read_params,
+    unread_params,
+)
 from othink_jax.config import DEFAULT_COMPUTE, ComputeConfig, run_and_step
 from othink_jax.data.processing import Processor
 from othink_jax.digests import write_sums
@@ -64,6 +71,7 @@ def load(
     compute: ComputeConfig | None = None,
     abstract: bool = False,
     on_host: bool = False,
+    unread: bool = False,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
 ) -> Checkpoint:
@@ -76,6 +84,8 @@ def load(
         rotary positions, softmax and logits are float32 always.
       compute: all settings of the computation, in the place of `dtype`.
       on_host: leave the parameters in the host's memory, as numpy arrays.
+      unread: leave the parameters where they are stored: they are `StoredArray`s, of which each
+        process of several reads its own part.
       abstract: read no weights and check none; `params` then holds `jax.ShapeDtypeStruct`s, for
         planning.
       min_pixels, max_pixels: bounds of an image's size instead of the model's own.
@@ -99,7 +109,8 @@ def load(
     graphdef, params = abstract_model(config, compute)
     if tensors is not None:
         tensors = tensors if stored else cast(tensors, compute.param_dtype or compute.dtype)
-        params = laid_out(read_params(tensors, on_host=on_host), like=params)
+        read = unread_params(tensors) if unread else read_params(tensors, on_host=on_host)
+        params = laid_out(read, like=params)
     return Checkpoint(
         config=config,
         compute=compute,

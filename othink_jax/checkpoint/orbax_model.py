@@ -1,8 +1,9 @@
 """The parameters of a model as an Orbax checkpoint, read and written tensor by tensor."""
 
+import asyncio
+import concurrent.futures
 import functools
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from orbax.checkpoint import type_handlers
 from othink_jax.checkpoint.hf import copy_companions
 from othink_jax.checkpoint.keymap import Entry, adapter_entries, entries, tied_head
 from othink_jax.checkpoint.store import damaged
-from othink_jax.checkpoint.tensors import Tensors, adapted, nested, overlaid
+from othink_jax.checkpoint.tensors import Index, Tensors, adapted, nested, overlaid
 from othink_jax.config import RUN_CHECKPOINTS, read_run, run_and_step
 from othink_jax.digests import check_sums, write_sums
 from othink_jax.errors import UserError
@@ -23,8 +24,7 @@ from othink_jax.model.config import Qwen2VLConfig
 
 PARAMS = "params"  # the Orbax folder inside a model directory
 RUN_REFERENCE = "reference"  # the model directory inside a run directory
-# Tensors are read in groups of about so many bytes: opening a checkpoint takes 30 ms.
-_GROUP = 2**27
+_THREAD = concurrent.futures.ThreadPoolExecutor(1)  # reads
 
 
 def save_model(directory: Path, tensors: Tensors, *, companions: Path, force: bool = False) -> None:
@@ -70,7 +70,8 @@ class _OneByOne(type_handlers.NumpyHandler):
         self, values: Sequence[Any], infos: Sequence[Any], args: Sequence[Any] | None = None
     ) -> Sequence[ocp.future.Future]:
         args = args or [ocp.SaveArgs()] * len(values)
-        for tensor, info, arg in zip(self._tensors.read(values), infos, args, strict=True):
+        for entry, info, arg in zip(values, infos, args, strict=True):
+            tensor = self._tensors.read(entry, ())
             for written in await super().serialize([tensor], [info], [arg]):
                 written.result()
         return []
@@ -164,9 +165,14 @@ def _stored(
         raise UserError(f"{place} does not fit its config.json: {'; '.join(faults)}")
     dtypes = {entry: np.dtype(metadata[name].dtype) for name, entry in expected.items()}
 
-    def read(chosen: Sequence[Entry]) -> Iterator[np.ndarray]:
-        for group in _groups(chosen, dtypes):
-            yield from _restore(place, keys, group)
+    # Opening takes 30 ms, and is done once.
+    readers = functools.cache(lambda: _open(place, keys, dtypes))
+
+    def read(entry: Entry, index: Index) -> np.ndarray:
+        try:
+            return readers()[entry]()[index]
+        except Exception as error:
+            raise damaged(place, error) from error
 
     return Tensors(dtypes=dtypes, read=read)
 
@@ -188,59 +194,47 @@ def _metadata(place: Path, keys: tuple[str, ...]) -> dict[str, Any]:
             raise damaged(place, error) from error
 
 
-def _groups(chosen: Sequence[Entry], dtypes: dict[Entry, np.dtype]) -> Iterator[dict[Entry, Any]]:
-    """Shape and dtype of the tensors, as many at a time as `_GROUP` allows, and at least one."""
-    group: dict[Entry, Any] = {}
-    size = 0
-    for entry in chosen:
-        nbytes = entry.bytes_in(dtypes[entry])
-        if group and size + nbytes > _GROUP:
-            yield group
-            group, size = {}, 0
-        group[entry] = jax.ShapeDtypeStruct(entry.shape, dtypes[entry])
-        size += nbytes
-    if group:
-        yield group
+class _Later(type_handlers.NumpyHandler):
+    """Lets Orbax restore functions: each reads its tensor when it is called."""
+
+    async def deserialize(
+        self, infos: Sequence[Any], args: Sequence[Any] | None = None
+    ) -> Sequence[Any]:
+        args = args or [ocp.RestoreArgs()] * len(infos)
+        read = super().deserialize
+
+        def later(info: Any, arg: Any) -> Callable[[], np.ndarray]:
+            # In a thread of its own: this one has a loop already where Orbax saves what is read.
+            return lambda: _THREAD.submit(asyncio.run, read([info], [arg])).result()[0]
+
+        return [later(info, arg) for info, arg in zip(infos, args, strict=True)]
 
 
-def _restore(place: Path, keys: tuple[str, ...], group: dict[Entry, Any]) -> list[np.ndarray]:
-    wanted: Any = nested(group)
+def _open(
+    place: Path, keys: tuple[str, ...], dtypes: Mapping[Entry, np.dtype]
+) -> dict[Entry, Callable[[], np.ndarray]]:
+    """What reads each tensor."""
+    shapes = {entry: jax.ShapeDtypeStruct(entry.shape, dtype) for entry, dtype in dtypes.items()}
+    wanted: Any = nested(shapes)
     for key in reversed(keys):
         wanted = {key: wanted}
     # As numpy arrays: the stored shardings name devices that this machine may not have.
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-    _ignore_reads_in_flight()
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        try:
-            found = checkpointer.restore(
-                place,
-                args=ocp.args.PyTreeRestore(
-                    item=wanted, restore_args=as_numpy, partial_restore=True
-                ),
-            )
-        except Exception as error:
-            raise damaged(place, error) from error
+    registry = type_handlers.create_type_handler_registry(
+        (np.ndarray, _Later()), (jax.Array, type_handlers.ArrayHandler())
+    )
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    with ocp.Checkpointer(handler) as checkpointer:
+        found = checkpointer.restore(
+            place,
+            args=ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True),
+        )
     for key in keys:
         found = found[key]
-    return [_leaf(found, entry) for entry in group]
+    return {entry: _leaf(found, entry) for entry in dtypes}
 
 
-@functools.cache  # once
-def _ignore_reads_in_flight() -> None:
-    """Let the other tensors of a group end unheard if one cannot be read.
-
-    Orbax closes the event loop that they report to, and each would print a traceback.
-    """
-    before = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            before(unraisable)
-
-    sys.unraisablehook = hook
-
-
-def _leaf(tree: Any, entry: Entry) -> np.ndarray:
+def _leaf(tree: Any, entry: Entry) -> Any:
     for key in entry.path:
         tree = tree[key]
     return tree

@@ -1,18 +1,23 @@
-"""Writing a safetensors file tensor by tensor.
+"""Reading and writing a safetensors file tensor by tensor, and parts of tensors.
 
-The library's own writer takes all tensors of a file at once, up to 5 GB of them. The format
-(https://github.com/huggingface/safetensors#format) is a length, a JSON header, and the bytes.
+The library reads files of a disk alone, and its writer takes all tensors of a file at once, up to
+5 GB of them. The format (https://github.com/huggingface/safetensors#format) is a length, a JSON
+header, and the bytes.
 """
 
+import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from othink_jax.checkpoint.keymap import Entry
-from othink_jax.checkpoint.tensors import Tensors
+from othink_jax.checkpoint.keymap import Entry, hub_name
+from othink_jax.checkpoint.tensors import Index, Tensors
+from othink_jax.errors import UserError
 
 # The dtypes that weights may have, by their names in a header.
 DTYPES = {
@@ -22,6 +27,92 @@ DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ALIGNMENT = 8  # bytes, of the first tensor
+_LENGTH = 8  # bytes of the header's length
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A tensor in a file."""
+
+    file: Path
+    stored_name: str  # in the file
+    shape: tuple[int, ...]
+    dtype: str  # as safetensors calls it
+    begin: int  # its first byte in the file
+
+    @property
+    def name(self) -> str:
+        """On the hub."""
+        return hub_name(self.stored_name)
+
+
+def read_header(file: Path) -> list[Stored]:
+    """The tensors of a file, in the order of their bytes.
+
+    Raises:
+      UserError: it is no safetensors file, or it was cut.
+    """
+    try:
+        with file.open("rb") as content:
+            length = int.from_bytes(content.read(_LENGTH), "little")
+            begin, size = _LENGTH + length, file.stat().st_size
+            if begin > size:
+                raise ValueError(f"its header is {length} bytes long, and the file {size}")
+            header = json.loads(content.read(length))
+            header.pop("__metadata__", None)
+            spans = sorted((_span(about), name) for name, about in header.items())
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+    found = []
+    for (first, last), name in spans:
+        # The bytes of each follow those of the one before it, to the end of the file.
+        if first + _LENGTH + length != begin:
+            raise UserError(f"{file} is damaged: the bytes of {name} overlap, or have a gap")
+        about = header[name]
+        found.append(
+            Stored(
+                file=file,
+                stored_name=name,
+                shape=tuple(about["shape"]),
+                dtype=about["dtype"],
+                begin=begin,
+            )
+        )
+        begin += last - first
+    if begin != size:
+        raise UserError(f"{file} is damaged: it has {size} bytes, and its header tells of {begin}")
+    return found
+
+
+def _span(about: Any) -> tuple[int, int]:
+    """First byte of a tensor and the one after its last; raises what a broken header comes to."""
+    first, last = about["data_offsets"]
+    counts = (first, last, *about["shape"])
+    if not all(type(count) is int and count >= 0 for count in counts) or last < first:
+        raise ValueError("its header is no header")
+    dtype = DTYPES.get(about["dtype"])
+    if dtype is not None and last - first != math.prod(about["shape"]) * dtype.itemsize:
+        raise ValueError("a tensor's bytes do not fit its shape")
+    return first, last
+
+
+def read(tensor: Stored, shape: tuple[int, ...], index: Index) -> np.ndarray:
+    """What stands at an index of a tensor, seen as an array of `shape` of as many elements.
+
+    Of the file, the rows are read that the index names.
+
+    Raises:
+      UserError: the file was cut since its header was read.
+    """
+    rows, *rest = index or (slice(None),)
+    start, stop, _ = rows.indices(shape[0])
+    found = np.empty((stop - start, *shape[1:]), DTYPES[tensor.dtype])
+    row = math.prod(shape[1:]) * found.itemsize
+    with tensor.file.open("rb") as content:
+        content.seek(tensor.begin + start * row)
+        if content.readinto(found.reshape(-1).view(np.uint8).data) != found.nbytes:
+            raise UserError(f"{tensor.file} is damaged: it ends within {tensor.stored_name}")
+    return found[(slice(None), *rest)]
 
 
 def write(file: Path, entries: Sequence[Entry], tensors: Tensors) -> None:
@@ -32,8 +123,9 @@ def write(file: Path, entries: Sequence[Entry], tensors: Tensors) -> None:
     with file.open("wb") as out:
         out.write(len(header).to_bytes(8, "little"))
         out.write(header)
-        for entry, tensor in zip(ordered, tensors.read(ordered), strict=True):
-            out.write(np.ascontiguousarray(entry.to_hub(tensor)).view(np.uint8).data)
+        for entry in ordered:
+            tensor = entry.to_hub(tensors.read(entry, ()))
+            out.write(np.ascontiguousarray(tensor).view(np.uint8).data)
 
 
 def _header(entries: Sequence[Entry], tensors: Tensors) -> bytes:

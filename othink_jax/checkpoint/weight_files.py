@@ -1,13 +1,10 @@
 """The safetensors files of a model directory: which of them are the model, and what is in them."""
 
-import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
-from othink_jax.checkpoint.keymap import hub_name
+from othink_jax.checkpoint.safetensors_file import Stored, read_header
 from othink_jax.errors import UserError
 from othink_jax.files import read_json
 
@@ -16,17 +13,6 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 # beside them.
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 _NAMED = 3  # names that an error lists
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Stored:
-    """A tensor in a file."""
-
-    file: Path
-    stored_name: str  # in the file
-    name: str  # on the hub
-    shape: tuple[int, ...]
-    dtype: str  # as safetensors calls it
 
 
 def read_headers(directory: Path) -> Iterator[Stored]:
@@ -38,7 +24,7 @@ def read_headers(directory: Path) -> Iterator[Stored]:
     """
     index = _read_index(directory)
     files = _weight_files(directory, index)
-    found = [tensor for file in files for tensor in _headers(file)]
+    found = [tensor for file in files for tensor in read_header(file)]
     if index is not None:
         _check_index(directory, index, found)
     yield from found
@@ -84,22 +70,6 @@ def _weight_files(directory: Path, index: dict[str, str] | None) -> list[Path]:
             " the model's"
         )
     return [directory / name for name in names]
-
-
-def _headers(file: Path) -> Iterator[Stored]:
-    try:
-        with safe_open(file, framework="numpy") as content:
-            for name in content.keys():  # noqa: SIM118 (it is no dict)
-                about = content.get_slice(name)
-                yield Stored(
-                    file=file,
-                    stored_name=name,
-                    name=hub_name(name),
-                    shape=tuple(about.get_shape()),
-                    dtype=about.get_dtype(),
-                )
-    except SafetensorError as error:
-        raise UserError(f"{file} is damaged: {error}") from error
 
 
 def _check_index(directory: Path, index: dict[str, str], found: list[Stored]) -> None:

@@ -125,7 +125,7 @@ def _is_stacked(tower: dict[str, Any]) -> bool:
 
 def _stacked(layers: dict[int, Any]) -> dict[str, Any]:
     def stack(*leaves: Any) -> Any:
-        return (np if isinstance(leaves[0], np.ndarray) else jnp).stack(leaves)
+        return (jnp if isinstance(leaves[0], jax.Array) else np).stack(leaves)
 
     return jax.tree.map(stack, *(layers[number] for number in sorted(layers)))
 

@@ -93,7 +93,8 @@ class Trainer(abc.ABC, Generic[_Config]):
             share=self.share,
             exchange=processes.exchange,
         )
-        like = jax.eval_shape(lambda: TrainState.create(self.checkpoint.params, self.tx))
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), parts.trained)
+        like = jax.eval_shape(lambda params: TrainState.create(params, self.tx), shapes)
         self.layout = DiskLayout(self.parallel, like)
         self.shapes = self._choose_shapes(
             min(SURVEYED, math.ceil(len(source) / config.prompts_per_step))
@@ -202,13 +203,14 @@ class Trainer(abc.ABC, Generic[_Config]):
 
         Of a resumed run, the loader and the metrics stand there too.
         """
+        given = self.checkpoint.params
         if not resumed:
-            return self.parallel.begin(self.checkpoint.params, self.tx), 0, []
+            return self.parallel.begin(given, self.tx), 0, []
         found, notes = last_whole(store, self.parallel.stored(self.layout.shapes))
         if found is None:
             directory.keep_metrics_until(0)
             notes.append(f"{directory.path} has no checkpoint yet: it begins at step 1")
-            return self.parallel.begin(self.checkpoint.params, self.tx), 0, notes
+            return self.parallel.begin(given, self.tx), 0, notes
         state, progress = found
         state = self.parallel.adopt(self.layout.from_disk(state))
         done = int(self.parallel.unreplicate(state.step)) // self.updates_per_step

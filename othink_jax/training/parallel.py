@@ -39,11 +39,20 @@ class Parallel(abc.ABC):
 
         It never shares memory with the argument, so the policy that `update` overwrites in place
         and the frozen reference may start from the same arrays.
+
+        Args:
+            tree: of arrays. Of one that is not yet read (`checkpoint.tensors.StoredArray`) a
+                process reads what its devices hold, array by array.
         """
 
     def begin(self, params: PyTree, tx: optax.GradientTransformation) -> TrainState:
         """The state before the first update, on the devices. The argument stays valid."""
-        return self.replicate(TrainState.create(params, tx))
+        # The moments are made where they are to stand.
+        return self._create(self.replicate(params), functools.partial(TrainState.create, tx=tx))
+
+    @abc.abstractmethod
+    def _create(self, params: PyTree, create: Callable[[PyTree], TrainState]) -> TrainState:
+        """The state of replicated parameters, whose life it ends."""
 
     @abc.abstractmethod
     def unreplicate(self, tree: _T) -> _T:
@@ -197,6 +206,33 @@ def placed(shapes: _T, sharding: Any) -> _T:
     )
 
 
+def _in_memory(x: Any) -> Any:
+    """An array that JAX takes."""
+    return x if isinstance(x, jax.Array) else np.asarray(x)
+
+
+def _cut(x: Any, sharding: NamedSharding) -> jax.Array:
+    """An array cut over the devices of a mesh, of which this process reads the part of its own."""
+    shape = x.shape
+
+    def spans(index: tuple[slice, ...] | None) -> list[tuple[int, int]]:
+        assert index is not None  # it is of a device of this process
+        return [axis.indices(size)[:2] for axis, size in zip(index, shape, strict=True)]
+
+    # Once, and not for each device: to cut columns, the whole of what is stored by rows is read.
+    own = [spans(index) for index in sharding.addressable_devices_indices_map(shape).values()]
+    begins = [min(begin for begin, _ in axis) for axis in zip(*own, strict=True)]
+    ends = [max(end for _, end in axis) for axis in zip(*own, strict=True)]
+    whole = np.asarray(x) if isinstance(x, jax.Array) else x
+    part = np.asarray(whole[tuple(map(slice, begins, ends))])
+
+    def piece(index: tuple[slice, ...] | None) -> np.ndarray:
+        within = zip(spans(index), begins, strict=True)
+        return np.array(part[tuple(slice(a - begin, b - begin) for (a, b), begin in within)])
+
+    return jax.make_array_from_callback(shape, sharding, piece).block_until_ready()
+
+
 class OneDevice(Parallel):
     """`jit` on one device: placing is all there is to do."""
 
@@ -205,7 +241,15 @@ class OneDevice(Parallel):
         self.batch_sharding = SingleDeviceSharding(device)
 
     def replicate(self, tree: _T) -> _T:
-        return jax.device_put(tree, self.devices[0], may_alias=False)
+        def copy(x: Any) -> jax.Array:
+            # Waited for, so that the host holds one array at a time.
+            copied = jax.device_put(_in_memory(x), self.devices[0], may_alias=False)
+            return copied.block_until_ready()
+
+        return jax.tree.map(copy, tree)
+
+    def _create(self, params: PyTree, create: Callable[[PyTree], TrainState]) -> TrainState:
+        return jax.jit(create, out_shardings=self.batch_sharding, donate_argnums=0)(params)
 
     def unreplicate(self, tree: _T) -> _T:
         return tree
@@ -246,11 +290,16 @@ class Replicas(Parallel):
         # One copy a device. Stacking first, as flax.jax_utils.replicate does, would need room for
         # all D copies on one device.
         def copy(x: Any) -> jax.Array:
+            x = _in_memory(x)
             shape = (len(self.devices), *np.shape(x))
             copies = [jax.device_put(x, device, may_alias=False)[None] for device in self.devices]
-            return jax.make_array_from_single_device_arrays(shape, self.batch_sharding, copies)
+            whole = jax.make_array_from_single_device_arrays(shape, self.batch_sharding, copies)
+            return whole.block_until_ready()
 
         return jax.tree.map(copy, tree)
+
+    def _create(self, params: PyTree, create: Callable[[PyTree], TrainState]) -> TrainState:
+        return jax.pmap(create, axis_name=AXIS, donate_argnums=0, devices=self.devices)(params)
 
     def unreplicate(self, tree: _T) -> _T:
         # Not x[0], which gathers from all devices.
@@ -317,19 +366,11 @@ class Sharded(Parallel):
 
     def replicate(self, tree: _T) -> _T:
         # By way of the host, piece by piece: a whole array may have no room on any device.
-        def cut(x: Any, sharding: NamedSharding) -> jax.Array:
-            whole = np.asarray(x)
-            return jax.make_array_from_callback(
-                whole.shape, sharding, lambda index: np.array(whole[index])
-            )
+        return jax.tree.map(_cut, tree, shardings(tree, self._mesh))
 
-        return jax.tree.map(cut, tree, shardings(tree, self._mesh))
-
-    def begin(self, params: PyTree, tx: optax.GradientTransformation) -> TrainState:
-        # The moments are made where they are to stand.
-        create = functools.partial(TrainState.create, tx=tx)
+    def _create(self, params: PyTree, create: Callable[[PyTree], TrainState]) -> TrainState:
         placed = shardings(jax.eval_shape(create, params), self._mesh)
-        return jax.jit(create, out_shardings=placed, donate_argnums=0)(self.replicate(params))
+        return jax.jit(create, out_shardings=placed, donate_argnums=0)(params)
 
     def unreplicate(self, tree: _T) -> _T:
         return tree

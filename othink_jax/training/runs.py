@@ -114,7 +114,7 @@ def _load(model: str | Path, config: TrainingConfig) -> Checkpoint:
     return load(
         model,
         compute=config.compute(jax.default_backend()),
-        on_host=True,  # a whole copy may have no room on a device
+        unread=True,  # a whole copy may have no room, on a device or on the host
         min_pixels=config.data.min_pixels,
         max_pixels=config.data.max_pixels,
     )

@@ -1,0 +1,186 @@
+"""The start of a run on several hosts: what each process reads of a model, how long.
+
+Claim: a process reads the part of the weights that its own devices hold, and has no more than one
+    tensor in memory beside that.
+Command: python -m experiments.bench.startup --preset 7b --json runs/startup.json
+Cost: the model's bytes on the disk and half as many of memory (7b: 17 GB and 10 GB); two minutes.
+Shows: seconds, and the peak of each process's memory. Simulated devices hold their parts in the
+    memory of the host, so it is compared with the bytes of these. The processes take turns, for the
+    machine need not have room for all parts. `--whole` reads all of the model first and cuts it
+    then.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.bench.shapes import presets, qwen2_vl_2b
+from experiments.bench.timing import environment, write_json
+from othink_jax.checkpoint import hf
+from othink_jax.checkpoint.keymap import Entry, entries
+from othink_jax.checkpoint.tensors import Index, Tensors, read_params, unread_params
+from othink_jax.config import ParallelConfig, ProcessConfig
+from othink_jax.model.config import Qwen2VLConfig
+from othink_jax.training import processes
+from othink_jax.training.parallel import make_parallel
+
+_BLOCK = 2**20  # random numbers that are written over and over
+_TURN_MS = 600_000  # that a process waits for the turns of the others
+
+
+def qwen2_vl_7b() -> Qwen2VLConfig:
+    """The shape of Qwen/Qwen2-VL-7B-Instruct."""
+    small = qwen2_vl_2b()
+    text = dataclasses.replace(
+        small.text,
+        vocab_size=152_064,
+        hidden_size=3584,
+        intermediate_size=18_944,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+    )
+    vision = dataclasses.replace(small.vision, hidden_size=3584)
+    return dataclasses.replace(small, text=text, vision=vision, tie_word_embeddings=False)
+
+
+MODELS = {"7b": qwen2_vl_7b(), "2b": qwen2_vl_2b(), "tiny": presets()["cpu"].model}
+
+
+def write_model(directory: Path, config: Qwen2VLConfig) -> int:
+    """Random bfloat16 weights in the hub's layout; returns their bytes."""
+    block = np.random.default_rng(0).normal(size=_BLOCK).astype(jnp.bfloat16)
+
+    def read(entry: Entry, _: Index) -> np.ndarray:
+        return np.resize(block, entry.shape)
+
+    tensors = Tensors(dtypes=dict.fromkeys(entries(config), np.dtype(jnp.bfloat16)), read=read)
+    hf.save(directory, config, tensors)
+    return tensors.total_nbytes
+
+
+def work(directory: Path, *, whole: bool) -> None:
+    """One process: its turn of reading, as a record on stdout."""
+    parallel = make_parallel(ParallelConfig(strategy="mesh"))
+    tensors = hf.stored_tensors(directory, hf.load_config(directory))
+    from jax._src import distributed  # a barrier that needs no devices has no public name
+
+    store: Any = distributed.global_state.client
+    for turn in range(jax.process_count()):
+        if turn == jax.process_index():
+            before, start = _peak_bytes(), time.perf_counter()
+            params = read_params(tensors, on_host=True) if whole else unread_params(tensors)
+            placed = jax.block_until_ready(parallel.replicate(params))
+            seconds = time.perf_counter() - start
+            shards = [
+                shard for leaf in jax.tree.leaves(placed) for shard in leaf.addressable_shards
+            ]
+            record = {
+                "seconds": seconds,
+                "own_bytes": sum(shard.data.nbytes for shard in shards),
+                "peak_bytes": _peak_bytes() - before,
+                **environment(),
+            }
+            del params, placed, shards
+            print(json.dumps(record), flush=True)
+        store.wait_at_barrier(f"turn {turn}", _TURN_MS)
+
+
+def _peak_bytes() -> int:
+    """The most that this process has had in memory so far; Linux counts in KiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measure(
+    config: Qwen2VLConfig, directory: Path, *, count: int, devices: int, whole: bool
+) -> dict[str, Any]:
+    """The record of `count` processes with so many devices each.
+
+    Args:
+      config: the shape.
+      directory: where the weights are written to; made if it is not there.
+      count: of processes.
+      devices: of each.
+      whole: read all of the model first, and cut it then.
+    """
+    total = write_model(directory, config)
+    largest = max(entry.bytes_in(np.dtype(jnp.bfloat16)) for entry in entries(config))
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    settings = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    words = [sys.executable, "-m", "experiments.bench.startup", "--directory", str(directory)]
+    words += ["--whole"] if whole else []
+    words += ["--coordinator", address, "--count", str(count), "--process"]
+    with contextlib.ExitStack() as running:
+        started = [
+            running.enter_context(
+                subprocess.Popen(
+                    [*words, str(number)],
+                    env=os.environ | settings,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for number in range(count)
+        ]
+        said = [process.communicate()[0] for process in started]
+    return {
+        "model_bytes": total,
+        "largest_tensor_bytes": largest,
+        "devices_of_a_process": devices,
+        "whole": whole,
+        "processes": [json.loads(lines.splitlines()[-1]) for lines in said],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--preset", choices=MODELS, default="7b")
+    parser.add_argument("--count", type=int, default=2, help="processes")
+    parser.add_argument("--devices", type=int, default=4, help="of each process")
+    parser.add_argument("--whole", action="store_true", help="read all first, cut it then")
+    parser.add_argument("--json", type=Path, help="write the record to this file")
+    parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--coordinator", help=argparse.SUPPRESS)
+    parser.add_argument("--process", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.process is not None:
+        processes.join(
+            ProcessConfig(
+                coordinator=given.coordinator, num_processes=given.count, process_id=given.process
+            )
+        )
+        work(given.directory, whole=given.whole)
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        record = measure(
+            MODELS[given.preset],
+            Path(directory),
+            count=given.count,
+            devices=given.devices,
+            whole=given.whole,
+        )
+    record = {"preset": given.preset, **record}
+    print(json.dumps(record, indent=2))
+    if given.json is not None:
+        write_json(given.json, record)
+
+
+if __name__ == "__main__":
+    main()
