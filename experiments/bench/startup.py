@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import json
 import os
-import resource
+import re
 import socket
 import subprocess
 import sys
@@ -81,7 +81,7 @@ def work(directory: Path, *, whole: bool) -> None:
     store: Any = distributed.global_state.client
     for turn in range(jax.process_count()):
         if turn == jax.process_index():
-            before, start = _peak_bytes(), time.perf_counter()
+            before, start = _bytes_in_memory("VmRSS"), time.perf_counter()
             params = read_params(tensors, on_host=True) if whole else unread_params(tensors)
             placed = jax.block_until_ready(parallel.replicate(params))
             seconds = time.perf_counter() - start
@@ -91,17 +91,19 @@ def work(directory: Path, *, whole: bool) -> None:
             record = {
                 "seconds": seconds,
                 "own_bytes": sum(shard.data.nbytes for shard in shards),
-                "peak_bytes": _peak_bytes() - before,
-                **environment(),
+                "peak_bytes": _bytes_in_memory("VmHWM") - before,
+                "environment": environment(),
             }
             del params, placed, shards
             print(json.dumps(record), flush=True)
         store.wait_at_barrier(f"turn {turn}", _TURN_MS)
 
 
-def _peak_bytes() -> int:
-    """The most that this process has had in memory so far; Linux counts in KiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _bytes_in_memory(which: str) -> int:
+    """Of this process: `VmRSS`, that it has now, or `VmHWM`, the most that it has had."""
+    status = Path("/proc/self/status").read_text()
+    (kib,) = re.findall(rf"{which}:\s*(\d+) kB", status)
+    return int(kib) * 1024
 
 
 def measure(
@@ -121,7 +123,10 @@ def measure(
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
-    settings = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    settings = {
+        **{"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)},
+        "MALLOC_MMAP_THRESHOLD_": str(2**20),  # what is freed goes back to the system
+    }
     words = [sys.executable, "-m", "experiments.bench.startup", "--directory", str(directory)]
     words += ["--whole"] if whole else []
     words += ["--coordinator", address, "--count", str(count), "--process"]
@@ -138,12 +143,15 @@ def measure(
             for number in range(count)
         ]
         said = [process.communicate()[0] for process in started]
+    found = [json.loads(lines.splitlines()[-1]) for lines in said]
+    ran_on = [each.pop("environment") for each in found]
     return {
         "model_bytes": total,
         "largest_tensor_bytes": largest,
         "devices_of_a_process": devices,
         "whole": whole,
-        "processes": [json.loads(lines.splitlines()[-1]) for lines in said],
+        "processes": found,
+        **ran_on[0],
     }
 
 
