@@ -28,6 +28,7 @@ from othink_jax.config import (
     Task,
 )
 from othink_jax.errors import UserError
+from othink_jax.files import as_path
 from othink_jax.presets import (
     PRESETS,
     generation_defaults,
@@ -181,7 +182,7 @@ def generate(
     compilation_cache.enable()
     if greedy:
         sampling = dataclasses.replace(sampling, temperature=0.0)
-    images = [open_image(path) for path in image]
+    images = [open_image(as_path(path)) for path in image]
     in_force = dataclasses.asdict(sampling)
     print("sampling: " + ", ".join(f"{k} {v:g}" for k, v in in_force.items()), file=sys.stderr)
     made = answer(load(model), prompt, images, sampling=sampling, seed=seed)
@@ -200,7 +201,7 @@ def convert(
     """
     from othink_jax.checkpoint.convert import to_orbax
 
-    to_orbax(model, out, force=force)
+    to_orbax(model, as_path(out), force=force)
 
 
 def export(
@@ -229,16 +230,17 @@ def export(
     from othink_jax.report import model_card
 
     card = None
-    if (Path(model) / "metrics.jsonl").is_file():
-        card = model_card(Path(model), library="peft" if adapter else "transformers")
+    run = as_path(model)
+    if (run / "metrics.jsonl").is_file():
+        card = model_card(run, library="peft" if adapter else "transformers")
     if adapter:
-        to_adapter(model, out, dtype=dtype, card=card, force=force)
+        to_adapter(model, as_path(out), dtype=dtype, card=card, force=force)
         return
     if not re.fullmatch(r"\d+([KMGT]B)?", max_shard_size):
         raise UserError(f"max-shard-size must be such as 500MB or 5GB, got {max_shard_size}")
     to_hf(
         model,
-        out,
+        as_path(out),
         dtype=dtype,
         max_shard_size=max_shard_size if max_shard_size.endswith("B") else int(max_shard_size),
         card=card,
@@ -264,7 +266,7 @@ def grade(
     from othink_jax.rewards import regrade
 
     try:
-        result = regrade(predictions, task=task, grader=grader)
+        result = regrade(as_path(predictions), task=task, grader=grader)
     except ValueError as error:
         raise UserError(str(error)) from error
     if json:
@@ -283,7 +285,7 @@ def report(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
     if not runs:
         print("othink-jax: give at least one run directory", file=sys.stderr)
         raise SystemExit(2)
-    for run in runs:
+    for run in map(as_path, runs):
         print(write_experiment_report(run) if experiments_in(run) else write_report(run))
 
 

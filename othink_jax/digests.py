@@ -72,7 +72,7 @@ def _all(files: Iterable[Path]) -> Iterable[str]:
 def _read(path: Path) -> dict[str, str]:
     """The checksum of each file named."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_bytes().decode().split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is damaged: {error}") from error
     # A file that was cut ends in the middle of a line, or is empty.

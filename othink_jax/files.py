@@ -1,23 +1,86 @@
-"""Reading JSON, and writing files so that nothing is lost: whole or not at all."""
+"""Reading JSON, and writing files so that nothing is lost: whole or not at all.
+
+A path is one of a disk, or `gs://BUCKET/...`. In a bucket there are objects, each of which is
+written whole or not at all, but nothing can be renamed, appended to or locked, and there are no
+directories beside the names of objects. What a renaming does on a disk is done there by an object
+that is written last.
+"""
 
 import contextlib
+import hashlib
+import io
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import filelock
 from rich.filesize import decimal
 
-from othink_jax.errors import UserError
+from othink_jax.errors import UserError, first_line
+
+_CLOUD = "gs://"
+# What `pathlib` makes of an address, and the address.
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL)
+# Without one of these a directory is no model, so they are the first to go and the last to come.
+CONFIGS = ("config.json", "adapter_config.json")
+PROBE = ".probe"  # an object that is written to see whether one can be
+_CHUNK = 2**24  # bytes that are copied at a time
+_REWRITTEN_S = 30.0  # how often a file in a bucket that grows is written
+
+
+def as_path(name: str | os.PathLike[str]) -> Path:
+    """A path of a disk, or one in a bucket: `gs://BUCKET/...`.
+
+    Raises:
+      UserError: it is another kind of address, or the package that reads buckets is missing.
+    """
+    address = _ADDRESS.fullmatch(os.fspath(name))
+    if address is None:
+        return Path(name)
+    if address[1] + "://" != _CLOUD:
+        raise UserError(f"{name} is an address that cannot be read: give a path, or {_CLOUD}...")
+    import fsspec
+    from etils import epath
+
+    try:
+        fsspec.get_filesystem_class("gcs")
+    except ImportError as error:
+        raise UserError(
+            f"{_CLOUD} needs the package gcsfs: pip install 'othink_jax[cloud]'"
+        ) from error
+    return cast(Path, epath.Path(_CLOUD + address[2]))  # has what of Path is used here
+
+
+def is_cloud(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is one in a bucket."""
+    return os.fspath(path).startswith(_CLOUD)
+
+
+def check_readable(path: Path) -> None:
+    """Raise UserError if a bucket does not answer, or not to this user; whatever is in it."""
+    if is_cloud(path):
+        try:
+            path.exists()
+        except Exception as error:  # whatever the library, the network or the cloud come up with
+            raise UserError(f"{path} cannot be read: {first_line(error)}") from error
+
+
+def absolute(path: Path) -> Path:
+    """The same place from whatever directory."""
+    return path if is_cloud(path) else path.absolute()
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; raises UserError where there is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path.parent} has no {path.name}") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -43,7 +106,7 @@ def read_json_lines(path: Path, *, errors: str = "strict") -> dict[int, dict[str
     """
     rows = {}
     try:
-        with path.open(encoding="utf-8-sig", errors=errors) as lines:
+        with text_of(path, encoding="utf-8-sig", errors=errors) as lines:
             # Not splitlines(): it also cuts at characters that may stand inside a JSON string.
             for number, line in enumerate(lines, start=1):
                 if line.strip():
@@ -53,6 +116,11 @@ def read_json_lines(path: Path, *, errors: str = "strict") -> dict[int, dict[str
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}") from error
     return rows
+
+
+def text_of(path: Path, *, encoding: str = "utf-8", errors: str = "strict") -> io.TextIOWrapper:
+    """A file opened to read text, as `open` does."""
+    return io.TextIOWrapper(cast(Any, path.open("rb")), encoding=encoding, errors=errors)
 
 
 def _json_object(line: str, where: str) -> dict[str, Any]:
@@ -74,9 +142,120 @@ def _whole(digits: str) -> int | Decimal:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write `path` whole or not at all."""
+    if is_cloud(path):
+        path.write_bytes(text.encode())
+        return
     unfinished = path.with_name(f".{path.name}.unfinished")
     unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)
+
+
+class GrowingFile:
+    """A file to append to. In a bucket it is written anew every half minute, and by `flush`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._content: bytes | None = None  # of one in a bucket, once it was read
+        self._written = time.monotonic()
+
+    def read(self) -> bytes:
+        """All of it; nothing where there is no such file."""
+        if self._content is not None:
+            return self._content
+        content = self._path.read_bytes() if self._path.exists() else b""
+        if is_cloud(self._path):
+            self._content = content
+        return content
+
+    def replace(self, content: bytes) -> None:
+        """Make this all that is in it."""
+        if is_cloud(self._path):
+            self._content = content
+            self.flush()
+            return
+        unfinished = self._path.with_name(f".{self._path.name}.unfinished")
+        unfinished.write_bytes(content)
+        os.replace(unfinished, self._path)
+
+    def append(self, content: bytes) -> None:
+        """Add to its end: on the disk when this returns."""
+        if is_cloud(self._path):
+            self._content = self.read() + content
+            if time.monotonic() - self._written > _REWRITTEN_S:
+                self.flush()
+            return
+        with self._path.open("ab") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def flush(self) -> None:
+        """Write what is not yet written."""
+        if self._content is not None:
+            self._path.write_bytes(self._content)
+            self._written = time.monotonic()
+
+
+def lock_of(path: Path) -> filelock.BaseFileLock:
+    """A lock that does not wait; of a path in a bucket, one for the processes of this machine."""
+    if is_cloud(path):
+        name = hashlib.sha256(os.fspath(path).encode()).hexdigest()
+        path = Path(tempfile.gettempdir()) / f"othink_jax-{name[:16]}.lock"
+    return filelock.FileLock(path, blocking=False)
+
+
+def remove(path: Path) -> None:
+    """Remove a directory and all in it, if it is there."""
+    if is_cloud(path):
+        for name in CONFIGS:
+            (path / name).unlink(missing_ok=True)
+        cast(Any, path).rmtree(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def move(source: Path, target: Path) -> None:
+    """Give a directory another place. In a bucket, until it has moved, it may be in both."""
+    remove(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not is_cloud(source):
+        source.rename(target)
+        return
+    for file in _files_below(source):
+        copy_file(file, target / file.relative_to(source))
+    remove(source)
+
+
+def _files_below(directory: Path) -> Iterator[Path]:
+    for place in directory.iterdir():
+        if place.is_dir():
+            yield from _files_below(place)
+        else:
+            yield place
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy the content of a file."""
+    with source.open("rb") as content, target.open("wb") as out:
+        shutil.copyfileobj(content, out, _CHUNK)
+
+
+@contextlib.contextmanager
+def on_disk(directory: Path, patterns: Sequence[str]) -> Iterator[Path]:
+    """A directory of a disk with the files of another one that match, for libraries that need it.
+
+    That is the directory itself, if it is on a disk.
+    """
+    if not is_cloud(directory):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary) / directory.name
+        place.mkdir()
+        for pattern in patterns:
+            for file in directory.glob(pattern):
+                copy_file(file, place / file.name)
+        yield place
 
 
 def check_output_directory(path: Path) -> None:
@@ -84,6 +263,14 @@ def check_output_directory(path: Path) -> None:
 
     Called before the work whose results go there, so that they are not lost for a mistyped name.
     """
+    if is_cloud(path):
+        probe = path / PROBE
+        try:
+            probe.write_bytes(b"")
+            probe.unlink(missing_ok=True)  # another process of the run may have removed it
+        except Exception as error:  # whatever the library, the network or the cloud come up with
+            raise UserError(f"{path} cannot be written: {first_line(error)}") from error
+        return
     there = _nearest_existing(path)
     if not there.is_dir():
         raise UserError(f"{path} cannot be a directory: {there} is a file")
@@ -96,55 +283,13 @@ def _nearest_existing(path: Path) -> Path:
 
 
 def check_room(path: Path, size: int) -> None:
-    """Raise UserError if the disk has not `size` bytes left for `path`, which need not be there."""
+    """Raise UserError if the disk has not `size` bytes left for `path`, which need not be there.
+
+    A bucket has room.
+    """
+    if is_cloud(path):
+        return
     there = _nearest_existing(path)
     free = shutil.disk_usage(there).free
     if free < size:
         raise UserError(f"{path} needs {decimal(size)}, but {there} has only {decimal(free)} free")
-
-
-def check_model_directory(path: Path, *, force: bool) -> None:
-    """Raise UserError if no model can be put at `path`; see `new_model_directory`.
-
-    Called before the model is loaded, too.
-    """
-    check_output_directory(path)
-    if not path.exists() or not any(path.iterdir()):
-        return
-    if not force:
-        raise UserError(f"{path} is not empty: give another place, or --force to replace it")
-    weights = (path / "params").is_dir() or any(path.glob("*.safetensors"))
-    configs = (path / name for name in ("config.json", "adapter_config.json"))
-    described = any(config.is_file() for config in configs)
-    if not weights or not described or (path / "metrics.jsonl").exists():
-        raise UserError(f"{path} is not empty and no model: --force replaces models only")
-
-
-@contextlib.contextmanager
-def new_model_directory(path: Path, *, size: int, force: bool = False) -> Iterator[Path]:
-    """A directory to fill, which appears at `path` when the block ends: whole, or not at all.
-
-    Args:
-      path: where it is to stand.
-      size: bytes that will be written, at least.
-      force: put it in the place of a model that stands there; of anything else never.
-
-    Raises:
-      UserError: something stands there, nothing can be written there, or the disk is too full.
-    """
-    check_model_directory(path, force=force)
-    check_room(path, size)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    replaced = path.with_name(f".{path.name}.replaced")
-    if path.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-        path.rename(replaced)
-    unfinished.rename(path)
-    shutil.rmtree(replaced, ignore_errors=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from othink_jax.config import TINY_TEMPLATE, GRPOConfig, SFTConfig, is_run, read_run, run_and_step
 from othink_jax.errors import UserError
-from othink_jax.files import read_json
+from othink_jax.files import as_path, read_json
 
 # Options of a preset, by name. Whatever the user gives goes over them.
 Preset = Mapping[str, str]
@@ -95,7 +95,7 @@ def with_preset(command: str, arguments: Sequence[str]) -> list[str]:
     rest = list(arguments)
     options = [argument.partition("=")[0] for argument in rest]
     name, model = "paper", option_value(rest, "--model")
-    run, _ = run_and_step(Path(model or ""))
+    run, _ = run_and_step(as_path(model or ""))
     if "--preset" in options:
         at = options.index("--preset")
         _, equals, name = rest[at].partition("=")

@@ -23,8 +23,9 @@ from othink_jax.config import (
 )
 from othink_jax.digests import SUMS
 from othink_jax.errors import UserError
-from othink_jax.training import sft, shapes
+from othink_jax.training import run_directory, runs, sft, shapes
 from othink_jax.training.programs import compile_sft
+from othink_jax.training.run_directory import RunDirectory
 from othink_jax.training.runs import begin, go_on
 from othink_jax.training.sft import SFTTrainer, resume, train
 from tests.test_grpo import final_params, rows_of, without_times
@@ -405,3 +406,20 @@ def test_too_many_of_them_in_a_row_end_the_run_and_the_count_outlives_an_interru
 def test_without_leave_the_first_one_ends_the_run(tmp_path):
     with pytest.raises(UserError, match=r"step 2: .* not finite"):
         begin(Poisoned, config_for(tmp_path / "run"))
+
+
+def test_a_run_whose_place_is_not_common_to_its_processes_does_not_begin(tmp_path, monkeypatch):
+    """Each would write its part of a checkpoint onto a disk of its own."""
+    exchange = runs.processes.exchange
+
+    def with_a_stranger(value):
+        return [value, False] if isinstance(value, bool) else exchange(value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.processes, "exchange", with_a_stranger)
+        with pytest.raises(UserError, match=r"not all processes of the run see .*gs://BUCKET"):
+            train(config_for(tmp_path / "run"))
+    assert not (tmp_path / "run" / "config.json").exists()
+    monkeypatch.setattr(run_directory, "_SEEN_S", 0.0)
+    assert RunDirectory(tmp_path / "run", writes=False).sees_beginning()
+    assert not RunDirectory(tmp_path / "other", writes=False).sees_beginning()

@@ -1,10 +1,12 @@
 """The start of a run: parameters are read where they are to stand, and nobody holds all of them."""
 
 import weakref
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.bench import startup
 from othink_jax import rl
@@ -20,6 +22,7 @@ from othink_jax.checkpoint.tensors import (
 )
 from othink_jax.config import OptimizerConfig, ParallelConfig
 from othink_jax.errors import UserError
+from othink_jax.model.sharding import FSDP, cut
 from othink_jax.model.stack import stack_layers
 from othink_jax.training.optimizer import make_optimizer
 from othink_jax.training.parallel import make_parallel
@@ -130,6 +133,26 @@ def test_a_run_begins_with_one_tensor_at_a_time_on_the_host(tmp_path, config):
     jax.block_until_ready(make_parallel(config).begin(unread, _tx()))
     # JAX lets go of what it has copied at one of its next calls.
     assert max(counts) <= 4 < len(counts) / 4
+
+
+def test_a_process_reads_the_part_of_its_own_devices_once(monkeypatch):
+    """Of eight devices, the four of the first of two processes."""
+    whole, asked = np.arange(48).reshape(6, 8), []
+    stored = StoredArray(
+        whole.shape, whole.dtype, lambda index: asked.append(index) or whole[index]
+    )
+    mesh = jax.make_mesh((8,), (FSDP,))
+    every = NamedSharding(mesh, PartitionSpec(None, FSDP)).devices_indices_map(whole.shape)
+    own = dict(list(every.items())[:4])
+    process = SimpleNamespace(addressable_devices_indices_map=lambda shape: own)
+
+    def made(shape, sharding, piece):
+        pieces = [piece(index) for index in own.values()]
+        return SimpleNamespace(block_until_ready=lambda: pieces)
+
+    monkeypatch.setattr(jax, "make_array_from_callback", made)
+    np.testing.assert_array_equal(np.concatenate(cut(stored, process), axis=1), whole[:, :4])
+    assert asked == [(slice(0, 6), slice(0, 4))]
 
 
 def test_a_model_is_left_unread_where_that_is_asked_for():

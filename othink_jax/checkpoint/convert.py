@@ -11,11 +11,11 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from othink_jax.checkpoint import hf, orbax_model, peft
 from othink_jax.checkpoint.load import load_processor, locate, stored_model, write_hf
+from othink_jax.checkpoint.model_directory import check_model_directory, new_model_directory
 from othink_jax.checkpoint.tensors import Tensors, cast, watched
 from othink_jax.config import read_run, run_and_step
 from othink_jax.digests import write_sums
 from othink_jax.errors import UserError
-from othink_jax.files import check_model_directory, new_model_directory
 from othink_jax.model.config import Qwen2VLConfig
 
 Dtype = Literal["stored", "float32", "bfloat16", "float16"]  # of weights that are written
@@ -30,7 +30,7 @@ def to_orbax(model: str | Path, out: Path, *, force: bool = False) -> None:
       force: replace a model that is there.
 
     Raises:
-      UserError: as `load` and `files.new_model_directory` do.
+      UserError: as `load` and `new_model_directory` do.
     """
     check_model_directory(out, force=force)
     directory, _, tensors = _open(model)
@@ -58,7 +58,7 @@ def to_hf(
       force: replace a model that is there.
 
     Raises:
-      UserError: as `load` and `files.new_model_directory` do.
+      UserError: as `load` and `new_model_directory` do.
     """
     check_model_directory(out, force=force)
     directory, config, tensors = _open(model)
@@ -94,7 +94,7 @@ def to_adapter(
       force: replace a model or an adapter that is there.
 
     Raises:
-      UserError: the run has no adapters, or as `files.new_model_directory` does.
+      UserError: the run has no adapters, or as `new_model_directory` does.
     """
     check_model_directory(out, force=force)
     directory, run = locate(model)

@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,14 @@ from othink_jax.checkpoint.tensors import Index, Tensors, is_tied
 from othink_jax.checkpoint.weight_files import INDEX, read_headers
 from othink_jax.digests import check_sums, sha256
 from othink_jax.errors import UserError, first_line
-from othink_jax.files import read_json, write_atomically
+from othink_jax.files import (
+    as_path,
+    check_readable,
+    copy_file,
+    is_cloud,
+    read_json,
+    write_atomically,
+)
 from othink_jax.hub import limit_waiting
 from othink_jax.model.config import Qwen2VLConfig
 from othink_jax.model.hf_config import from_hf, to_hf
@@ -29,20 +35,26 @@ _log = logging.getLogger(__name__)
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
 _SHARDS = "model{suffix}.safetensors"
 # What a model needs; weights in pickles are not fetched and not read: loading one runs its code.
-_COMPANIONS = ("*.json", "*.jinja", "*.txt")
-_FETCHED = (*_COMPANIONS, "*.safetensors")
+COMPANIONS = ("*.json", "*.jinja", "*.txt")
+_FETCHED = (*COMPANIONS, "*.safetensors")
 
 
 def resolve(model: str | Path) -> Path:
-    """The directory of a model: `tiny`, a local directory, or a hub id (fetched or from the cache).
+    """The directory of a model: `tiny`, one of a disk or a bucket, or of a hub id.
+
+    What the hub has is fetched, or taken from its cache.
 
     Raises:
       UserError: there is no such directory and the hub has or gives none.
     """
     if str(model) == "tiny":
         return TINY
-    if Path(model).is_dir():
-        return Path(model)
+    place = as_path(model)
+    check_readable(place)
+    if place.is_dir():
+        return place
+    if is_cloud(place):
+        raise UserError(f"there is nothing in {place}")
     limit_waiting()
     try:
         fetched = Path(snapshot_download(str(model), allow_patterns=list(_FETCHED)))
@@ -62,12 +74,13 @@ def check_integrity(directory: Path) -> None:
     """Compare the files of a model directory with the checksums that there are of them.
 
     Those are its SHA256SUMS, which `convert` and `export` write, or, in the hub's cache, the names
-    of the files. Any other directory has none: a flipped bit in a weight is then not noticed.
+    of the files. Any other directory has none: a flipped bit in a weight is then not noticed. In a
+    bucket they are not compared: all of it would have to be fetched, and the store has its own.
 
     Raises:
       UserError: a file is not what it was.
     """
-    if check_sums(directory):
+    if is_cloud(directory) or check_sums(directory):
         return
     for pattern in _FETCHED:
         for link in directory.glob(pattern):
@@ -204,10 +217,10 @@ def copy_companions(source: Path, target: Path, tensors: Tensors) -> None:
     In config.json, what is not so of these tensors is corrected: whether the head is tied, and the
     dtype, to which transformers would cast them. A file without a fault keeps every byte.
     """
-    for pattern in _COMPANIONS:
+    for pattern in COMPANIONS:
         for file in source.glob(pattern):
             if file.name != INDEX:
-                shutil.copyfile(file, target / file.name)
+                copy_file(file, target / file.name)
     config = read_json(target / "config.json")
     corrected = _with_head(_with_dtype(config, tensors), tied=is_tied(tensors))
     if corrected != config:

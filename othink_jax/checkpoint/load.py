@@ -7,6 +7,7 @@ from typing import Any
 from flax import nnx
 
 from othink_jax.checkpoint import hf, orbax_model
+from othink_jax.checkpoint.model_directory import new_model_directory
 from othink_jax.checkpoint.tensors import (
     Tensors,
     as_stored,
@@ -19,7 +20,7 @@ from othink_jax.config import DEFAULT_COMPUTE, ComputeConfig, run_and_step
 from othink_jax.data.processing import Processor
 from othink_jax.digests import write_sums
 from othink_jax.errors import UserError
-from othink_jax.files import new_model_directory
+from othink_jax.files import as_path, on_disk
 from othink_jax.model.config import Qwen2VLConfig
 from othink_jax.model.qwen2_vl import Qwen2VL, split
 from othink_jax.model.stack import laid_out
@@ -130,13 +131,14 @@ def load_processor(
 ) -> Processor:
     """Tokenizer and image settings that lie beside a model; raises UserError if not its own."""
     windows = config.vision.windows
-    processor = Processor.from_pretrained(
-        directory,
-        min_pixels=min_pixels,
-        max_pixels=max_pixels,
-        tokens_per_second=None if windows is None else windows.tokens_per_second,
-        vocab_size=config.text.vocab_size,
-    )
+    with on_disk(directory, hf.COMPANIONS) as place:
+        processor = Processor.from_pretrained(
+            place,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            tokens_per_second=None if windows is None else windows.tokens_per_second,
+            vocab_size=config.text.vocab_size,
+        )
     _check_agreement(directory, processor, config)
     return processor
 
@@ -226,7 +228,7 @@ def save_hf(
       UserError: the directory holds something already, cannot be written, or the disk is too full.
     """
     return write_hf(
-        Path(directory),
+        as_path(directory),
         checkpoint.config,
         in_memory(checkpoint.config, checkpoint.params),
         companions=checkpoint.directory,

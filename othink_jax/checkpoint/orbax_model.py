@@ -14,12 +14,13 @@ from orbax.checkpoint import type_handlers
 
 from othink_jax.checkpoint.hf import copy_companions
 from othink_jax.checkpoint.keymap import Entry, adapter_entries, entries, tied_head
+from othink_jax.checkpoint.model_directory import new_model_directory
 from othink_jax.checkpoint.store import damaged
 from othink_jax.checkpoint.tensors import Index, Tensors, adapted, nested, overlaid
 from othink_jax.config import RUN_CHECKPOINTS, read_run, run_and_step
 from othink_jax.digests import check_sums, write_sums
 from othink_jax.errors import UserError
-from othink_jax.files import new_model_directory
+from othink_jax.files import absolute
 from othink_jax.model.config import Qwen2VLConfig
 
 PARAMS = "params"  # the Orbax folder inside a model directory
@@ -37,7 +38,7 @@ def save_model(directory: Path, tensors: Tensors, *, companions: Path, force: bo
       force: replace a model that is there.
 
     Raises:
-      UserError: as `files.new_model_directory` does.
+      UserError: as `new_model_directory` does.
     """
     registry = type_handlers.create_type_handler_registry(
         (Entry, _OneByOne(tensors)), (jax.Array, type_handlers.ArrayHandler())
@@ -85,8 +86,8 @@ def stored_tensors(directory: Path, config: Qwen2VLConfig) -> Tensors:
     """
     wanted = entries(config)
     if config.tie_word_embeddings:
-        return _stored(directory.absolute() / PARAMS, (), wanted, optional=[tied_head(config)])
-    return _stored(directory.absolute() / PARAMS, (), wanted)
+        return _stored(absolute(directory) / PARAMS, (), wanted, optional=[tied_head(config)])
+    return _stored(absolute(directory) / PARAMS, (), wanted)
 
 
 def run_tensors(directory: Path, config: Qwen2VLConfig) -> Tensors:
@@ -140,7 +141,7 @@ def _params_of(directory: Path) -> tuple[Path, tuple[str, ...]] | None:
         if not steps:
             return None
         step = max(steps)
-    checkpoint = run.absolute() / RUN_CHECKPOINTS / str(step)
+    checkpoint = absolute(run) / RUN_CHECKPOINTS / str(step)
     check_sums(checkpoint)
     return checkpoint / "state", ("params",)
 

@@ -8,6 +8,7 @@ header, and the bytes.
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,10 @@ def read_header(file: Path) -> list[Stored]:
     """
     try:
         with file.open("rb") as content:
+            size = content.seek(0, os.SEEK_END)
+            content.seek(0)
             length = int.from_bytes(content.read(_LENGTH), "little")
-            begin, size = _LENGTH + length, file.stat().st_size
+            begin = _LENGTH + length
             if begin > size:
                 raise ValueError(f"its header is {length} bytes long, and the file {size}")
             header = json.loads(content.read(length))

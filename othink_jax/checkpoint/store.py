@@ -1,6 +1,5 @@
 """The checkpoints of a training run, by Orbax."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import orbax.checkpoint as ocp
 
 from othink_jax.digests import check_sums, write_sums
 from othink_jax.errors import UserError, first_line
-from othink_jax.files import check_room
+from othink_jax.files import absolute, check_room, is_cloud, move
 
 # Of the folder that Orbax fills and then renames.
 _UNFINISHED = "*.orbax-checkpoint-tmp*"
@@ -25,7 +24,7 @@ class TrainingStore:
     """
 
     def __init__(self, directory: Path, *, keep: int) -> None:
-        self._directory = directory.absolute()
+        self._directory = absolute(directory)
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
@@ -55,8 +54,11 @@ class TrainingStore:
         )
 
     def _write_sums(self) -> None:
-        """Called when all files of a step are written, before its folder gets its name."""
-        if jax.process_index() == 0:
+        """Called when all files of a step are written, before its folder gets its name.
+
+        Not in a bucket, where they would have to be fetched again, and the store has its own.
+        """
+        if jax.process_index() == 0 and not is_cloud(self._directory):
             for folder in self._directory.glob(_UNFINISHED):
                 files = (file for file in folder.rglob("*") if file.is_file())
                 write_sums(folder, (file for file in files if file.name != _WRITTEN_LAST))
@@ -108,10 +110,7 @@ class TrainingStore:
 
     def set_aside(self, step: int) -> None:
         """Move a step out of the way of those that are whole."""
-        place = self.place(step)
-        place.parent.mkdir(exist_ok=True)
-        shutil.rmtree(place, ignore_errors=True)  # an earlier one of the same number
-        (self._directory / str(step)).rename(place)
+        move(self._directory / str(step), self.place(step))  # in place of an earlier one
 
     def reload(self) -> None:
         """Look again which steps are there."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from othink_jax.config.checks import require, require_seed
+from othink_jax.files import as_path
 
 Task = Literal["counting", "geometry"]
 Difficulty = Literal["easy", "default", "hard"]
@@ -21,7 +22,9 @@ class DataConfig:
     """Where examples come from and how they become prompts. Give `task` or `dataset`, not both."""
 
     task: Task | None = None  # a synthetic task, generated on the fly
-    dataset: str | None = None  # a hub id, a parquet or JSONL file, or a folder (also of CLEVR)
+    dataset: str | None = (
+        None  # a hub id, a parquet or JSONL file (also `gs://...`), or a folder (also of CLEVR)
+    )
     # folder that a data set's image paths are relative to; that of the file, or the folder of files
     # itself, if not given
     images: Path | None = None
@@ -43,6 +46,8 @@ class DataConfig:
     max_pixels: int | None = 401408
 
     def __post_init__(self) -> None:
+        if self.images is not None:
+            object.__setattr__(self, "images", as_path(self.images))
         require(
             (self.task is None) != (self.dataset is None),
             "give either --task (counting, geometry) or --dataset, and not both",

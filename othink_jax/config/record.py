@@ -10,7 +10,7 @@ from othink_jax.config.checks import require
 from othink_jax.config.runs import GRPOConfig, SFTConfig, TrainingConfig
 from othink_jax.digests import check_sums
 from othink_jax.errors import UserError
-from othink_jax.files import read_json
+from othink_jax.files import as_path, read_json
 
 RUN_CHECKPOINTS = "checkpoints"  # the training states inside a run directory, numbered by step
 _C = TypeVar("_C")
@@ -36,7 +36,7 @@ def from_dict(cls: type[_C], values: dict[str, Any]) -> _C:
         if dataclasses.is_dataclass(hints[name]):
             value = from_dict(hints[name], value)
         elif hints[name] in (Path, Path | None) and value is not None:
-            value = Path(value)
+            value = as_path(value)
         made[name] = value
     return cls(**made)
 

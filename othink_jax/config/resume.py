@@ -8,6 +8,7 @@ from othink_jax.config.checks import require
 from othink_jax.config.compute import Attention, Remat, ScanLayers
 from othink_jax.config.record import to_dict
 from othink_jax.config.runs import TrainingConfig
+from othink_jax.files import as_path
 
 _C = TypeVar("_C", bound=TrainingConfig)
 _OF_DEVICES = ("strategy", "devices", "tensor")
@@ -33,6 +34,9 @@ class ResumeConfig:
     wandb: bool = False  # from here on, also log to Weights & Biases
     # Continue though the source of what made the run, a trainer of one's own, is another one now
     allow_changed_source: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "resume", as_path(self.resume))
 
     def applied(self, config: _C) -> _C:
         """The settings of a run with these in their place.

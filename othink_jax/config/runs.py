@@ -17,6 +17,7 @@ from othink_jax.config.parts import (
     RewardConfig,
     SamplingConfig,
 )
+from othink_jax.files import as_path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class TrainingConfig:
 
     # Hugging Face directory or hub id, Orbax checkpoint, run or one of its checkpoints, or `tiny`
     model: str
-    out: Path  # run directory
+    out: Path  # run directory, of a disk or `gs://BUCKET/...`
     data: DataConfig
     steps: int | None = None  # updates; if not given, `epochs` over the data
     epochs: float  # passes over a data set
@@ -60,6 +61,7 @@ class TrainingConfig:
     wandb: bool = False  # also log to Weights & Biases (extra `wandb`)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "out", as_path(self.out))
         self._require_positive("prompts_per_step", "micro_batches", "checkpoint_every")
         require(self.steps is None or self.steps >= 1, f"steps must be >= 1, got {self.steps}")
         require(0 < self.epochs < math.inf, f"epochs must be > 0, got {self.epochs}")
@@ -138,7 +140,7 @@ class EvaluateConfig:
 
     # Hugging Face directory or hub id, Orbax checkpoint, run or one of its checkpoints, or `tiny`
     model: str
-    out: Path  # directory for predictions.jsonl and result.json
+    out: Path  # directory for predictions.jsonl and result.json, or `gs://BUCKET/...`
     data: DataConfig
     count: int = 500  # examples of a synthetic task; a data set is evaluated whole unless limited
     # Prompts decoded together; fewer of those whose images or texts are large. With a temperature,
@@ -152,6 +154,7 @@ class EvaluateConfig:
     parallel: ParallelConfig = ParallelConfig()  # how a batch is spread over devices
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "out", as_path(self.out))
         require(self.count >= 1, f"count must be >= 1, got {self.count}")
         require(self.batch_size >= 1, f"batch_size must be >= 1, got {self.batch_size}")
         require_seed("seed", self.seed)

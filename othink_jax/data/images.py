@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from othink_jax.data.depth import in_eight_bits, is_deep
 from othink_jax.errors import UserError, first_line, quoted
+from othink_jax.files import as_path, is_cloud
 
 _MAX_ASPECT_RATIO = 200  # of the processor in transformers
 
@@ -32,6 +33,8 @@ def open_image(file: str | Path | io.BytesIO) -> Image.Image:
         return _read(file, "the image")
     name = quoted(str(file))
     try:
+        if is_cloud(file):
+            return _read(io.BytesIO(as_path(file).read_bytes()), name)
         if not stat.S_ISREG(os.stat(file).st_mode):  # a pipe or a device may never end
             raise UserError(f"{name} cannot be read as an image: it is not a file")
         # Pillow is not given the path: it would map a TIFF file, and turn it wrongly (version 13).

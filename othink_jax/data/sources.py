@@ -14,7 +14,7 @@ from othink_jax.data.stream import ENDLESS, Stream
 from othink_jax.data.synthetic import LEVELS, SyntheticSource
 from othink_jax.data.tables import local_folder, open_stream, open_table, plain
 from othink_jax.errors import UserError, first_line, quoted, writable
-from othink_jax.files import read_json_lines
+from othink_jax.files import as_path, check_readable, is_cloud, read_json_lines
 
 _ROWS_AT_A_TIME = 1000
 
@@ -56,11 +56,13 @@ def open_source(config: DataConfig, *, size: int | None = None) -> Source:
         )
     assert config.dataset is not None  # DataConfig saw to it
     name = config.dataset
+    if is_cloud(name):
+        check_readable(as_path(name))
     if name.endswith(".jsonl"):
-        source: Source = _JsonLines(Path(name), config.images)
+        source: Source = _JsonLines(as_path(name), config.images)
     elif config.streaming:
         return _open_stream(name, config)
-    elif is_clevr(Path(name)):
+    elif not is_cloud(name) and is_clevr(Path(name)):
         if config.images is not None:
             raise UserError("--images goes with rows that name image files; CLEVR has its own")
         source = ClevrScenes(Path(name), config.split)

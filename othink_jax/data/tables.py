@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from huggingface_hub import snapshot_download
 
 from othink_jax.errors import UserError, first_line, quoted
+from othink_jax.files import as_path, is_cloud
 from othink_jax.hub import limit_reading
 
 _FILES = (".parquet", ".csv", ".tsv", ".json", ".arrow", ".zip")
@@ -53,7 +54,7 @@ def open_stream(name: str, split: str, *, used: Collection[str]) -> Any:
 
 def local_folder(name: str) -> Path | None:
     """The folder that paths in a data set are relative to; None for one of the hub."""
-    path = Path(name)
+    path = as_path(name)
     if not path.exists():
         return None
     return path if path.is_dir() else path.parent
@@ -128,7 +129,7 @@ def _all_types(kind: pa.DataType) -> Iterator[pa.DataType]:
 
 
 def _open(name: str, split: str, *, streaming: bool) -> Any:
-    path = Path(name)
+    path = as_path(name)
     if not path.exists() and _is_local(name):
         raise UserError(f"there is no file or folder {name}")
     try:
@@ -142,7 +143,7 @@ def _open(name: str, split: str, *, streaming: bool) -> Any:
         if path.is_file():
             return _parquet_file(path, streaming=streaming)
         saved = any((path / file).is_file() for file in ("dataset_info.json", "dataset_dict.json"))
-        without = path.is_dir() and not any(path.rglob("*.parquet"))
+        without = path.is_dir() and not _has_parquet(path)
         if streaming and (saved or without):
             raise UserError(
                 f"--streaming reads parquet files, and {name} is no folder of them: leave it out,"
@@ -155,6 +156,8 @@ def _open(name: str, split: str, *, streaming: bool) -> Any:
                 f"the folder {name} holds no data set: give a .jsonl file, a .parquet file, a"
                 " folder of parquet files, of CLEVR, or one written by datasets.save_to_disk"
             )
+        elif is_cloud(name):
+            table = _parquet_in_bucket(name, streaming=streaming)
         elif path.is_dir() or streaming:
             table = datasets.load_dataset(name, streaming=streaming)
         else:
@@ -174,9 +177,27 @@ def _open(name: str, split: str, *, streaming: bool) -> Any:
     return table
 
 
+def _has_parquet(folder: Path) -> bool:
+    if is_cloud(folder):  # where `**` would list all of the bucket
+        return any(any(folder.glob(pattern)) for pattern in ("*.parquet", "*/*.parquet"))
+    return any(folder.rglob("*.parquet"))
+
+
 def _is_local(name: str) -> bool:
     """Whether a name can only be a path: a hub id has at most one slash and no such ending."""
     return name.endswith(_FILES) or name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def _parquet_in_bucket(name: str, *, streaming: bool) -> Any:
+    """As `datasets.load_dataset` of a folder, which it takes from a disk or the hub alone."""
+    import datasets
+    from datasets.data_files import get_data_patterns
+
+    files = {
+        split: [f"{name}/{pattern}" for pattern in patterns]
+        for split, patterns in get_data_patterns(name).items()
+    }
+    return datasets.load_dataset("parquet", data_files=files, streaming=streaming)
 
 
 def _parquet_file(path: Path, *, streaming: bool) -> Any:

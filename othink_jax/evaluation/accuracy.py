@@ -76,7 +76,7 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
         checkpoint = load(
             config.model,
             dtype=config.dtype,
-            on_host=config.parallel.strategy != "jit",  # of several devices, none has it twice
+            unread=config.parallel.strategy != "jit",  # no device, and not the host, has it twice
             min_pixels=config.data.min_pixels,
             max_pixels=config.data.max_pixels,
         )

@@ -3,13 +3,12 @@
 import hashlib
 import json
 import logging
-import os
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import filelock
 import jax
@@ -18,6 +17,7 @@ import numpy as np
 from othink_jax.checkpoint.load import Checkpoint
 from othink_jax.config import EvaluateConfig, to_dict
 from othink_jax.errors import UserError
+from othink_jax.files import GrowingFile, lock_of
 from othink_jax.training.run_directory import environment
 
 PARTIAL = "predictions.partial.jsonl"
@@ -51,8 +51,8 @@ class Kept:
         self.path = directory / PARTIAL
         self.answers = {}
         self._begun = dict(begun)
-        self._lock = filelock.FileLock(directory / ".predictions.lock", blocking=False)
-        self._file: BinaryIO | None = None
+        self._lock = lock_of(directory / ".predictions.lock")
+        self._file: GrowingFile | None = None
         self._earlier = 0.0
         self._start = time.perf_counter()
 
@@ -84,7 +84,7 @@ class Kept:
         return self._earlier + time.perf_counter() - self._start
 
     def add(self, answers: Sequence[Mapping[str, Any]]) -> None:
-        """Keep answers: on the disk when this returns.
+        """Keep answers: on the disk when this returns, and in a bucket within half a minute.
 
         Args:
           answers: each with the `number` and the `digest` of its question, and what a `Prediction`
@@ -116,6 +116,7 @@ class Kept:
 
     def discard(self) -> None:
         """Remove the file: the evaluation has ended."""
+        self._file = None
         self.path.unlink(missing_ok=True)
         self._close()
         Path(self._lock.lock_file).unlink(missing_ok=True)
@@ -125,10 +126,10 @@ class Kept:
             self._lock.acquire()
         except filelock.Timeout:
             raise UserError(f"another evaluation is writing to {self.path.parent}") from None
-        self._file = self.path.open("a+b")
-        self._file.seek(0)
-        whole, newline, _ = self._file.read().rpartition(b"\n")
-        self._file.truncate(len(whole + newline))
+        self._file = GrowingFile(self.path)
+        whole, newline, cut = self._file.read().rpartition(b"\n")
+        if cut:
+            self._file.replace(whole + newline)
         if not newline:
             self._write([{"begun": self._begun}])
             return
@@ -178,13 +179,11 @@ class Kept:
         # ASCII: a text that is no valid Unicode is kept like any other.
         texts = map(json.dumps, rows)
         lines = (f'{{"crc32": {_checksum(text)}, "row": {text}}}\n' for text in texts)
-        self._file.write("".join(lines).encode("ascii"))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._file.append("".join(lines).encode("ascii"))
 
     def _close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            self._file.flush()
             self._file = None
         self._lock.release()
 

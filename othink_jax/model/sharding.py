@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -109,6 +110,33 @@ def gathered(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
 def shardings(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
     """How each leaf of a tree of parameters, or of a training state, is cut."""
     return jax.tree.map_with_path(lambda path, leaf: partition(path, leaf.shape, mesh), tree)
+
+
+def cut(x: Any, sharding: NamedSharding) -> jax.Array:
+    """An array cut over the devices of a mesh, of which this process reads the part of its own.
+
+    Args:
+      x: in memory, or one whose parts can be read by an index.
+      sharding: how it is cut.
+    """
+    shape = x.shape
+
+    def spans(index: tuple[slice, ...] | None) -> list[tuple[int, int]]:
+        assert index is not None  # it is of a device of this process
+        return [axis.indices(size)[:2] for axis, size in zip(index, shape, strict=True)]
+
+    # Once, and not for each device: to cut columns, the whole of what is stored by rows is read.
+    own = [spans(index) for index in sharding.addressable_devices_indices_map(shape).values()]
+    begins = [min(begin for begin, _ in axis) for axis in zip(*own, strict=True)]
+    ends = [max(end for _, end in axis) for axis in zip(*own, strict=True)]
+    whole = np.asarray(x) if isinstance(x, jax.Array) else x
+    part = np.asarray(whole[tuple(map(slice, begins, ends))])
+
+    def piece(index: tuple[slice, ...] | None) -> np.ndarray:
+        within = zip(spans(index), begins, strict=True)
+        return np.array(part[tuple(slice(a - begin, b - begin) for (a, b), begin in within)])
+
+    return jax.make_array_from_callback(shape, sharding, piece).block_until_ready()
 
 
 def check_tensor(config: Qwen2VLConfig, tensor: int) -> None:

@@ -146,5 +146,5 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     template = make_environment().get_template("page.html.jinja")
     page = template.render(_context(read_run_data(run)), style=style())
     out = out or run / "report.html"
-    out.write_text(page, encoding="utf-8")
+    out.write_bytes(page.encode())
     return out

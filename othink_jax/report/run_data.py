@@ -16,6 +16,7 @@ from typing import Any
 from markupsafe import Markup
 
 from othink_jax.config import RunRecord, read_run
+from othink_jax.files import text_of
 from othink_jax.report.checks import check_record, is_result, is_sample, is_step, numbers_of
 from othink_jax.report.method import describe
 
@@ -69,7 +70,7 @@ def _read_rows(
 ) -> tuple[list[dict[str, Any]], int]:
     """The usable objects of a JSONL file, and how many other lines there are."""
     rows, unreadable = [], 0
-    with path.open(encoding="utf-8", errors="replace") as lines:
+    with text_of(path, errors="replace") as lines:
         # Not splitlines(): it also cuts at characters that may stand inside a JSON string.
         for line in lines:
             row = _json(line)

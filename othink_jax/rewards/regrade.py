@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from othink_jax.rewards.answers import ground_truth
@@ -31,7 +31,8 @@ def regrade(
       ValueError: the file cannot be read, a row is not as described (with its line number), there
         is none, or R1-V's grader lacks the task.
     """
-    rows = list(_rows(Path(path)))
+    # One in a bucket is a path of its own kind already.
+    rows = list(_rows(path if isinstance(path, PurePath) else Path(path)))
     if not rows:
         raise ValueError(f"{path}: the file holds no predictions")
     with GradingPool(grader, task=task) as pool:
@@ -45,7 +46,7 @@ def regrade(
     }
 
 
-def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
+def _rows(path: Any) -> Iterator[tuple[int, str, str]]:
     """Line, completion and ground truth of each row."""
     try:
         lines = path.read_bytes().splitlines()

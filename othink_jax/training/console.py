@@ -8,6 +8,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from othink_jax.files import is_cloud
 from othink_jax.training.events import EventFile
 
 # By kind of run.
@@ -37,8 +38,8 @@ def summary(row: Mapping[str, Any], kind: str) -> str:
 class Monitor:
     """Shows the rows of a run in the terminal, TensorBoard and, if asked, Weights & Biases.
 
-    TensorBoard files are written where the extra `tensorboard` is installed. Of the processes of a
-    run, only one shows anything.
+    TensorBoard files are written where the extra `tensorboard` is installed, on a disk and not in a
+    bucket. Of the processes of a run, only one shows anything.
     """
 
     def __init__(
@@ -66,6 +67,8 @@ class Monitor:
         self._wandb = self._open_wandb(directory) if wandb and shown else None
 
     def _open_events(self, directory: Path) -> EventFile | None:
+        if is_cloud(directory):
+            return None
         try:
             return EventFile.of_now(directory / "tensorboard")
         except ImportError:
@@ -74,7 +77,8 @@ class Monitor:
     def _open_wandb(self, directory: Path) -> Any:
         import wandb
 
-        return wandb.init(project="othink_jax", name=directory.name, dir=str(directory))
+        place = None if is_cloud(directory) else str(directory)
+        return wandb.init(project="othink_jax", name=directory.name, dir=place)
 
     def __enter__(self) -> Self:
         self._progress.start()

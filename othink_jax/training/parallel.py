@@ -19,7 +19,7 @@ from othink_jax.config import ParallelConfig
 from othink_jax.errors import UserError
 from othink_jax.model.collectives import over, per_device
 from othink_jax.model.config import Qwen2VLConfig
-from othink_jax.model.sharding import FSDP, TENSOR, check_tensor, gathered, shardings
+from othink_jax.model.sharding import FSDP, TENSOR, check_tensor, cut, gathered, shardings
 from othink_jax.training.state import TrainState
 
 AXIS = "batch"  # name of the axis over which `pmap` averages
@@ -211,28 +211,6 @@ def _in_memory(x: Any) -> Any:
     return x if isinstance(x, jax.Array) else np.asarray(x)
 
 
-def _cut(x: Any, sharding: NamedSharding) -> jax.Array:
-    """An array cut over the devices of a mesh, of which this process reads the part of its own."""
-    shape = x.shape
-
-    def spans(index: tuple[slice, ...] | None) -> list[tuple[int, int]]:
-        assert index is not None  # it is of a device of this process
-        return [axis.indices(size)[:2] for axis, size in zip(index, shape, strict=True)]
-
-    # Once, and not for each device: to cut columns, the whole of what is stored by rows is read.
-    own = [spans(index) for index in sharding.addressable_devices_indices_map(shape).values()]
-    begins = [min(begin for begin, _ in axis) for axis in zip(*own, strict=True)]
-    ends = [max(end for _, end in axis) for axis in zip(*own, strict=True)]
-    whole = np.asarray(x) if isinstance(x, jax.Array) else x
-    part = np.asarray(whole[tuple(map(slice, begins, ends))])
-
-    def piece(index: tuple[slice, ...] | None) -> np.ndarray:
-        within = zip(spans(index), begins, strict=True)
-        return np.array(part[tuple(slice(a - begin, b - begin) for (a, b), begin in within)])
-
-    return jax.make_array_from_callback(shape, sharding, piece).block_until_ready()
-
-
 class OneDevice(Parallel):
     """`jit` on one device: placing is all there is to do."""
 
@@ -366,7 +344,7 @@ class Sharded(Parallel):
 
     def replicate(self, tree: _T) -> _T:
         # By way of the host, piece by piece: a whole array may have no room on any device.
-        return jax.tree.map(_cut, tree, shardings(tree, self._mesh))
+        return jax.tree.map(cut, tree, shardings(tree, self._mesh))
 
     def _create(self, params: PyTree, create: Callable[[PyTree], TrainState]) -> TrainState:
         placed = shardings(jax.eval_shape(create, params), self._mesh)

@@ -12,11 +12,12 @@ evaluations/     results of `othink-jax evaluate`
 
 import contextlib
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import math
 import shlex
-import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,21 @@ from PIL import Image
 
 from othink_jax.checkpoint.orbax_model import RUN_REFERENCE
 from othink_jax.config import RUN_CHECKPOINTS, RunRecord, TrainingConfig, read_run, to_dict
-from othink_jax.digests import SUMS, sha256, write_sums
+from othink_jax.digests import SUMS, write_sums
 from othink_jax.errors import UserError
-from othink_jax.files import check_output_directory, write_atomically
+from othink_jax.files import (
+    PROBE,
+    GrowingFile,
+    check_output_directory,
+    lock_of,
+    remove,
+    write_atomically,
+)
 from othink_jax.identity import code_name, source_digest
 
 _LOCK = ".lock"  # held by the process that writes
 _BEGINNING = ".beginning"  # there while a run is being begun
+_SEEN_S = 45.0  # that a common file system may take to show a file to another machine
 _VERSIONS_OF = ("othink_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "transformers")
 
 
@@ -54,7 +63,7 @@ class RunDirectory:
         self.reference = path / RUN_REFERENCE
         self.checkpoints = path / RUN_CHECKPOINTS
         self._config = path / "config.json"
-        self._metrics = path / "metrics.jsonl"
+        self._metrics = GrowingFile(path / "metrics.jsonl")
 
     def check_free(self) -> None:
         """Raise UserError if a new run cannot begin here.
@@ -68,7 +77,7 @@ class RunDirectory:
             raise UserError(
                 f"{self.path} holds a run already: give another --out, or continue it with --resume"
             )
-        names = {file.name for file in self.path.iterdir()} - {"evaluations", _LOCK}
+        names = {file.name for file in self.path.iterdir()} - {"evaluations", _LOCK, PROBE}
         if names and _BEGINNING not in names:
             raise UserError(f"{self.path} is not empty: give another --out, or remove it first")
 
@@ -83,7 +92,7 @@ class RunDirectory:
             yield
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(self.path / _LOCK, blocking=False)
+        lock = lock_of(self.path / _LOCK)
         try:
             lock.acquire()
         except filelock.Timeout:
@@ -93,7 +102,10 @@ class RunDirectory:
         try:
             yield
         finally:
-            lock.release()
+            try:
+                self._metrics.flush()
+            finally:
+                lock.release()
 
     @contextlib.contextmanager
     def beginning(
@@ -101,20 +113,33 @@ class RunDirectory:
     ) -> Iterator[None]:
         """Make it a run with these settings, when the block has filled it.
 
-        Before this there is nothing to resume; if it is killed, the same command begins anew.
+        Before this there is nothing to resume; if it is killed, the same command begins anew. A
+        process that does not write does nothing.
 
         Args:
           config: of the run.
           total_steps: steps that it will have.
           trainer: the class that makes it.
         """
+        if not self._writes:
+            yield
+            return
         self.check_free()
-        (self.path / _BEGINNING).touch()
+        (self.path / _BEGINNING).write_bytes(b"")
         for name in (RUN_REFERENCE, f".{RUN_REFERENCE}.unfinished"):  # of one that was killed
-            shutil.rmtree(self.path / name, ignore_errors=True)
+            remove(self.path / name)
         yield
         self.begin(config, total_steps, trainer)
         (self.path / _BEGINNING).unlink()
+
+    def sees_beginning(self) -> bool:
+        """Whether this process sees what another one has written, within `beginning`."""
+        end = time.monotonic() + _SEEN_S
+        while not (self.path / _BEGINNING).exists():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.5)
+        return True
 
     def begin(self, config: TrainingConfig, total_steps: int, trainer: type[Any]) -> None:
         """Write the record of a run that begins, whose reference is there; see `beginning`."""
@@ -163,29 +188,32 @@ class RunDirectory:
         return record
 
     def metrics_digest(self) -> str:
-        """Of metrics.jsonl as it is now; empty in a process that does not write it."""
-        return sha256(self._metrics) if self._writes else ""
+        """Of metrics.jsonl as it is now; empty in a process that does not write it.
+
+        In a bucket, it is also written as it is now.
+        """
+        if not self._writes:
+            return ""
+        self._metrics.flush()
+        return hashlib.sha256(self._metrics.read()).hexdigest()
 
     def keep_metrics_until(self, step: int) -> str:
         """Drop the rows after `step`, and what an interruption cut short; returns their digest."""
         if not self._writes:
             return ""
-        content = self._metrics.read_bytes() if self._metrics.exists() else b""
-        lines = content.splitlines(keepends=True)
+        lines = self._metrics.read().splitlines(keepends=True)
         kept = [line for line in lines if line.endswith(b"\n") and _step_of(line) <= step]
-        write_atomically(self._metrics, b"".join(kept).decode(errors="replace"))
+        self._metrics.replace(b"".join(kept))
         return self.metrics_digest()
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        if not self._writes:
-            return
-        with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        if self._writes:
+            self._metrics.append(f"{json.dumps(row)}\n".encode())
 
     def list_skipped(self, messages: Iterable[str]) -> None:
         """Add to the list of examples that cannot be used; each stands there once."""
         path = self.path / "skipped.txt"
-        before = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        before = path.read_bytes().decode().split("\n")[:-1] if path.exists() else []
         lines = dict.fromkeys([*before, *(" ".join(message.split()) for message in messages)])
         if self._writes and len(lines) > len(before):
             write_atomically(path, "".join(line + "\n" for line in lines))
@@ -199,7 +227,8 @@ class RunDirectory:
         for number, (row, pictures) in enumerate(zip(rows, images, strict=True)):
             row["images"] = [f"step_{step:06d}_{number}_{i}.png" for i in range(len(pictures))]
             for name, picture in zip(row["images"], pictures, strict=True):
-                picture.save(self.path / "samples" / name)
+                with (self.path / "samples" / name).open("wb") as file:
+                    picture.save(file, "PNG")
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomically(self.path / "samples" / f"step_{step:06d}.jsonl", text)
 

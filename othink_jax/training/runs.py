@@ -12,6 +12,7 @@ from othink_jax.checkpoint.orbax_model import save_model
 from othink_jax.checkpoint.tensors import in_memory
 from othink_jax.config import ResumeConfig, RunRecord, TrainingConfig, changed_settings
 from othink_jax.errors import UserError
+from othink_jax.files import check_readable
 from othink_jax.identity import code_name, find_code, source_digest
 from othink_jax.training import processes
 from othink_jax.training.loop import Trainer
@@ -36,8 +37,15 @@ def begin(trainer: type[Trainer[_Config]], config: _Config) -> Path:
     made = trainer(config, checkpoint)
     processes.exchange("all of it can be begun")
     with directory.held():
-        if processes.first():
-            with directory.beginning(config, made.steps, trainer):
+        with directory.beginning(config, made.steps, trainer):
+            processes.exchange("it is being begun")
+            if not all(processes.exchange(directory.sees_beginning())):
+                raise UserError(
+                    f"not all processes of the run see {directory.path}, where each writes its part"
+                    " of a checkpoint: give an --out on a file system that they share, or"
+                    " gs://BUCKET/..."
+                )
+            if processes.first():
                 save_model(
                     directory.reference,
                     in_memory(checkpoint.config, checkpoint.params),
@@ -64,9 +72,10 @@ def go_on(
       UserError: there is no such run, something of it is damaged, or what made it has changed.
       KeyboardInterrupt: the run was interrupted; it is saved.
     """
-    if isinstance(changes, Path):
+    if not isinstance(changes, ResumeConfig):
         changes = ResumeConfig(resume=changes)
     directory = RunDirectory(changes.resume, writes=processes.first())
+    check_readable(directory.path)
     record = directory.record(settings)
     trainer = _maker(trainer, record, changes)
     recorded: Any = record.config
