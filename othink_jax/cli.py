@@ -316,30 +316,51 @@ def data(
     print(out)
 
 
-def plan(config: GRPOConfig, *, device_memory: float = 80.0) -> None:
-    """`plan MODEL ...`: the memory that a run with these options takes, and what fits.
+def plan(
+    config: GRPOConfig,
+    *,
+    target: str | None = None,
+    device_memory: float | None = None,
+    json: bool = False,
+) -> None:
+    """`plan MODEL ...`: what a run with these options takes, and whether it fits.
 
     Takes the options of `grpo`; what has nothing to do with memory may be left out. No weights are
-    read, and no accelerator is needed: devices are simulated.
+    read, and no accelerator is needed. With a target, the programs of the run are compiled by that
+    machine's own compiler (extras `aot-tpu`, `aot-cuda`); without one, for simulated devices.
 
     Args:
-      device_memory: of one device, GB (10^9 bytes).
+      target: machine to compile for, such as v5e:2x4 or h100:8.
+      device_memory: of one device, GB (10^9 bytes); the target's, or 80 without one.
+      json: print one JSON object with `fits` and `programs`.
     """
+    from othink_jax.plan.targets import parse_target
+
+    machine = None if target is None else parse_target(target)
     import jax
 
-    if config.parallel.devices is not None:
+    if machine is None and config.parallel.devices is not None:
         jax.config.update("jax_num_cpu_devices", config.parallel.devices)
     jax.config.update("jax_platforms", "cpu")
-    from othink_jax import compilation_cache
-    from othink_jax.training.plan import plans, table
+    from othink_jax.plan import report
+    from othink_jax.plan.search import plan as make_plan
 
-    compilation_cache.enable()
-    for made in plans(config):
-        print(table(made))
-        if made.peak <= device_memory * 1e9:
-            print(f"fits into {device_memory:g} GB with --micro-batches {made.micro_batches}")
-            return
-    raise UserError(f"no number of micro-batches makes it fit into {device_memory:g} GB")
+    if device_memory is None and machine is None:
+        device_memory = 80.0
+    made = make_plan(
+        config,
+        target=machine,
+        device_memory=None if device_memory is None else int(device_memory * 1e9),
+        tried=lambda tried: print(report.summary(tried), file=sys.stderr),
+    )
+    if json:
+        print(_json(made.as_json()))
+        return
+    print(report.table(made))
+    memory = made.device_memory / 1e9
+    if not made.fits:
+        raise UserError(f"no number of micro-batches makes it fit into {memory:.4g} GB")
+    print(f"fits into {memory:.4g} GB with --micro-batches {made.micro_batches}")
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from othink_jax.config import SamplingConfig
-from othink_jax.data.processing import Processor
+from othink_jax.data.processing import SpecialTokens
 from othink_jax.model.qwen2_vl import Qwen2VL, init_cache, merge
 from othink_jax.rows import cut_rows, join_rows
 from othink_jax.types import Cache, Prefix, Prompts, Rollout, pytree
@@ -260,7 +260,7 @@ def _grown(cache: Cache, length: int) -> Cache:
 
 def make_sampler(
     graphdef: Any,
-    processor: Processor,
+    processor: SpecialTokens,
     config: SamplingConfig,
     *,
     group_size: int = 1,

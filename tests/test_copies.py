@@ -23,6 +23,7 @@ from othink_jax.training.optimizer import make_optimizer
 from othink_jax.training.parallel import make_parallel
 from othink_jax.training.partial import join
 from othink_jax.training.programs import compile_grpo
+from othink_jax.training.state import TrainState
 from tests.model_cases import make_config, random_params
 from tests.test_grpo import config_for
 
@@ -149,6 +150,22 @@ def test_moments_are_made_where_they_are_to_stand(config, compile_by):
     assert memory.output_size_in_bytes + memory.temp_size_in_bytes < 1.2 * share
     if config is MESH:
         assert share < sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 4
+
+
+@pytest.mark.parametrize("strategy", ["jit", "pmap"])
+def test_moments_are_not_copied_when_a_run_begins(strategy, monkeypatch):
+    """Made on one device and copied, they would be there twice; nor do they share memory."""
+    parallel = make_parallel(ParallelConfig(strategy=strategy))
+    params, copied = {"a": {"kernel": np.ones((3, 5), np.float32)}}, []
+    replicate = parallel.replicate
+    monkeypatch.setattr(parallel, "replicate", lambda tree: copied.append(tree) or replicate(tree))
+    tx = make_optimizer(OptimizerConfig(), rl.constant_kl(0.1), 3)
+    state = parallel.begin(params, tx)
+    assert copied == [params]
+    places = [place for of_leaf in addresses(state) for place in of_leaf]
+    assert len(set(places)) == len(places)
+    made, expected = jax.device_get(parallel.unreplicate(state)), TrainState.create(params, tx)
+    jax.tree.map(np.testing.assert_array_equal, made, expected)
 
 
 def test_replicas_are_put_on_their_devices_one_by_one(monkeypatch):

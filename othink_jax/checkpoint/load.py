@@ -17,7 +17,7 @@ from othink_jax.checkpoint.tensors import (
     unread_params,
 )
 from othink_jax.config import DEFAULT_COMPUTE, ComputeConfig, run_and_step
-from othink_jax.data.processing import Processor
+from othink_jax.data.processing import Processor, SpecialTokens
 from othink_jax.digests import write_sums
 from othink_jax.errors import UserError
 from othink_jax.files import as_path, on_disk
@@ -27,21 +27,28 @@ from othink_jax.model.stack import laid_out
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """A model with all that is needed to use it."""
+class Model:
+    """A model with what its programs are compiled from."""
 
     config: Qwen2VLConfig
     compute: ComputeConfig  # how it is computed
     graphdef: Any  # static part of the module; `merge(graphdef, params)` is the model
     params: dict[str, Any]  # nested dict of arrays, or of their shapes, see `load`
-    processor: Processor
-    directory: Path  # where its configuration and tokenizer were read from
+    processor: SpecialTokens
 
     @property
     def scanned(self) -> bool:
         """Whether the layers of a tower are stacked in `params`."""
         depths = self.config.text.num_hidden_layers, self.config.vision.depth
         return any(map(self.compute.scans, depths))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint(Model):
+    """A model with all that is needed to use it."""
+
+    processor: Processor
+    directory: Path  # where its configuration and tokenizer were read from
 
 
 def abstract_model(

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -52,6 +52,22 @@ class PadTo:
     prompt_tokens: int  # P
     image_slots: int  # I
     patches: int  # K, a multiple of a merge window's
+
+
+class SpecialTokens(Protocol):
+    """Tokens that sampling must know; a `Processor` knows them."""
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Each of them ends a completion."""
+
+    @property
+    def never_sampled(self) -> tuple[int, ...]:
+        """Tokens that no completion may hold."""
+
+    @property
+    def pad_token_id(self) -> int:
+        """What stands behind the end."""
 
 
 class Processor:

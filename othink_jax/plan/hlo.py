@@ -1,26 +1,19 @@
-"""Collectives of a compiled program, read from its text in XLA's language (HLO).
+"""A compiled program, read from its text in XLA's language (HLO).
 
-XLA has no other way to ask what devices exchange. The text differs from backend to backend: loops
-say their trips in their own attribute or in their condition, collectives come in one piece or as
-start and done.
+XLA has no other way to ask what devices exchange, and counts the body of a loop once. The text
+differs from backend to backend: loops say their trips in their own attribute or in their condition,
+collectives come in one piece or as start and done.
 """
 
 import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-_BITS = {"pred": 8, "bf16": 16} | {
-    f"{kind}{bits}": bits for kind in "fsu" for bits in (4, 8, 16, 32, 64)
-}
-_ARRAY = re.compile(r"\b(pred|bf16|[fsu]\d+)\w*\[([\d,]*)\]")
-_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
-_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
-_BRANCHES = re.compile(r"(?:called|branch)_computations=\{([^}]*)\}")
+from othink_jax.plan.text import ArrayType, Computation, Instruction, parse
+
 _TRIPS = re.compile(r'known_trip_count"?[:=]\{"?n"?:"?(\d+)')
-
 _COLLECTIVES = (
     "all-gather",
     "all-reduce",
@@ -30,18 +23,8 @@ _COLLECTIVES = (
     "ragged-all-to-all",
     "reduce-scatter",
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class ArrayType:
-    """Of an array on one device."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * _BITS[self.dtype] // 8
+# Instructions whose computations are run one instruction after the other.
+_RUNNING = ("while", "conditional", "call", "async-start", "async-done", "async-update")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,71 +35,66 @@ class Collective:
     results: tuple[ArrayType, ...]  # on each device, of one execution
     times: int  # executions in one run of the program
     source: str  # of our code, as JAX names it
+    devices: int = 1  # that exchange with one another
 
     @property
     def nbytes(self) -> int:
         """Of the results on each device in one run of the program."""
         return self.times * sum(each.nbytes for each in self.results)
 
-
-@dataclasses.dataclass(frozen=True)
-class _Instruction:
-    name: str
-    results: tuple[ArrayType, ...]
-    op: str
-    rest: str  # operands and attributes
-
     @property
-    def source(self) -> str:
-        found = re.search(r'op_name="([^"]*)"', self.rest)
-        return found[1] if found else ""
+    def wire_bytes(self) -> float:
+        """The least that a device must send, or must receive, in one run of the program."""
+        if self.kind == "reduce-scatter":
+            return self.nbytes * (self.devices - 1)
+        if self.kind in ("all-gather", "all-to-all", "ragged-all-to-all"):
+            return self.nbytes * (self.devices - 1) / self.devices
+        return self.nbytes
 
 
 class Program:
     """A compiled program: `Program(compiled.as_text())`."""
 
     def __init__(self, text: str) -> None:
-        self._computations: dict[str, list[_Instruction]] = {}
-        self._entry = ""
-        instructions: list[_Instruction] = []
-        for line in text.splitlines():
-            if heading := _COMPUTATION.match(line):
-                instructions = self._computations[heading[2]] = []
-                if heading[1]:
-                    self._entry = heading[2]
-            elif found := _INSTRUCTION.match(line):
-                name, result, op, rest = found.groups()
-                instructions.append(_Instruction(name, _arrays(result), op, rest))
+        self.text = text
+        self.computations, self._entry = parse(text)
 
     @functools.cached_property
     def collectives(self) -> tuple[Collective, ...]:
         """All of them, the largest first. A loop that does not say its trips counts as one."""
-        found: dict[tuple[str, str], Collective] = {}
-        for computation, instructions in self._computations.items():
-            for each in instructions:
+        found: dict[tuple[str, str], Collective] = {}  # by kind and what tells them apart
+        for name, computation in self.computations.items():
+            for each in computation:
                 kind = each.op.removesuffix("-start")
-                times = self._times.get(computation, 0)
+                times = self._times.get(name, 0)
                 if kind not in _COLLECTIVES or not times:
                     continue
-                results = _received(each, kind) if each.op != kind else each.results
-                made = Collective(kind, results, times, each.source)
-                # Of an asynchronous one, the TPU's compiler puts copies into several fusions.
-                channel = re.search(r"channel_id=(\d+)", each.rest)
-                copied = channel is not None and computation in self._fused
-                key = (kind, channel[1] if copied and channel else each.name)
+                results = received(each)
+                made = Collective(kind, results, times, each.source, _group(each))
+                # Of an asynchronous one, the TPU's compiler puts copies into several fusions. Its
+                # channel does not tell them from others: those of a backward pass may share one.
+                chain = re.search(r'chain_id="(\d+)"', each.attributes)
+                key = (kind, chain[1] if chain and name in self.fused else each.name)
                 if key not in found or found[key].times < times:
                     found[key] = made
         return tuple(sorted(found.values(), key=lambda each: -each.nbytes))
 
     @functools.cached_property
-    def _fused(self) -> set[str]:
-        return {
+    def fused(self) -> set[str]:
+        """Computations that are the inside of one instruction: their arrays are in no memory."""
+        inside = {
             name
-            for instructions in self._computations.values()
-            for each in instructions
-            if each.op == "fusion"
-            for name in _called(each)
+            for computation in self.computations.values()
+            for each in computation
+            if each.op not in _RUNNING
+            for name in each.called
         }
+        todo = list(inside)
+        while todo:
+            for each in self.computations.get(todo.pop(), Computation()):
+                todo += set(each.called) - inside
+                inside |= set(each.called)
+        return inside
 
     @functools.cached_property
     def _times(self) -> dict[str, int]:
@@ -132,41 +110,99 @@ class Program:
             if times.get(name, 0) >= count:
                 continue
             times[name] = count
-            for each in self._computations.get(name, ()):
-                trips = self._trips(each) if each.op == "while" else 1
-                todo += [(called, count * trips) for called in _called(each)]
+            for each in self.computations.get(name, Computation()):
+                todo += [(called, count * self._trips(each)) for called in each.called]
         return times
 
-    def _trips(self, loop: _Instruction) -> int:
-        if said := _TRIPS.search(loop.rest):
+    @functools.cached_property
+    def runs(self) -> dict[str, int]:
+        """How often each computation runs, called from several places as often as by all of them.
+
+        The two halves of an asynchronous instruction name the same computation, which runs once.
+        """
+        runs = dict.fromkeys(self.computations, 0)
+        runs[self._entry] = 1
+        for name in self._callers_first():
+            for each in self.computations[name]:
+                if not each.op.endswith(("-done", "-update")):
+                    for called in each.called:
+                        runs[called] += runs[name] * self._trips(each)
+        return runs
+
+    def _callers_first(self) -> list[str]:
+        finished: dict[str, None] = {}
+
+        def visit(name: str) -> None:
+            if name in finished or name not in self.computations:
+                return
+            for each in self.computations[name]:
+                for called in each.called:
+                    visit(called)
+            finished[name] = None
+
+        visit(self._entry)
+        return list(reversed(finished))
+
+    @functools.cached_property
+    def unknown_loops(self) -> tuple[str, ...]:
+        """Names of loops that do not say their trips."""
+        return tuple(
+            each.name
+            for computation in self.computations.values()
+            for each in computation
+            if each.op == "while" and self._said_trips(each) is None
+        )
+
+    def _trips(self, caller: Instruction) -> int:
+        return (self._said_trips(caller) or 1) if caller.op == "while" else 1
+
+    def _said_trips(self, loop: Instruction) -> int | None:
+        if said := _TRIPS.search(loop.attributes):
             return int(said[1])
-        # A loop that counts up from zero ends at the only whole number in its condition.
-        condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
-        instructions = self._computations.get(condition[1], ()) if condition else ()
-        ends = [
-            int(found[1])
-            for each in instructions
-            if each.op == "constant" and (found := re.match(r"(\d+)\)", each.rest))
-        ]
-        return ends[0] if len(ends) == 1 else 1
+        # A loop that counts up from zero ends at the only whole number that its condition compares.
+        condition = re.search(r"condition=%?([\w.\-]+)", loop.attributes)
+        ends = set(self._compared(condition[1], ())) if condition else set()
+        return ends.pop() if len(ends) == 1 else None
+
+    def _compared(self, name: str, given: Sequence[int | None]) -> Iterator[int]:
+        """Constants that a computation, or one that it calls, compares something with.
+
+        Args:
+          name: of the computation.
+          given: its parameters, as far as they are constants.
+        """
+        computation = self.computations.get(name, Computation())
+        values: dict[str, int | None] = {}
+        for each in computation:
+            first = re.match(r"\d+(?=\))", each.attributes)
+            operands = [values[operand] for operand in each.operands]
+            if each.op == "constant":
+                values[each.name] = int(first[0]) if first else None
+            elif each.op == "parameter" and first and int(first[0]) < len(given):
+                values[each.name] = given[int(first[0])]
+            else:
+                values[each.name] = operands[0] if each.op in ("copy", "bitcast") else None
+            if each.op == "compare":
+                yield from (value for value in operands if value is not None)
+            for called in each.called:
+                yield from self._compared(called, operands)
 
 
-def _arrays(text: str) -> tuple[ArrayType, ...]:
-    return tuple(
-        ArrayType(dtype, tuple(int(side) for side in sides.split(",") if side))
-        for dtype, sides in _ARRAY.findall(text)
-    )
+def _group(collective: Instruction) -> int:
+    """The number of devices that exchange: `{{0,1},{2,3}}`, `[2,2]<=[4]`, or axes of a mesh."""
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", collective.attributes):
+        return len(listed[1].split(","))
+    if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", collective.attributes):
+        return int(counted[1])
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", collective.attributes):
+        sizes = dict(axis.split("=") for axis in named[1].split(","))
+        return math.prod(int(sizes[axis.strip()]) for axis in named[2].split(","))
+    return 1
 
 
-def _called(instruction: _Instruction) -> Iterator[str]:
-    yield from _CALLED.findall(instruction.rest)
-    for names in _BRANCHES.findall(instruction.rest):
-        yield from (name.strip().lstrip("%") for name in names.split(","))
-
-
-def _received(start: _Instruction, kind: str) -> tuple[ArrayType, ...]:
-    """Of an asynchronous collective: what it gives, without what it was given."""
-    if kind in ("all-gather", "collective-permute"):
-        arrays = [each for each in start.results if each.shape]  # and two counters
-        return tuple(arrays[len(arrays) // 2 :])
-    return start.results
+def received(collective: Instruction) -> tuple[ArrayType, ...]:
+    """What it gives; an asynchronous one names what it was given as well."""
+    if not collective.op.endswith("-start") or collective.op == "all-reduce-start":
+        return collective.results
+    made = [each for each in collective.results if each.shape]  # and counters
+    return tuple(made[len(made) // 2 :])

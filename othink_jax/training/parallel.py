@@ -6,7 +6,7 @@ Arrays stand in one of three places: on the host (numpy, leading B), on the devi
 
 import abc
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -64,6 +64,14 @@ class Parallel(abc.ABC):
     @abc.abstractmethod
     def stored(self, state: _T) -> _T:
         """Of the shapes of an unreplicated state: with the places that a checkpoint is read to."""
+
+    def replicated(self, state: _T) -> _T:
+        """Of the same shapes: as compiled functions take what `replicate` or `adopt` gives."""
+        return self.stored(state)
+
+    def sharded(self, batch: _T) -> _T:
+        """Of the shapes of a batch on the host: as compiled functions take what `shard` gives."""
+        return placed(batch, self.batch_sharding)
 
     @abc.abstractmethod
     def adopt(self, state: _T) -> _T:
@@ -139,6 +147,10 @@ class Parallel(abc.ABC):
         """Replicated parameters, laid as `decoding` says. What lies so is not copied."""
         return params
 
+    def lower_whole(self, params: PyTree) -> jax.stages.Lowered | None:
+        """What `whole` runs, lowered for such shapes; None if nothing is copied."""
+        return None
+
     @abc.abstractmethod
     def relay(self, fn: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
         """Compile fn(params) -> params, which brings parameters into other arrays.
@@ -160,16 +172,22 @@ class Parallel(abc.ABC):
         """
 
 
-def make_parallel(config: ParallelConfig) -> Parallel:
-    """The implementation that the settings ask for, on this machine's devices.
+def make_parallel(config: ParallelConfig, visible: Sequence[jax.Device] | None = None) -> Parallel:
+    """The implementation that the settings ask for.
+
+    Args:
+        config: the settings.
+        visible: devices to choose from, such as those that programs can only be compiled for;
+            those of JAX if not given.
 
     Raises:
         UserError: more devices are asked for than there are, several with `jit`, or so many that
             they do not divide by `tensor`.
     """
-    if jax.process_count() > 1 and config.strategy != "mesh":
-        raise UserError(f"a run of {jax.process_count()} processes needs --strategy mesh")
-    visible = jax.devices()
+    visible = jax.devices() if visible is None else visible
+    processes = len({device.process_index for device in visible})
+    if processes > 1 and config.strategy != "mesh":
+        raise UserError(f"a run of {processes} processes needs --strategy mesh")
     if config.strategy == "jit":
         if config.devices not in (None, 1):
             raise UserError(
@@ -186,13 +204,13 @@ def make_parallel(config: ParallelConfig) -> Parallel:
     devices = tuple(visible[:count])
     if config.strategy == "pmap":
         return Replicas(devices)
-    if jax.process_count() > 1 and count != len(visible):
-        raise UserError(f"a run of {jax.process_count()} processes uses all of their devices")
+    if processes > 1 and count != len(visible):
+        raise UserError(f"a run of {processes} processes uses all of their devices")
     # Devices of one process stand side by side, so that the pieces of a layer do too.
-    if count % config.tensor or jax.local_device_count() % config.tensor:
+    local = len(visible) // processes
+    if count % config.tensor or local % config.tensor:
         raise UserError(
-            f"{count} devices, {jax.local_device_count()} a process, do not divide by --tensor"
-            f" {config.tensor}"
+            f"{count} devices, {local} a process, do not divide by --tensor {config.tensor}"
         )
     return Sharded(devices, tensor=config.tensor)
 
@@ -285,6 +303,19 @@ class Replicas(Parallel):
 
     def stored(self, state: _T) -> _T:
         return placed(state, SingleDeviceSharding(self.devices[0]))
+
+    def replicated(self, state: _T) -> _T:
+        def copies(x: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((len(self.devices), *x.shape), x.dtype)
+
+        return placed(jax.tree.map(copies, state), self.batch_sharding)
+
+    def sharded(self, batch: _T) -> _T:
+        def cut(x: Any) -> jax.ShapeDtypeStruct:
+            count = len(self.devices)
+            return jax.ShapeDtypeStruct((count, x.shape[0] // count, *x.shape[1:]), x.dtype)
+
+        return placed(jax.tree.map(cut, batch), self.batch_sharding)
 
     def adopt(self, state: _T) -> _T:
         return self.replicate(state)
@@ -387,20 +418,26 @@ class Sharded(Parallel):
         return gathered(params, self._mesh)
 
     def whole(self, params: _T) -> _T:
-        def lies(x: jax.Array, place: jax.sharding.Sharding) -> bool:
-            return x.sharding.is_equivalent_to(place, x.ndim)
-
-        places = self.decoding(params)
-        moving = jax.tree.map(lambda x, place: None if lies(x, place) else x, params, places)
         return jax.tree.map(
             lambda moved, x: x if moved is None else moved,
-            self._moved(moving),
+            self._moved(self._moving(params)),
             params,
             is_leaf=lambda x: x is None,
         )
 
+    def lower_whole(self, params: PyTree) -> jax.stages.Lowered:
+        return self._moved.lower(self._moving(params))
+
+    def _moving(self, params: _T) -> _T:
+        """Parameters, or their shapes, that do not lie as `decoding` says; None for others."""
+
+        def moving(x: Any, place: jax.sharding.Sharding) -> Any:
+            return None if x.sharding.is_equivalent_to(place, x.ndim) else x
+
+        return jax.tree.map(moving, params, self.decoding(params))
+
     @functools.cached_property
-    def _moved(self) -> Callable[[Any], Any]:
+    def _moved(self) -> jax.stages.Wrapped:
         # One program for all arrays. `jax.device_put` has one for each, and processes that run them
         # in different orders wait for each other for ever.
         return jax.jit(

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from othink_jax.checkpoint.load import Checkpoint, abstract_model
+from othink_jax.checkpoint.load import Model, abstract_model
 from othink_jax.config import ComputeConfig, LoRAConfig, TrainingConfig
 from othink_jax.model.config import Qwen2VLConfig
 from othink_jax.model.qwen2_vl import Qwen2VL
@@ -29,7 +29,7 @@ class Parts:
     frozen: Params  # in the dtype of the computation
 
 
-def divide(checkpoint: Checkpoint, config: TrainingConfig) -> Parts:
+def divide(checkpoint: Model, config: TrainingConfig) -> Parts:
     """The parts of a policy that begins as `checkpoint`."""
     params = checkpoint.params
     if config.train == "all":
@@ -42,7 +42,7 @@ def divide(checkpoint: Checkpoint, config: TrainingConfig) -> Parts:
     return Parts(trained={"text": params["text"]}, frozen=_computed(vision, config))
 
 
-def own_of_reference(checkpoint: Checkpoint, config: TrainingConfig) -> Params:
+def own_of_reference(checkpoint: Model, config: TrainingConfig) -> Params:
     """What a reference that stays `checkpoint` has beside the frozen part of the policy."""
     params = checkpoint.params
     own = {"all": params, "text": {"text": params["text"]}, "lora": {}}
@@ -54,7 +54,7 @@ def _computed(params: Params, config: TrainingConfig) -> Params:
     return jax.tree.map(lambda leaf: leaf.astype(config.dtype, copy=False), params)
 
 
-def policy_graphdef(checkpoint: Checkpoint, config: TrainingConfig) -> Any:
+def policy_graphdef(checkpoint: Model, config: TrainingConfig) -> Any:
     """Static part of the policy: that of `checkpoint`, but for adapters."""
     if config.train != "lora":
         return checkpoint.graphdef
@@ -62,7 +62,7 @@ def policy_graphdef(checkpoint: Checkpoint, config: TrainingConfig) -> Any:
     return abstract_model(checkpoint.config, compute)[0]
 
 
-def decoding_graphdef(checkpoint: Checkpoint, config: TrainingConfig) -> Any:
+def decoding_graphdef(checkpoint: Model, config: TrainingConfig) -> Any:
     """Static part of the policy with no layers scanned.
 
     A scan would copy the keys and values of all layers at each token that is drawn.

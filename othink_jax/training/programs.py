@@ -9,7 +9,7 @@ import jax
 import optax
 from jaxtyping import Array, Float, Int
 
-from othink_jax.checkpoint.load import Checkpoint
+from othink_jax.checkpoint.load import Model
 from othink_jax.config import GRPOConfig, SFTConfig, TrainingConfig
 from othink_jax.model.log_probs import completion_logp
 from othink_jax.model.qwen2_vl import computing_weights, merge
@@ -39,6 +39,7 @@ class Programs:
 class GRPOPrograms(Programs):
     """And what comes before an update of GRPO."""
 
+    unroll: Callable[[Params], Params] | None  # weights of a policy whose layers are scanned
     weights: Callable[[Params], Params]  # params -> those that `sample` takes
     sample: Callable[..., Rollout]  # weights, prompts, key_data
     logp: Callable[..., Float[Array, "B G T"]]  # params, prompts, completions
@@ -46,7 +47,7 @@ class GRPOPrograms(Programs):
 
 
 def compile_grpo(
-    checkpoint: Checkpoint,
+    checkpoint: Model,
     config: GRPOConfig,
     parallel: Parallel,
     tx: optax.GradientTransformation,
@@ -59,7 +60,10 @@ def compile_grpo(
     # Not the checkpoint itself: what the programs close over would keep its parameters alive.
     reference, processor = checkpoint.graphdef, checkpoint.processor
     policy = policy_graphdef(checkpoint, config)
-    decoder, weights = _decoder(checkpoint, config, parallel, policy)
+    decoder, unroll = policy, None
+    if checkpoint.scanned:
+        decoder = decoding_graphdef(checkpoint, config)
+        unroll = parallel.relay(lambda params: unrolled(computing_weights(params, config.dtype)))
 
     def logp(
         graphdef: Any, params: Params, prompts: Prompts, completions: Int[Array, "B G T"]
@@ -85,7 +89,8 @@ def compile_grpo(
     same = policy is reference  # then what was compiled for one may serve the other
     return GRPOPrograms(
         encode=parallel.apply(functools.partial(_encode, policy)),
-        weights=weights,
+        unroll=unroll,
+        weights=functools.partial(_weights, parallel, unroll, config.dtype),
         sample=parallel.apply(sampler, decoding=True),
         logp=policy_logp,
         ref_logp=policy_logp if same else parallel.apply(functools.partial(logp, reference)),
@@ -93,22 +98,15 @@ def compile_grpo(
     )
 
 
-def _decoder(
-    checkpoint: Checkpoint, config: TrainingConfig, parallel: Parallel, policy: Any
-) -> tuple[Any, Callable[[Params], Params]]:
-    """Static part of the policy while it decodes, and what makes its weights of the policy's."""
-
-    def cast(params: Params) -> Params:
-        return computing_weights(params, config.dtype)
-
-    if not checkpoint.scanned:
-        return policy, lambda params: parallel.whole(cast(params))
-    unroll = parallel.relay(lambda params: unrolled(cast(params)))
-    return decoding_graphdef(checkpoint, config), lambda params: parallel.whole(unroll(params))
+def _weights(
+    parallel: Parallel, unroll: Callable[[Params], Params] | None, dtype: str, params: Params
+) -> Params:
+    made = computing_weights(params, dtype) if unroll is None else unroll(params)
+    return parallel.whole(made)
 
 
 def compile_sft(
-    checkpoint: Checkpoint,
+    checkpoint: Model,
     config: SFTConfig,
     parallel: Parallel,
     tx: optax.GradientTransformation,

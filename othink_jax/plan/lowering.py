@@ -1,0 +1,208 @@
+"""The programs of a GRPO run, lowered for shapes in the place of arrays."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from othink_jax.checkpoint.load import Model
+from othink_jax.config import GRPOConfig
+from othink_jax.errors import UserError
+from othink_jax.model.qwen2_vl import computing_weights
+from othink_jax.model.stack import unrolled
+from othink_jax.training.optimizer import kl_schedule, make_optimizer
+from othink_jax.training.parallel import Parallel, placed
+from othink_jax.training.partial import Params, divide, join, own_of_reference
+from othink_jax.training.programs import compile_grpo
+from othink_jax.training.state import TrainState
+from othink_jax.types import GRPOBatch, Prompts
+
+_STEPS = 100  # of the schedules, which take no memory
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunProgram:
+    """A program of a run, not yet compiled."""
+
+    name: str
+    times: int  # runs of it in a step
+    cut: bool  # whether it takes prompts in micro-batches
+    lower: Callable[[], jax.stages.Lowered]
+    held: int  # bytes of its arguments that stay between steps, on each device
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lowering:
+    """A run from shapes alone."""
+
+    staying: dict[str, int]  # bytes on each device between steps, by part
+    programs: tuple[RunProgram, ...]  # in the order of a step
+
+
+def lowering(config: GRPOConfig, model: Model, parallel: Parallel) -> Lowering:
+    """What stays on the devices of a run, and its programs.
+
+    Every prompt is taken to be as long as `max_prompt_tokens` allows, with one image of
+    `max_pixels`; every completion has `max_new_tokens`.
+
+    Raises:
+      UserError: a bound is missing, without which there is no worst case.
+    """
+    tx = make_optimizer(config.optimizer, kl_schedule(config.kl, _STEPS), _STEPS)
+    programs: Any = compile_grpo(model, config, parallel, tx)
+    begun = jax.eval_shape(functools.partial(_begin, model, config, tx), model.params)
+    state, frozen, reference = map(parallel.replicated, begun)
+    batch = parallel.sharded(_batch(config, model))
+    keys = parallel.sharded(_shape((config.prompts_per_step, 2), np.uint32))
+    policy, under = join(state.params, frozen), join(reference, frozen)
+    cast = parallel.replicated(
+        jax.eval_shape(
+            lambda params: unrolled(computing_weights(params, config.dtype)),
+            join(begun[0].params, begun[1]),
+        )
+    )
+    stay = 0 if model.scanned else _common_bytes(cast, policy)
+    weights = placed(cast, parallel.decoding(cast))
+    given = batch.prompts, batch.completions
+    made = [
+        RunProgram(
+            name="rollout",
+            times=1,
+            cut=True,
+            lower=lambda: programs.sample.lower(weights, batch.prompts, keys),
+            held=0 if model.scanned else _common_bytes(weights, policy),
+        ),
+        RunProgram(
+            name="reference",
+            times=1,
+            cut=True,
+            lower=lambda: programs.ref_logp.lower(under, *given),
+            held=device_bytes(under),
+        ),
+        RunProgram(
+            name="update",
+            times=config.inner_updates,
+            cut=True,
+            lower=lambda: programs.update.lower(state, (frozen, batch)),
+            held=device_bytes((state, frozen)),
+        ),
+    ]
+    if config.inner_updates > 1:
+        made.insert(
+            2,
+            RunProgram(
+                name="policy",
+                times=1,
+                cut=True,
+                lower=lambda: programs.logp.lower(policy, *given),
+                held=device_bytes(policy),
+            ),
+        )
+    if (moving := parallel.lower_whole(cast)) is not None:
+        made.insert(
+            0,
+            RunProgram(
+                name="gathering",
+                times=1,
+                cut=False,
+                lower=lambda: moving,
+                held=stay,
+            ),
+        )
+    if programs.unroll is not None:
+        made.insert(
+            0,
+            RunProgram(
+                name="unrolling",
+                times=1,
+                cut=False,
+                lower=lambda: programs.unroll.lower(policy),
+                held=device_bytes(policy),
+            ),
+        )
+    if config.train != "all":
+        made.insert(
+            0,
+            RunProgram(
+                name="images",
+                times=1,
+                cut=False,
+                lower=lambda: programs.encode.lower(
+                    policy, dataclasses.replace(batch.prompts, features=None)
+                ),
+                held=device_bytes(policy),
+            ),
+        )
+    staying = {
+        "trained parameters": device_bytes(state.params),
+        "moments": device_bytes(state.opt_state),
+        "frozen parameters": device_bytes(frozen),
+        "reference": device_bytes(reference),
+    }
+    return Lowering(staying=staying, programs=tuple(made))
+
+
+def _begin(
+    model: Model, config: GRPOConfig, tx: Any, params: Params
+) -> tuple[TrainState, Params, Params]:
+    """State, frozen parameters and a reference's own ones."""
+    whole = dataclasses.replace(model, params=params)
+    parts = divide(whole, config)
+    return TrainState.create(parts.trained, tx), parts.frozen, own_of_reference(whole, config)
+
+
+def _batch(config: GRPOConfig, model: Model) -> GRPOBatch:
+    """The shapes of the largest batch that the settings allow."""
+    tokens, pixels = config.data.max_prompt_tokens, config.data.max_pixels
+    if tokens is None or pixels is None:
+        raise UserError("a plan needs --max-prompt-tokens and --max-pixels: there is no worst case")
+    vision = model.config.vision
+    window = vision.spatial_merge_size**2
+    patches = math.ceil(pixels / vision.patch_size**2 / window) * window
+    B, G, T = config.prompts_per_step, config.group_size, config.sampling.max_new_tokens
+
+    def array(*shape: int, dtype: Any = np.int32) -> Any:
+        return _shape((B, *shape), dtype)
+
+    return GRPOBatch(
+        prompts=Prompts(
+            tokens=array(tokens),
+            mask=array(tokens, dtype=bool),
+            positions=array(3, tokens),
+            image_index=array(tokens),
+            patches=array(1, patches, vision.patch_dim, dtype=np.float32),
+            patch_positions=array(1, patches, 2),
+            patch_mask=array(1, patches, dtype=bool),
+            features=None
+            if config.train == "all"
+            else array(patches // window, vision.hidden_size, dtype=config.dtype),
+        ),
+        completions=array(G, T),
+        mask=array(G, T, dtype=bool),
+        advantages=array(G, dtype=np.float32),
+        ref_logp=array(G, T, dtype=np.float32),
+        old_logp=None if config.inner_updates == 1 else array(G, T, dtype=np.float32),
+    )
+
+
+def _shape(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jax.numpy.dtype(dtype))
+
+
+def device_bytes(tree: PyTree) -> int:
+    """Of the shards that one device holds."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _common_bytes(tree: PyTree, before: PyTree) -> int:
+    """Of the arrays that are neither cast nor put together, of each device."""
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(before), strict=True)
+    return device_bytes([x for x, y in pairs if (x.dtype, x.sharding) == (y.dtype, y.sharding)])

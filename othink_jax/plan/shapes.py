@@ -1,0 +1,47 @@
+"""A model from its shape alone: no weights, no tokenizer, and for those that ship no hub."""
+
+import dataclasses
+from pathlib import Path
+
+from othink_jax.checkpoint import hf
+from othink_jax.checkpoint.load import Model, abstract_model, locate
+from othink_jax.config import GRPOConfig
+from othink_jax.files import read_json
+from othink_jax.model.config import Qwen2VLConfig
+from othink_jax.model.hf_config import from_hf
+
+# Of models of the hub, by id: what their config.json says that makes a shape.
+SHIPPED = hf.TINY.parent / "shapes"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tokens:
+    """Stand-ins: which tokens they are changes nothing of what a program takes."""
+
+    eos_token_ids: tuple[int, ...]
+    never_sampled: tuple[int, ...]
+    pad_token_id: int = 0
+
+
+def model_config(model: str) -> Qwen2VLConfig:
+    """The shape of a model: a directory, a run, `tiny`, an id of `SHIPPED` or of the hub.
+
+    Raises:
+      UserError: there is no such model, or its config.json is damaged.
+    """
+    shipped = SHIPPED / f"{model}.json"
+    if not Path(model).exists() and shipped.is_file():
+        return from_hf(read_json(shipped))
+    return hf.load_config(locate(model)[0])
+
+
+def model_of(config: GRPOConfig, platform: str = "cpu") -> Model:
+    """The model that a run on this platform is made of, with shapes in the place of parameters."""
+    shape, compute = model_config(config.model), config.compute(platform)
+    graphdef, params = abstract_model(shape, compute)
+    images = (
+        *(shape.image_token_id, shape.video_token_id),
+        *(shape.vision_start_token_id, shape.vision_end_token_id),
+    )
+    tokens = _Tokens(eos_token_ids=(1,), never_sampled=images)
+    return Model(config=shape, compute=compute, graphdef=graphdef, params=params, processor=tokens)
