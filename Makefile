@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 VENV_BENCH := .venv-bench
 
-.PHONY: demo test test-slow lint bench bench-gpu soak clean
+.PHONY: demo test test-slow lint bench bench-gpu bench-aot soak clean
 
 $(VENV)/installed: setup.cfg requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -56,6 +56,14 @@ bench-gpu:
 		--json runs/bench/rollout_$(GPU_PRESET).json
 	$(PYTHON) -m experiments.bench.attention --preset $(GPU_PRESET) \
 		--json runs/bench/attention_$(GPU_PRESET).json
+
+# What 2B and 7B take on TPUs and GPUs, by their compilers; hours. Rows that are there stay.
+$(VENV)/installed-aot: $(VENV)/installed
+	$(BIN)/pip install --quiet --constraint requirements.txt --editable '.[aot-tpu,aot-cuda]'
+	touch $@
+
+bench-aot: $(VENV)/installed-aot
+	$(BIN)/python -m experiments.bench.aot
 
 # Faults, floods and strangers' files, at random; hours. The records go where the committed ones are.
 SOAK := completions rows images hub models report flips disk kills

@@ -1,0 +1,127 @@
+"""What 2B and 7B take on the machines they are meant for, by those machines' own compilers.
+
+Claim: every row says whether a run fits and with how many micro-batches, what it exchanges, and a
+    bound on its step; no machine is needed.
+Command: make bench-aot
+Cost: five to fifteen minutes a row on two CPU cores; rows that are there already are not made anew.
+Shows: a record a row, from `othink-jax plan --json`, and the table of all of them.
+"""
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "aot"
+
+MODELS = {"2B": "Qwen/Qwen2-VL-2B-Instruct", "7B": "Qwen/Qwen2-VL-7B-Instruct"}
+TRAINED = ("all", "text", "lora")
+TARGETS = ("v5e:2x4", "v5p:2x2x1", "v6e:2x4", "h100:1", "h100:8")
+
+# R1-V's batch: 16 prompts of up to 1024 tokens, 512 of them an image's, 8 completions of 512.
+OPTIONS = (
+    *("--dtype", "bfloat16"),
+    *("--prompts-per-step", "16", "--group-size", "8", "--max-new-tokens", "512"),
+    *("--max-prompt-tokens", "1024", "--max-pixels", "401408"),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """A run on a machine."""
+
+    size: str
+    train: str
+    target: str
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Of the command, but for those that all rows have."""
+        options = [MODELS[self.size], "--train", self.train, "--target", self.target]
+        if self.target != "h100:1":
+            options += ["--strategy", "mesh"]
+        if self.size == "7B" and self.target in ("v5e:2x4", "v6e:2x4"):
+            # While it decodes, a device holds its share along `tensor` of all weights.
+            options += ["--tensor", "4"]
+        return tuple(options)
+
+    @property
+    def file(self) -> Path:
+        machine = self.target.replace(":", "-")
+        return RESULTS / f"{self.size.lower()}-{self.train}-{machine}.json"
+
+
+def rows() -> Iterator[Row]:
+    """All of them."""
+    for size in MODELS:
+        for target in TARGETS:
+            for train in TRAINED:
+                yield Row(size=size, train=train, target=target)
+
+
+def make(row: Row) -> None:
+    """Have a row's programs compiled, in a process of its own, and keep what comes of it."""
+    command = [sys.executable, "-m", "othink_jax", "plan", *row.options, *OPTIONS, "--json"]
+    print(" ".join(command[3:]), flush=True)
+    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    record = {"options": [*row.options, *OPTIONS], **json.loads(said)}
+    row.file.parent.mkdir(parents=True, exist_ok=True)
+    row.file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def table(found: Mapping[Row, Mapping[str, Any]]) -> str:
+    """The records for people, as Markdown."""
+    lines = [
+        "| model | `--train` | machine | fits | micro-batches | most memory, GB | moved, GB |"
+        " bound of a step, s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row, record in found.items():
+        programs = record["programs"].values()
+        known = all(each["work"] for each in programs)
+        moved = sum(each["times"] * size for each in programs for size in _moved(each).values())
+        bound = record["bound_seconds"]
+        cells = (
+            *(row.size, row.train, row.target),
+            f"{'yes' if record['fits'] else 'no'}, of {record['memory'] / 1e9:.1f}",
+            record["micro_batches"],
+            f"{record['peak'] / 1e9:.1f}",
+            f"{moved / 1e9:.1f}" if known else "not known",
+            "not known" if bound is None else f"{bound:.1f}",
+        )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def _moved(program: Mapping[str, Any]) -> Mapping[str, int]:
+    return program["work"]["moved"] if program["work"] else {}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", choices=MODELS, action="append", help="these models alone")
+    parser.add_argument("--target", choices=TARGETS, action="append", help="these machines alone")
+    parser.add_argument("--train", choices=TRAINED, action="append", help="these parts alone")
+    arguments = parser.parse_args()
+    chosen = [
+        row
+        for row in rows()
+        if row.size in (arguments.size or MODELS)
+        and row.target in (arguments.target or TARGETS)
+        and row.train in (arguments.train or TRAINED)
+    ]
+    for row in chosen:
+        if not row.file.exists():
+            make(row)
+    found = {row: json.loads(row.file.read_text()) for row in rows() if row.file.exists()}
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
