@@ -1,0 +1,123 @@
+"""Everything cut over a mesh of devices."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from othink_jax.model.collectives import over, per_device
+from othink_jax.model.sharding import FSDP, TENSOR, cut, gathered, shardings
+from othink_jax.training.parallel.interface import Parallel, placed
+from othink_jax.training.state import TrainState
+
+_T = TypeVar("_T")
+
+
+class Sharded(Parallel):
+    """`jit` over a mesh: states cut over all devices, the prompts of a batch over its first axis.
+
+    The numbers are those of one device. How arrays are cut is written in `model.sharding`, and what
+    devices tell each other in `model.collectives`.
+    """
+
+    def __init__(self, devices: tuple[jax.Device, ...], *, tensor: int) -> None:
+        self.devices = devices
+        self._mesh = Mesh(np.array(devices).reshape(-1, tensor), (FSDP, TENSOR))
+        self.batch_sharding = NamedSharding(self._mesh, PartitionSpec(FSDP))
+
+    @property
+    def batch_shards(self) -> int:
+        return self._mesh.shape[FSDP]
+
+    @property
+    def tensor_shards(self) -> int:
+        return self._mesh.shape[TENSOR]
+
+    def replicate(self, tree: _T) -> _T:
+        # By way of the host, piece by piece: a whole array may have no room on any device.
+        return jax.tree.map(cut, tree, shardings(tree, self._mesh))
+
+    def _create(self, params: PyTree, create: Callable[[PyTree], TrainState]) -> TrainState:
+        placed = shardings(jax.eval_shape(create, params), self._mesh)
+        return jax.jit(create, out_shardings=placed, donate_argnums=0)(params)
+
+    def unreplicate(self, tree: _T) -> _T:
+        return tree
+
+    def stored(self, state: _T) -> _T:
+        return placed(state, shardings(state, self._mesh))
+
+    def adopt(self, state: _T) -> _T:
+        return state
+
+    def shard(self, batch: _T) -> _T:
+        def cut(x: Any) -> jax.Array:
+            self.check_batch(x.shape[0] * jax.process_count())
+            return jax.make_array_from_process_local_data(self.batch_sharding, np.asarray(x))
+
+        return jax.tree.map(cut, batch)
+
+    def gather(self, batch: PyTree) -> PyTree:
+        def join(x: jax.Array) -> np.ndarray:
+            # Devices along the second axis of the mesh hold the same rows.
+            pieces = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+            return np.concatenate([np.asarray(pieces[start]) for start in sorted(pieces)])
+
+        return jax.tree.map(join, batch)
+
+    def update(self, fn: Callable[..., Any]) -> Callable[[TrainState, Any], Any]:
+        def update(state: TrainState, batch: Any) -> tuple[TrainState, Any]:
+            with over(self._mesh):
+                state, metrics = fn(state, batch, axis_name=None)
+            # Cut as it came: only then is it overwritten in place.
+            return jax.lax.with_sharding_constraint(state, shardings(state, self._mesh)), metrics
+
+        return jax.jit(update, donate_argnums=0)
+
+    def decoding(self, params: PyTree) -> PyTree:
+        return gathered(params, self._mesh)
+
+    def whole(self, params: _T) -> _T:
+        return jax.tree.map(
+            lambda moved, x: x if moved is None else moved,
+            self._moved(self._moving(params)),
+            params,
+            is_leaf=lambda x: x is None,
+        )
+
+    def lower_whole(self, params: PyTree) -> jax.stages.Lowered:
+        return self._moved.lower(self._moving(params))
+
+    def _moving(self, params: _T) -> _T:
+        """Parameters, or their shapes, that do not lie as `decoding` says; None for others."""
+
+        def moving(x: Any, place: jax.sharding.Sharding) -> Any:
+            return None if x.sharding.is_equivalent_to(place, x.ndim) else x
+
+        return jax.tree.map(moving, params, self.decoding(params))
+
+    @functools.cached_property
+    def _moved(self) -> jax.stages.Wrapped:
+        # One program for all arrays. `jax.device_put` has one for each, and processes that run them
+        # in different orders wait for each other for ever.
+        return jax.jit(
+            lambda params: jax.lax.with_sharding_constraint(params, self.decoding(params))
+        )
+
+    def relay(self, fn: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
+        def relay(params: PyTree) -> PyTree:
+            made = fn(params)
+            return jax.lax.with_sharding_constraint(made, shardings(made, self._mesh))
+
+        return jax.jit(relay)
+
+    def apply(self, fn: Callable[..., Any], *, decoding: bool = False) -> Callable[..., Any]:
+        def apply(params: PyTree, *batches: PyTree) -> Any:
+            with over(self._mesh):
+                return per_device(fn, whole=decoding)(params, *batches)
+
+        return jax.jit(apply, out_shardings=self.batch_sharding)
