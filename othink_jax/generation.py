@@ -45,7 +45,7 @@ def answer(
     processor = checkpoint.processor
     prompts = processor.batch([processor.encode(prompt, images)])
     sampler = _compiled_sampler(checkpoint.graphdef, processor, sampling)
-    rollout = jax.device_get(sampler(checkpoint.params, prompts, prompt_keys(seed, 0, 1)))
+    rollout = jax.device_get(sampler(checkpoint.params, None, prompts, prompt_keys(seed, 0, 1)))
     mask = rollout.mask[0, 0]
     tokens = rollout.tokens[0, 0][mask]
     return Answer(

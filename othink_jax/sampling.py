@@ -152,6 +152,7 @@ def sample(
     config: SamplingConfig,
     eos_token_ids: Sequence[int],
     micro_batches: int = 1,
+    prefill_by: Qwen2VL | None = None,
     never_sampled: Sequence[int] = (),
     pad_token_id: int = 0,
 ) -> Rollout:
@@ -160,14 +161,15 @@ def sample(
     Pure and jittable; everything but `prompts` and `key_data` is static. The loop ends when every
     completion has drawn one of `eos_token_ids` or `config.max_new_tokens` are drawn. Tokens in
     `never_sampled` (image and other vision placeholders) cannot occur. Prompts are prefilled in
-    `micro_batches` pieces, one at a time in memory.
+    `micro_batches` pieces, one at a time in memory, by `prefill_by`, if the same model in another
+    layout is given.
 
     `Rollout.logp` and `Rollout.entropy` are of the model itself, at temperature 1 and with nothing
     cut: what the update computes for the same tokens, whatever the sampling settings.
     """
     batch, capacity = prompts.tokens.shape[0], config.max_new_tokens
     shape = (batch, group_size, capacity)
-    prefix = _prefill(model, prompts, micro_batches)
+    prefix = _prefill(prefill_by or model, prompts, micro_batches)
     first = model.logits(prefix.last_hidden)
     eos = jnp.asarray(np.asarray(eos_token_ids, np.int32))
 
@@ -265,17 +267,26 @@ def make_sampler(
     *,
     group_size: int = 1,
     micro_batches: int = 1,
+    prefill_graphdef: Any = None,
 ) -> Callable[..., Rollout]:
-    """`sample` for one model and tokenizer, as a pure function of `(params, prompts, key_data)`."""
+    """`sample` for one model and tokenizer, as a pure function.
 
-    def sampler(params: Any, prompts: Prompts, key_data: UInt32[Array, "B 2"]) -> Rollout:
+    It takes weights, params, prompts and key_data. The params are of `prefill_graphdef`, the same
+    model in another layout, which then prefills; None, and the weights do that too.
+    """
+
+    def sampler(
+        weights: Any, params: Any, prompts: Prompts, key_data: UInt32[Array, "B 2"]
+    ) -> Rollout:
+        model = merge(graphdef, weights)
         return sample(
-            merge(graphdef, params),
+            model,
             prompts,
             key_data,
             group_size=group_size,
             config=config,
             micro_batches=micro_batches,
+            prefill_by=model if params is None else merge(prefill_graphdef, params),
             eos_token_ids=processor.eos_token_ids,
             never_sampled=processor.never_sampled,
             pad_token_id=processor.pad_token_id,

@@ -206,7 +206,7 @@ def test_several_devices_answer_as_one_does_and_ask_each_other_for_nothing(
     assert evaluated(temperature=temperature, parallel=parallel) == one
     assert [(rows, pad.patches) for rows, pad in programs] == [(4, 64), (4, 640)]
     for compiled in programs.values():
-        assert len(compiled.input_shardings[0][1].tokens.device_set) == 4
+        assert len(compiled.input_shardings[0][2].tokens.device_set) == 4
         assert Program(compiled.as_text()).collectives == ()
 
 
@@ -215,7 +215,7 @@ def test_fewer_are_answered_together_where_memory_is_short(whole, evaluated, mon
     monkeypatch.setattr(
         sampler,
         "_running_bytes",
-        lambda program: rows.append(program.in_avals[0][1].tokens.shape[0]) or rows[-1] * GIB,
+        lambda program: rows.append(program.in_avals[0][2].tokens.shape[0]) or rows[-1] * GIB,
     )
     monkeypatch.setattr(sampler, "free_bytes", lambda devices: int(1.5 * GIB))
     assert evaluated() == whole
@@ -248,7 +248,7 @@ def test_what_does_not_fit_alone_is_named_and_all_else_is_answered(
         patched.setattr(
             sampler,
             "_running_bytes",
-            lambda program: program.in_avals[0][1].patches.shape[2] * GIB,
+            lambda program: program.in_avals[0][2].patches.shape[2] * GIB,
         )
         patched.setattr(sampler, "free_bytes", lambda devices: 64 * GIB)
         with pytest.raises(UserError) as caught:

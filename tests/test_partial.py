@@ -223,7 +223,7 @@ def test_nothing_but_encode_runs_a_frozen_vision_tower(part, monkeypatch):
     monkeypatch.setattr(VisionTower, "__call__", fail)
     with pytest.raises(AssertionError, match="tower"):
         jax.eval_shape(programs.logp, policy, batch().prompts, batch().completions)
-    jax.eval_shape(programs.sample, policy, given.prompts, prompt_keys(0, 1, B))
+    jax.eval_shape(programs.sample, policy, None, given.prompts, prompt_keys(0, 1, B))
     jax.eval_shape(programs.logp, policy, given.prompts, given.completions)
     jax.eval_shape(programs.ref_logp, reference, given.prompts, given.completions)
     jax.eval_shape(programs.update, state, (parts.frozen, given))

@@ -121,7 +121,7 @@ def drawing(config, temperature):
     """The compiled sampler, and what it takes."""
     parallel = make_parallel(config)
 
-    def sampler(params, prompts, keys):
+    def sampler(params, _, prompts, keys):
         return sample(
             merge(GRAPHDEF, params),
             prompts,
@@ -132,8 +132,8 @@ def drawing(config, temperature):
         )
 
     weights = parallel.whole(parallel.replicate(PARAMS))
-    given = weights, *parallel.shard((batch().prompts, prompt_keys(0, 1, B)))
-    return parallel.apply(sampler, decoding=True).lower(*given).compile(), given
+    given = weights, None, *parallel.shard((batch().prompts, prompt_keys(0, 1, B)))
+    return parallel.sampler(sampler).lower(*given).compile(), given
 
 
 def draw(config, temperature):

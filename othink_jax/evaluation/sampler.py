@@ -48,8 +48,8 @@ class Sampler:
             self._params = jax.device_put(checkpoint.params, parallel.devices[0])
         else:
             self._params = parallel.whole(parallel.replicate(checkpoint.params))
-        self._draw: Any = parallel.apply(
-            make_sampler(checkpoint.graphdef, self._processor, config), decoding=True
+        self._draw: Any = parallel.sampler(
+            make_sampler(checkpoint.graphdef, self._processor, config)
         )
         self._programs: dict[tuple[int, PadTo], Any] = {}
 
@@ -86,7 +86,7 @@ class Sampler:
             batch = self._processor.batch([prompt.encoded for prompt in filled], pad=pad)
             given = self._parallel.shard((batch, np.stack([prompt.key for prompt in filled])))
             program = self._program((rows, pad), given)
-            return self._parallel.gather(program(self._params, *given))
+            return self._parallel.gather(program(self._params, None, *given))
         except MemoryError:
             raise DoesNotFitError("the host has no memory for it") from None
         except jax.errors.JaxRuntimeError as error:
@@ -101,7 +101,7 @@ class Sampler:
           DoesNotFitError: it would not.
         """
         if shapes not in self._programs:
-            program = self._draw.lower(self._params, *given).compile()
+            program = self._draw.lower(self._params, None, *given).compile()
             needed, free = _running_bytes(program), free_bytes(self._parallel.devices)
             self._programs[shapes] = program
             if needed > free:

@@ -12,7 +12,7 @@ Outside of a mesh, every function here is the identity, or what it is on one dev
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import DTypeLike, PyTree
 
 from othink_jax.model.precision import at_least_f32
-from othink_jax.model.sharding import FSDP, TENSOR, gathered, names, shardings
+from othink_jax.model.sharding import FSDP, TENSOR, names, shardings
 from othink_jax.types import Array
 
 _T = TypeVar("_T")
@@ -42,20 +42,21 @@ def axis_size(axis: str) -> int:
     return mesh.shape[axis] if axis in mesh.axis_names else 1  # `pmap` has an axis of its own
 
 
-def per_device(fn: Callable[..., _T], *, whole: bool = False) -> Callable[..., _T]:
+def per_device(
+    fn: Callable[..., _T], rules: Sequence[Callable[..., PyTree]] = (shardings,)
+) -> Callable[..., _T]:
     """fn(params, *batches) on each device, for its own rows; results lead with the rows.
 
     Args:
       fn: sees the shards of its device.
-      whole: parameters are cut along `tensor` alone, for decoding.
+      rules: how parameters are cut; one for each of its first arguments, which are such.
     """
     rows = PartitionSpec(FSDP)
 
-    def run(params: PyTree, *batches: PyTree) -> _T:
-        cut = _specs(params, gathered if whole else shardings)
-        return _shard_map(fn, in_specs=(cut, *(rows,) * len(batches)), out_specs=rows)(
-            params, *batches
-        )
+    def run(*given: PyTree) -> _T:
+        cut = [_specs(params, rule) for params, rule in zip(given, rules, strict=False)]
+        specs = (*cut, *(rows,) * (len(given) - len(rules)))
+        return _shard_map(fn, in_specs=specs, out_specs=rows)(*given)
 
     return run
 

@@ -66,6 +66,7 @@ def lowering(config: GRPOConfig, model: Model, parallel: Parallel) -> Lowering:
             join(begun[0].params, begun[1]),
         )
     )
+    by = policy if model.scanned else None  # prefills
     stay = 0 if model.scanned else _common_bytes(cast, policy)
     weights = placed(cast, parallel.decoding(cast))
     given = batch.prompts, batch.completions
@@ -74,8 +75,8 @@ def lowering(config: GRPOConfig, model: Model, parallel: Parallel) -> Lowering:
             name="rollout",
             times=1,
             cut=True,
-            lower=lambda: programs.sample.lower(weights, batch.prompts, keys),
-            held=0 if model.scanned else _common_bytes(weights, policy),
+            lower=lambda: programs.sample.lower(weights, by, batch.prompts, keys),
+            held=device_bytes(policy) if model.scanned else _common_bytes(weights, policy),
         ),
         RunProgram(
             name="reference",

@@ -63,10 +63,7 @@ class Plan:
     @property
     def notes(self) -> list[str]:
         """What a reader should know of the numbers."""
-        notes = [
-            f"a run compiles up to {MOST_PROMPT_SHAPES} rollouts and {MOST_SHAPES} references and"
-            " updates, for as many shapes; these are of the largest"
-        ]
+        notes = []
         if self.target is None:
             notes.append(
                 "simulated on the CPU, which computes bfloat16 in float32: a machine's own compiler"
@@ -104,6 +101,8 @@ class Plan:
             "staying": self.staying,
             "bound_seconds": self.step_seconds,
             "programs": {each.name: self._program_json(each) for each in self.programs},
+            # Of shapes that a run meets, and compiles for; these programs are of the largest.
+            "shapes": {"rollout": MOST_PROMPT_SHAPES, "update": MOST_SHAPES},
             "notes": self.notes,
             "settings": to_dict(self.config),
             "versions": self.versions,
@@ -135,6 +134,10 @@ def table(plan: Plan) -> str:
             f"  a step takes at least {plan.step_seconds:.2f} s on the devices: a bound from their"
             " peaks, not an estimate"
         )
+    lines.append(
+        f"  a run compiles up to {MOST_PROMPT_SHAPES} rollouts, and {MOST_SHAPES} references and"
+        " updates, for as many shapes; these are of the largest"
+    )
     return "\n".join([*lines, *(f"  note: {note}" for note in plan.notes)])
 
 

@@ -103,8 +103,10 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         keys = prompt_keys(self.config.seed, step, self.config.prompts_per_step)
         keys = np.array_split(keys, self.share[1])[self.share[0]]
         # Gone before the update, which has no need of them.
-        weights = self.compiled.weights(self.policy(state))
-        sampled = self.compiled.sample(weights, prompts, self.parallel.shard(keys))
+        policy = self.policy(state)
+        weights = self.compiled.weights(policy)
+        params = None if self.compiled.unroll is None else policy
+        sampled = self.compiled.sample(weights, params, prompts, self.parallel.shard(keys))
         return self._without_padding(prompts, self.parallel.gather(sampled))
 
     def _without_padding(self, prompts: Prompts, rollout: Rollout) -> Rollout:

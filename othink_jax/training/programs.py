@@ -41,7 +41,7 @@ class GRPOPrograms(Programs):
 
     unroll: Callable[[Params], Params] | None  # weights of a policy whose layers are scanned
     weights: Callable[[Params], Params]  # params -> those that `sample` takes
-    sample: Callable[..., Rollout]  # weights, prompts, key_data
+    sample: Callable[..., Rollout]  # weights, params, prompts, key_data
     logp: Callable[..., Float[Array, "B G T"]]  # params, prompts, completions
     ref_logp: Callable[..., Float[Array, "B G T"]]  # the reference's params, prompts, completions
 
@@ -84,6 +84,7 @@ def compile_grpo(
         config.sampling,
         group_size=config.group_size,
         micro_batches=config.micro_batches,
+        prefill_graphdef=policy,
     )
     policy_logp = parallel.apply(functools.partial(logp, policy))
     same = policy is reference  # then what was compiled for one may serve the other
@@ -91,7 +92,7 @@ def compile_grpo(
         encode=parallel.apply(functools.partial(_encode, policy)),
         unroll=unroll,
         weights=functools.partial(_weights, parallel, unroll, config.dtype),
-        sample=parallel.apply(sampler, decoding=True),
+        sample=parallel.sampler(sampler),
         logp=policy_logp,
         ref_logp=policy_logp if same else parallel.apply(functools.partial(logp, reference)),
         update=_compile_update(update, policy, config, parallel, chunk=config.loss.logp_chunk),

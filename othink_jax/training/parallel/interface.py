@@ -154,16 +154,20 @@ class Parallel(abc.ABC):
         """
 
     @abc.abstractmethod
-    def apply(self, fn: Callable[..., Any], *, decoding: bool = False) -> Callable[..., Any]:
+    def apply(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Compile fn(params, *batches) -> batch, each row of the result from its rows alone.
 
         The compiled function takes replicated parameters and sharded batches. On each device fn
         sees that device's rows only: randomness must come with the rows, as one key a row. On a
         mesh it sees parameters that are cut, which the model's layers put together.
+        """
 
-        Args:
-            fn: pure.
-            decoding: its parameters lie as `decoding` says.
+    @abc.abstractmethod
+    def sampler(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Compile fn(weights, params, *batches) -> batch, as `apply` does.
+
+        The compiled function takes weights that lie as `decoding` says, and replicated parameters
+        or None.
         """
 
 

@@ -115,9 +115,15 @@ class Sharded(Parallel):
 
         return jax.jit(relay)
 
-    def apply(self, fn: Callable[..., Any], *, decoding: bool = False) -> Callable[..., Any]:
-        def apply(params: PyTree, *batches: PyTree) -> Any:
-            with over(self._mesh):
-                return per_device(fn, whole=decoding)(params, *batches)
+    def apply(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        return self._of_rows(per_device(fn))
 
-        return jax.jit(apply, out_shardings=self.batch_sharding)
+    def sampler(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        return self._of_rows(per_device(fn, rules=(gathered, shardings)))
+
+    def _of_rows(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*given: PyTree) -> Any:
+            with over(self._mesh):
+                return fn(*given)
+
+        return jax.jit(run, out_shardings=self.batch_sharding)

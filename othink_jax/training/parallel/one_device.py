@@ -53,5 +53,8 @@ class OneDevice(Parallel):
     def relay(self, fn: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
         return jax.jit(fn)
 
-    def apply(self, fn: Callable[..., Any], *, decoding: bool = False) -> Callable[..., Any]:
+    def apply(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.jit(fn)
+
+    def sampler(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         return jax.jit(fn)

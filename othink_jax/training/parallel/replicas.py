@@ -94,5 +94,8 @@ class Replicas(Parallel):
     def relay(self, fn: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
         return jax.pmap(fn, devices=self.devices)
 
-    def apply(self, fn: Callable[..., Any], *, decoding: bool = False) -> Callable[..., Any]:
+    def apply(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.pmap(fn, axis_name=AXIS, devices=self.devices)
+
+    def sampler(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         return jax.pmap(fn, axis_name=AXIS, devices=self.devices)
