@@ -278,15 +278,14 @@ def make_sampler(
     def sampler(
         weights: Any, params: Any, prompts: Prompts, key_data: UInt32[Array, "B 2"]
     ) -> Rollout:
-        model = merge(graphdef, weights)
         return sample(
-            model,
+            merge(graphdef, weights),
             prompts,
             key_data,
             group_size=group_size,
             config=config,
             micro_batches=micro_batches,
-            prefill_by=model if params is None else merge(prefill_graphdef, params),
+            prefill_by=None if params is None else merge(prefill_graphdef, params),
             eos_token_ids=processor.eos_token_ids,
             never_sampled=processor.never_sampled,
             pad_token_id=processor.pad_token_id,

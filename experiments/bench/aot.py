@@ -1,4 +1,4 @@
-"""What 2B and 7B take on the machines they are meant for, by those machines' own compilers.
+"""Memory, exchange and time of 2B and 7B runs on TPUs and GPUs, by those machines' compilers.
 
 Claim: every row says whether a run fits and with how many micro-batches, what it exchanges, and a
     bound on its step; no machine is needed.

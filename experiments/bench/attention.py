@@ -1,4 +1,4 @@
-"""What attention of completions over their prompt costs by each kernel, forward and backward.
+"""Cost of attention of completions over their prompt by each kernel, forward and backward.
 
 Claim: no kernel but the reference holds the scores of all queries: of one prompt of 1024 tokens and
     eight completions of 2048, temporaries stay below 0.6 GB, with the same gradients.

@@ -1,4 +1,4 @@
-"""What it costs to pad the batches of a run to few shapes, each of which is another compilation.
+"""Cost of padding the batches of a run to few shapes, each of which is another compilation.
 
 Claim: 500 steps over images of any sizes meet at most 2 shapes of prompts and 6 of updates, for a
     third more FLOPs, on average, than batches that are padded by themselves.

@@ -214,7 +214,7 @@ class _Later(type_handlers.NumpyHandler):
 def _open(
     place: Path, keys: tuple[str, ...], dtypes: Mapping[Entry, np.dtype]
 ) -> dict[Entry, Callable[[], np.ndarray]]:
-    """What reads each tensor."""
+    """The reader of each tensor."""
     shapes = {entry: jax.ShapeDtypeStruct(entry.shape, dtype) for entry, dtype in dtypes.items()}
     wanted: Any = nested(shapes)
     for key in reversed(keys):

@@ -70,75 +70,41 @@ def lowering(config: GRPOConfig, model: Model, parallel: Parallel) -> Lowering:
     stay = 0 if model.scanned else _common_bytes(cast, policy)
     weights = placed(cast, parallel.decoding(cast))
     given = batch.prompts, batch.completions
-    made = [
-        RunProgram(
-            name="rollout",
-            times=1,
-            cut=True,
-            lower=lambda: programs.sample.lower(weights, by, batch.prompts, keys),
-            held=device_bytes(policy) if model.scanned else _common_bytes(weights, policy),
-        ),
-        RunProgram(
-            name="reference",
-            times=1,
-            cut=True,
-            lower=lambda: programs.ref_logp.lower(under, *given),
-            held=device_bytes(under),
-        ),
-        RunProgram(
-            name="update",
-            times=config.inner_updates,
-            cut=True,
-            lower=lambda: programs.update.lower(state, (frozen, batch)),
-            held=device_bytes((state, frozen)),
-        ),
-    ]
-    if config.inner_updates > 1:
-        made.insert(
-            2,
-            RunProgram(
-                name="policy",
-                times=1,
-                cut=True,
-                lower=lambda: programs.logp.lower(policy, *given),
-                held=device_bytes(policy),
-            ),
-        )
-    if (moving := parallel.lower_whole(cast)) is not None:
-        made.insert(
-            0,
-            RunProgram(
-                name="gathering",
-                times=1,
-                cut=False,
-                lower=lambda: moving,
-                held=stay,
-            ),
-        )
-    if programs.unroll is not None:
-        made.insert(
-            0,
-            RunProgram(
-                name="unrolling",
-                times=1,
-                cut=False,
-                lower=lambda: programs.unroll.lower(policy),
-                held=device_bytes(policy),
-            ),
-        )
+    made: list[RunProgram] = []
+
+    def add(
+        name: str,
+        lower: Callable[[], jax.stages.Lowered],
+        held: int,
+        *,
+        times: int = 1,
+        cut: bool = False,
+    ) -> None:
+        made.append(RunProgram(name=name, times=times, cut=cut, lower=lower, held=held))
+
     if config.train != "all":
-        made.insert(
-            0,
-            RunProgram(
-                name="images",
-                times=1,
-                cut=False,
-                lower=lambda: programs.encode.lower(
-                    policy, dataclasses.replace(batch.prompts, features=None)
-                ),
-                held=device_bytes(policy),
-            ),
-        )
+        whole = dataclasses.replace(batch.prompts, features=None)
+        add("images", lambda: programs.encode.lower(policy, whole), device_bytes(policy))
+    if programs.unroll is not None:
+        add("unrolling", lambda: programs.unroll.lower(policy), device_bytes(policy))
+    if (moving := parallel.lower_whole(cast)) is not None:
+        add("gathering", lambda: moving, stay)
+    add(
+        "rollout",
+        lambda: programs.sample.lower(weights, by, batch.prompts, keys),
+        device_bytes(policy) if model.scanned else _common_bytes(weights, policy),
+        cut=True,
+    )
+    add("reference", lambda: programs.ref_logp.lower(under, *given), device_bytes(under), cut=True)
+    if config.inner_updates > 1:
+        add("policy", lambda: programs.logp.lower(policy, *given), device_bytes(policy), cut=True)
+    add(
+        "update",
+        lambda: programs.update.lower(state, (frozen, batch)),
+        device_bytes((state, frozen)),
+        times=config.inner_updates,
+        cut=True,
+    )
     staying = {
         "trained parameters": device_bytes(state.params),
         "moments": device_bytes(state.opt_state),
