@@ -203,14 +203,13 @@ def sample(
             seen |= jax.nn.one_hot(token, seen.shape[-1], dtype=bool)
         return dataclasses.replace(now, step=now.step + 1, seen=seen, rollout=rollout)
 
-    def unfinished(now: _Decoding) -> Array:
-        return (now.step < capacity) & ~jnp.all(now.rollout.finished)
-
-    def go_on(now: _Decoding) -> _Decoding:
+    def go_on(carry: tuple[Int[Array, ""], _Decoding]) -> tuple[Int[Array, ""], _Decoding]:
+        turn, now = carry
         last = jax.lax.dynamic_slice_in_dim(now.rollout.tokens, now.step - 1, 1, axis=-1)
         hidden, cache = model.extend(last, prefix, now.cache)
         assert cache is not None
-        return draw_next(dataclasses.replace(now, cache=cache), model.logits(hidden[:, :, 0]))
+        now = dataclasses.replace(now, cache=cache)
+        return turn + 1, draw_next(now, model.logits(hidden[:, :, 0]))
 
     start = _Decoding(
         step=jnp.int32(0),
@@ -227,14 +226,19 @@ def sample(
         ),
     )
     first = jnp.broadcast_to(first[:, None], (batch, group_size, first.shape[-1]))
-    now = draw_next(start, first)
+    now, drawn = draw_next(start, first), 1
     for length in _cache_lengths(capacity):
+        # A turn writes the last token into the cache and draws the next one. Turns are counted from
+        # zero: so `othink-jax plan` finds their number in the compiled program.
+        turns = min(length + 1, capacity) - drawn
 
-        def has_room(now: _Decoding, length: int = length) -> Array:
-            return unfinished(now) & (now.step <= length)
+        def has_room(carry: tuple[Int[Array, ""], _Decoding], turns: int = turns) -> Array:
+            turn, now = carry
+            return (turn < turns) & ~jnp.all(now.rollout.finished)
 
         now = dataclasses.replace(now, cache=_grown(now.cache, length))
-        now = jax.lax.while_loop(has_room, go_on, now)
+        _, now = jax.lax.while_loop(has_room, go_on, (jnp.int32(0), now))
+        drawn += turns
     return now.rollout
 
 

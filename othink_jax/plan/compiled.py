@@ -55,7 +55,7 @@ class Report:
     """One program. Of one that the compiler refuses, memory and work are not known."""
 
     name: str
-    times: int  # runs of it in a step
+    times: int  # runs of it in a step; 0 for one that runs between steps
     held: int  # bytes of its arguments that stay between steps
     compile_seconds: float
     memory: Memory | None

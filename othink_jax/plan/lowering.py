@@ -15,6 +15,7 @@ from othink_jax.config import GRPOConfig
 from othink_jax.errors import UserError
 from othink_jax.model.qwen2_vl import computing_weights
 from othink_jax.model.stack import unrolled
+from othink_jax.training.layout import DiskLayout
 from othink_jax.training.optimizer import kl_schedule, make_optimizer
 from othink_jax.training.parallel import Parallel, placed
 from othink_jax.training.partial import Params, divide, join, own_of_reference
@@ -30,7 +31,7 @@ class RunProgram:
     """A program of a run, not yet compiled."""
 
     name: str
-    times: int  # runs of it in a step
+    times: int  # runs of it in a step; 0 for one that runs between steps
     cut: bool  # whether it takes prompts in micro-batches
     lower: Callable[[], jax.stages.Lowered]
     held: int  # bytes of its arguments that stay between steps, on each device
@@ -105,6 +106,10 @@ def lowering(config: GRPOConfig, model: Model, parallel: Parallel) -> Lowering:
         times=config.inner_updates,
         cut=True,
     )
+    if (unstack := DiskLayout(parallel, begun[0]).unstack) is not None:
+        unreplicated = parallel.stored(begun[0])
+        held = device_bytes(unreplicated)
+        add("checkpoint", lambda: unstack.lower(unreplicated), held, times=0)
     staying = {
         "trained parameters": device_bytes(state.params),
         "moments": device_bytes(state.opt_state),

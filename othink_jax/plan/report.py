@@ -152,7 +152,9 @@ def _size(nbytes: float) -> str:
 
 def _program_lines(plan: Plan, program: Report) -> list[str]:
     head = f"{program.name} (compiled in {program.compile_seconds:.0f} s"
-    head += f", {program.times} times a step)" if program.times > 1 else ")"
+    if program.times != 1:
+        head += f", {program.times} times a step" if program.times else ", between steps"
+    head += ")"
     if program.memory is None or program.work is None:
         lines = [f"{head}: the compiler refuses it", f"  {program.refused}"]
     else:

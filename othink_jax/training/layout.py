@@ -1,7 +1,6 @@
 """The one layout of a training state on disk: no layers are stacked, whether a run scans or not."""
 
 import functools
-from collections.abc import Callable
 
 import jax
 
@@ -15,22 +14,31 @@ class DiskLayout:
 
     Where layers are scanned, their slices are arrays of their own while a checkpoint is begun: on
     each device, the state is held twice for that time.
+
+    Attributes:
+      shapes: of the state on disk.
+      unstack: the program that `to_disk` runs, compiled when it is first called; None where no
+        layers are stacked.
     """
 
     def __init__(self, parallel: Parallel, like: TrainState) -> None:
         """For states of these shapes (`jax.ShapeDtypeStruct`)."""
         self.shapes: TrainState = jax.eval_shape(unrolled, like)
-        self.to_disk = _conversion(parallel, unrolled, like)
-        self.from_disk = _conversion(parallel, functools.partial(laid_out, like=like), self.shapes)
+        self.unstack = self._stack = None
+        if jax.tree.structure(self.shapes) != jax.tree.structure(like):
+            self.unstack = jax.jit(unrolled, out_shardings=_places(parallel, self.shapes))
+            self._stack = jax.jit(
+                functools.partial(laid_out, like=like), out_shardings=_places(parallel, like)
+            )
+
+    def to_disk(self, state: TrainState) -> TrainState:
+        """The same numbers, with a layer an array."""
+        return state if self.unstack is None else self.unstack(state)
+
+    def from_disk(self, state: TrainState) -> TrainState:
+        """The same numbers, laid out as the run has them."""
+        return state if self._stack is None else self._stack(state)
 
 
-def _conversion(
-    parallel: Parallel, convert: Callable[[TrainState], TrainState], given: TrainState
-) -> Callable[[TrainState], TrainState]:
-    made = jax.eval_shape(convert, given)
-    before, after = (str(jax.tree.structure(tree)) for tree in (given, made))
-    if before == after:
-        return lambda state: state
-    return jax.jit(
-        convert, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, parallel.stored(made))
-    )
+def _places(parallel: Parallel, like: TrainState) -> TrainState:
+    return jax.tree.map(lambda leaf: leaf.sharding, parallel.stored(like))
