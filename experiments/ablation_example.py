@@ -22,6 +22,7 @@ from othink_jax import compilation_cache, rl
 from othink_jax.config import TINY_TEMPLATE, DataConfig, GRPOConfig, OptimizerConfig, SamplingConfig
 from othink_jax.files import read_json_lines
 from othink_jax.training.grpo import GRPOTrainer
+from othink_jax.training.losses import LossFn
 from othink_jax.training.optimizer import make_optimizer
 from othink_jax.training.runs import begin
 
@@ -45,10 +46,11 @@ class Reacting(GRPOTrainer):
 
 
 def with_loss(**changes: Any) -> type[GRPOTrainer]:
-    """GRPO with other arguments of `rl.grpo_loss`; any function like it will do."""
+    """GRPO with other arguments of `rl.policy_loss`; any function like it will do."""
 
     class Changed(GRPOTrainer):
-        loss = staticmethod(functools.partial(rl.grpo_loss, **changes))
+        def loss(self) -> LossFn:
+            return functools.partial(rl.policy_loss, **changes)
 
     return Changed
 
@@ -59,10 +61,10 @@ VARIANTS: dict[str, type[GRPOTrainer]] = {
     "linear": with_schedule(lambda updates: optax.linear_schedule(0.0, 0.1, updates)),
     "cosine": with_schedule(lambda updates: optax.cosine_decay_schedule(0.1, updates)),
     "reacting": Reacting,
-    "k1": with_loss(kl_estimator=rl.kl_k1),
-    "k2": with_loss(kl_estimator=rl.kl_k2),
+    "k1": with_loss(kl_term=rl.own_gradient(rl.kl_k1)),
+    "k2": with_loss(kl_term=rl.own_gradient(rl.kl_k2)),
     "per_token": with_loss(reduce=rl.mean_over_tokens),
-    "constant_length": with_loss(reduce=rl.mean_over_length(40)),  # as Dr. GRPO
+    "constant_length": with_loss(reduce=functools.partial(rl.mean_over_length, length=40)),
 }
 
 

@@ -34,3 +34,10 @@ def compiled_programs_of_a_module_go_with_it():
     """They take memory, gigabytes over a whole session, and other modules have other shapes."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def x64():
+    """Float64, for what is exact but for rounding."""
+    with jax.enable_x64(True):
+        yield

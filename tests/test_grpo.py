@@ -201,7 +201,7 @@ def test_a_step_samples_from_the_policy_and_measures_its_distance_from_the_refer
     logp, ref_logp = (
         completion_logp(model, prompts, rollout.tokens, chunk=512) for model in (policy, reference)
     )
-    kl = rl.mean_over_sequences(rl.kl_k3(logp, ref_logp), rollout.mask)
+    kl = rl.mean_over_sequences(rl.kl_k3(logp, ref_logp), rollout.mask).value
 
     row = rows_of(finished)[2]
     assert row["reward_accuracy"] == pytest.approx(np.mean(right))

@@ -11,6 +11,7 @@ import pytest
 from othink_jax import rl
 from othink_jax.config import LossConfig, OptimizerConfig, ParallelConfig
 from othink_jax.errors import UserError
+from othink_jax.training.losses import make_loss
 from othink_jax.training.optimizer import make_optimizer
 from othink_jax.training.parallel import make_parallel
 from othink_jax.training.state import TrainState
@@ -27,12 +28,17 @@ def optimizer():
     return make_optimizer(config, rl.dynamic_kl(0.1, 1.0, 3), 3)
 
 
-def train(config, logp_fn=toy_logp, micro_batches=1, **batch_settings):
+def train(config, logp_fn=toy_logp, micro_batches=1, loss=None, **batch_settings):
     """Three updates; the host's copy of the state, and the metrics of each."""
     parallel, tx = make_parallel(config), optimizer()
     update = parallel.update(
         functools.partial(
-            grpo_update, logp_fn=logp_fn, tx=tx, config=LossConfig(), micro_batches=micro_batches
+            grpo_update,
+            logp_fn=logp_fn,
+            tx=tx,
+            config=LossConfig(),
+            loss=loss,
+            micro_batches=micro_batches,
         )
     )
     state = parallel.replicate(TrainState.create(toy_params(), tx))
@@ -68,6 +74,25 @@ def test_micro_batches_on_eight_devices_train_as_one_batch_on_one():
             np.testing.assert_allclose(x, y, rtol=0, atol=1e-6)
         for x, y in zip(one_rows, other_rows, strict=True):
             assert x == pytest.approx(y, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", rl.REDUCTIONS)
+def test_a_batch_that_is_cut_is_reduced_as_a_whole_one(name):
+    """Pieces and devices hold different numbers of tokens; the loss is not small beside the KL."""
+    loss = make_loss(LossConfig(reduction=name), longest=9)
+    one, one_rows = train(ONE, loss=loss)
+    cuts = ((ONE, 4), (EIGHT, 2), (ParallelConfig(strategy="mesh", tensor=2), 2))
+    for config, pieces in cuts:
+        other, other_rows = train(config, micro_batches=pieces, loss=loss)
+        for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(x, y, rtol=0, atol=1e-6)
+        for x, y in zip(one_rows, other_rows, strict=True):
+            assert x == pytest.approx(y, rel=1e-5, abs=1e-6)
+
+
+def test_a_loss_that_does_not_say_its_divisor_is_refused():
+    with pytest.raises(ValueError, match=r"must be an rl\.Average"):
+        train(ONE, loss=rl.grpo_loss)
 
 
 @pytest.mark.parametrize("config", [ONE, EIGHT, ParallelConfig(strategy="mesh", tensor=2)])

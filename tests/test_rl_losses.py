@@ -9,6 +9,7 @@ import pytest
 
 from othink_jax import rl
 
+OVER_FIVE = functools.partial(rl.mean_over_length, length=5)
 JUNK = [np.nan, np.inf, -np.inf, 1e30, -1e30, 3e38, 1e4]
 
 
@@ -81,8 +82,8 @@ def test_each_sequence_weighs_the_same_and_an_empty_one_counts():
     values = jnp.array([[2.0, 4.0, 9.0], [6.0, 9.0, 9.0], [9.0, 9.0, 9.0]])
     mask = jnp.array([[True, True, False], [True, False, False], [False, False, False]])
     # (3 + 6 + 0) / 3 sequences; a mean over tokens would be 4, one that skips the empty 4.5
-    assert rl.mean_over_sequences(values, mask) == 3.0
-    gradient = jax.grad(lambda x: rl.mean_over_sequences(x, mask))(values)
+    assert rl.mean_over_sequences(values, mask).value == 3.0
+    gradient = jax.grad(lambda x: rl.mean_over_sequences(x, mask).value)(values)
     np.testing.assert_allclose(gradient, np.array([[0.5, 0.5, 0], [1, 0, 0], [0, 0, 0]]) / 3)
 
 
@@ -223,20 +224,19 @@ MASK = jnp.array([[True, False, False], [True, True, True], [False, False, False
     [
         (rl.mean_over_sequences, (6 + 2 + 0) / 3),
         (rl.mean_over_tokens, (6 + 1 + 2 + 3) / 4),
-        (rl.mean_over_length(5), (6 / 5 + 6 / 5 + 0) / 3),
+        (OVER_FIVE, (6 / 5 + 6 / 5 + 0) / 3),
+        (rl.sum_over_tokens, (6 + 6 + 0) / 3),
     ],
 )
 def test_reductions_by_hand_with_junk_in_the_padding(reduce, expected):
-    value, gradient = jax.value_and_grad(reduce)(VALUES, MASK)
+    value, gradient = jax.value_and_grad(lambda x: reduce(x, MASK).value)(VALUES)
     assert value == pytest.approx(expected)
     assert (np.asarray(gradient)[~np.asarray(MASK)] == 0).all()
-    assert reduce(VALUES, jnp.zeros_like(MASK)) == 0
+    assert reduce(VALUES, jnp.zeros_like(MASK)).value == 0
 
 
 @pytest.mark.parametrize("estimator", [rl.kl_k1, rl.kl_k2, rl.kl_k3])
-@pytest.mark.parametrize(
-    "reduce", [rl.mean_over_sequences, rl.mean_over_tokens, rl.mean_over_length(5)]
-)
+@pytest.mark.parametrize("reduce", [rl.mean_over_sequences, rl.mean_over_tokens, OVER_FIVE])
 def test_loss_is_made_of_the_estimator_and_the_reduction_that_are_given(estimator, reduce):
     values = jax.tree.map(jnp.asarray, arrays())
     value, metrics = loss(values, kl_estimator=estimator, reduce=reduce)
@@ -244,9 +244,9 @@ def test_loss_is_made_of_the_estimator_and_the_reduction_that_are_given(estimato
         values["logp"], values["old_logp"], values["advantages"][:, None]
     )
     kl = estimator(values["logp"], values["ref_logp"])
-    expected = reduce(surrogate, values["mask"]) + 0.1 * reduce(kl, values["mask"])
+    expected = reduce(surrogate, values["mask"]).value + 0.1 * reduce(kl, values["mask"]).value
     assert value == pytest.approx(float(expected), rel=1e-5)
     # What is reported of a token does not depend on how the loss is reduced.
-    assert metrics["kl"] == pytest.approx(float(rl.mean_over_sequences(kl, values["mask"])))
+    assert metrics["kl"] == pytest.approx(float(rl.mean_over_sequences(kl, values["mask"]).value))
     ratio = loss(values)[1]["ratio"]
     assert metrics["ratio"] == pytest.approx(float(ratio))

@@ -1,5 +1,6 @@
 """The losses against those of TRL's GRPOTrainer, called on log-probabilities that are given."""
 
+import functools
 from collections import defaultdict
 from types import SimpleNamespace
 
@@ -59,7 +60,7 @@ def trl_loss(values, loss_type):
     [
         ("grpo", rl.mean_over_sequences),
         ("bnpo", rl.mean_over_tokens),
-        ("dr_grpo", rl.mean_over_length(LENGTH)),
+        ("dr_grpo", functools.partial(rl.mean_over_length, length=LENGTH)),
     ],
 )
 def test_loss_and_gradient_are_those_of_trl(loss_type, reduce, seed):

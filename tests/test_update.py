@@ -347,7 +347,7 @@ def test_optimizer_without_a_kl_weight_is_refused():
 def test_another_loss_is_descended_and_a_reacting_weight_gets_the_measured_kl():
     """Token mean and k2 in the place of Eq. 4; a KL far above the target raises the weight."""
     loss = functools.partial(
-        rl.grpo_loss, kl_estimator=rl.kl_k2, reduce=rl.mean_over_tokens, clip_low=0.1, clip_high=0.3
+        rl.policy_loss, kl_term=rl.own_gradient(rl.kl_k2), reduce=rl.mean_over_tokens
     )
     tx = optax.chain(optax.sgd(1.0), rl.adapt_kl_coef(0.5, target=0.01))
     params, batch = jax.tree.map(jnp.asarray, (toy_params(), toy_batch()))
@@ -359,7 +359,7 @@ def test_another_loss_is_descended_and_a_reacting_weight_gets_the_measured_kl():
         logp = toy_logp(params, batch)
         return loss(
             *(logp, batch.old_logp, batch.ref_logp, batch.advantages, batch.mask), kl_coef=0.5
-        )[0]
+        )[0].value
 
     expected, gradient = jax.value_and_grad(value)(params)
     assert metrics["loss"] == pytest.approx(float(expected))

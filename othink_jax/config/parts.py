@@ -116,17 +116,40 @@ class KLConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """The surrogate of Eq. 4 and the advantages of Eq. 2."""
+    """The loss of Eq. 4 and the advantages of Eq. 2, or others of their family.
 
-    clip_low: float = 0.2  # the ratio is clipped to [1 - clip_low, 1 + clip_high]
-    clip_high: float = 0.2
+    Names are those of the tables in `othink_jax.rl`, which `othink-jax recipes` lists.
+    """
+
+    objective: str = "ppo"  # name in rl.OBJECTIVES
+    # The ratio is clipped to [1 - clip_low, 1 + clip_high]; the objective's own bounds if not given
+    # (ppo: 0.2 and 0.2)
+    clip_low: float | None = None
+    clip_high: float | None = None
+    # Further numbers of the objective, such as `c 3`; its own ones if not given
+    objective_args: dict[str, float] = dataclasses.field(default_factory=dict)
+    advantage: str = "group"  # name in rl.ADVANTAGES
     advantage_ddof: int = 1  # of the group's standard deviation; R1-V: 1
     advantage_eps: float = 1e-4  # added to the group's standard deviation; R1-V: 1e-4
+    # Further numbers of the advantages, such as `k 4`; their own ones if not given
+    advantage_args: dict[str, float] = dataclasses.field(default_factory=dict)
+    kl_estimator: str = "k3"  # name in rl.KL_ESTIMATORS; Eq. 5 has k3
+    kl_gradient: str = "own"  # name in rl.KL_GRADIENTS: of what the KL term has the gradient
+    # Whether the KL is a term of the loss, or lowers the reward of each token by that of all later
+    # ones
+    kl_placement: Literal["loss", "reward"] = "loss"
+    reduction: str = "sequence"  # name in rl.REDUCTIONS; Eq. 4 has sequence
     logp_chunk: int = 1024  # tokens whose logits exist at one time
 
     def __post_init__(self) -> None:
-        require(0 < self.clip_low < 1, f"clip_low must be in (0, 1), got {self.clip_low}")
-        require(self.clip_high > 0, f"clip_high must be > 0, got {self.clip_high}")
+        require(
+            self.clip_low is None or 0 < self.clip_low < 1,
+            f"clip_low must be in (0, 1), got {self.clip_low}",
+        )
+        require(
+            self.clip_high is None or 0 < self.clip_high < math.inf,
+            f"clip_high must be > 0 and finite, got {self.clip_high}",
+        )
         require(
             self.advantage_ddof in (0, 1),
             f"advantage_ddof must be 0 or 1, got {self.advantage_ddof}",

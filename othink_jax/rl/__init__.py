@@ -4,34 +4,67 @@ Nothing here knows of models, prompts or runs: arrays in, arrays out, ready for 
 Dimension letters: B prompts, G completions of a prompt, T completion tokens.
 """
 
-from othink_jax.rl.advantages import group_advantages, total_reward
-from othink_jax.rl.kl import MAX_LOG_RATIO, kl_k1, kl_k2, kl_k3
-from othink_jax.rl.kl_coef import KLCoefState, adapt_kl_coef, carry_kl_coef, kl_coef
-from othink_jax.rl.losses import (
-    clipped_surrogate,
-    grpo_loss,
+from othink_jax.rl.advantages import ADVANTAGES, group_advantages, total_reward
+from othink_jax.rl.averages import (
+    REDUCTIONS,
+    Average,
+    Reduction,
     mean_over_length,
     mean_over_sequences,
     mean_over_tokens,
+    sum_over_tokens,
 )
+from othink_jax.rl.kl import (
+    KL_ESTIMATORS,
+    KL_GRADIENTS,
+    MAX_LOG_RATIO,
+    forward_gradient,
+    kl_abs,
+    kl_k1,
+    kl_k2,
+    kl_k3,
+    kl_to_go,
+    own_gradient,
+    ratio_gradient,
+    reverse_gradient,
+)
+from othink_jax.rl.kl_coef import KLCoefState, adapt_kl_coef, carry_kl_coef, kl_coef
+from othink_jax.rl.losses import grpo_loss, policy_loss
+from othink_jax.rl.objectives import OBJECTIVES, clipped_surrogate, ppo
 from othink_jax.rl.schedules import constant_kl, dynamic_kl
 
 __all__ = [
+    "ADVANTAGES",
+    "KL_ESTIMATORS",
+    "KL_GRADIENTS",
     "MAX_LOG_RATIO",
+    "OBJECTIVES",
+    "REDUCTIONS",
+    "Average",
     "KLCoefState",
+    "Reduction",
     "adapt_kl_coef",
     "carry_kl_coef",
     "clipped_surrogate",
     "constant_kl",
     "dynamic_kl",
+    "forward_gradient",
     "group_advantages",
     "grpo_loss",
+    "kl_abs",
     "kl_coef",
     "kl_k1",
     "kl_k2",
     "kl_k3",
+    "kl_to_go",
     "mean_over_length",
     "mean_over_sequences",
     "mean_over_tokens",
+    "own_gradient",
+    "policy_loss",
+    "ppo",
+    "ratio_gradient",
+    "reverse_gradient",
+    "sum_over_tokens",
     "total_reward",
 ]

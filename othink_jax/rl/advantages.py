@@ -1,5 +1,7 @@
 """Rewards and group-relative advantages (Eq. 1 and 2)."""
 
+from collections.abc import Callable, Mapping
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -49,3 +51,6 @@ def group_advantages(
     centred = rewards_BG - rewards_BG.mean(axis=-1, keepdims=True)
     scale = rewards_BG.std(axis=-1, ddof=ddof, keepdims=True) + eps
     return jnp.where(no_signal, 0.0, centred / jnp.where(no_signal, 1.0, scale))
+
+
+ADVANTAGES: Mapping[str, Callable[..., Array]] = {"group": group_advantages}

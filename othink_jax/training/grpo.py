@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
@@ -18,6 +19,7 @@ from othink_jax.rewards import Grade, GradingPool
 from othink_jax.sampling import prompt_keys
 from othink_jax.training import processes
 from othink_jax.training.loop import Trainer
+from othink_jax.training.losses import LossFn, make_advantages, make_loss, notes, resolved
 from othink_jax.training.optimizer import kl_schedule, make_optimizer
 from othink_jax.training.partial import join, own_of_reference
 from othink_jax.training.programs import GRPOPrograms, compile_grpo
@@ -37,13 +39,17 @@ class GRPOTrainer(Trainer[GRPOConfig]):
     """
 
     compiled: GRPOPrograms
-    loss = staticmethod(rl.grpo_loss)
 
     def __init__(self, config: GRPOConfig, checkpoint: Checkpoint) -> None:
+        config = dataclasses.replace(config, loss=resolved(config.loss))
         super().__init__(config, checkpoint, updates_per_step=config.inner_updates)
         own = self.parallel.replicate(own_of_reference(checkpoint, config))
         self.reference = join(own, self.frozen)
-        self.compiled = compile_grpo(checkpoint, config, self.parallel, self.tx, self.loss)
+        self.compiled = compile_grpo(checkpoint, config, self.parallel, self.tx, self.loss())
+        self.advantages_of_batch = make_advantages(
+            config.loss, prompts=config.prompts_per_step, group_size=config.group_size
+        )
+        self.notes += notes(config.loss)
 
     def lengths(self, longest: int) -> Lengths:
         """Parts of the limit: how long completions become is the policy's own doing."""
@@ -53,6 +59,10 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         """With the KL weight that the settings ask for."""
         schedule = kl_schedule(self.config.kl, updates)
         return make_optimizer(self.config.optimizer, schedule, updates)
+
+    def loss(self) -> LossFn:
+        """That the settings ask for."""
+        return make_loss(self.config.loss, longest=self.config.sampling.max_new_tokens)
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
@@ -146,12 +156,13 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         )
         return texts, grades, np.asarray(rewards).reshape(batch, group)
 
-    def advantages(self, rewards: Float[np.ndarray, "B G"]) -> Float[np.ndarray, "B G"]:
-        """Of Eq. 2, as the settings say."""
-        loss = self.config.loss
-        return np.asarray(
-            rl.group_advantages(rewards, ddof=loss.advantage_ddof, eps=loss.advantage_eps)
-        )
+    def advantages(self, rewards: Float[np.ndarray, "b G"]) -> Float[np.ndarray, "b G"]:
+        """Of this process's prompts, among those of all: some standardise over the whole batch."""
+        index, _ = self.share
+        every = processes.exchange(rewards.tolist())
+        whole = self.advantages_of_batch(jnp.asarray(np.concatenate(every), jnp.float32))
+        begin = sum(map(len, every[:index]))
+        return np.asarray(whole)[begin : begin + len(rewards)]
 
 
 def train(config: GRPOConfig) -> Path:

@@ -25,7 +25,7 @@ class DiskLayout:
         """For states of these shapes (`jax.ShapeDtypeStruct`)."""
         self.shapes: TrainState = jax.eval_shape(unrolled, like)
         self.unstack = self._stack = None
-        if jax.tree.structure(self.shapes) != jax.tree.structure(like):
+        if str(jax.tree.structure(self.shapes)) != str(jax.tree.structure(like)):
             self.unstack = jax.jit(unrolled, out_shardings=_places(parallel, self.shapes))
             self._stack = jax.jit(
                 functools.partial(laid_out, like=like), out_shardings=_places(parallel, like)

@@ -78,6 +78,7 @@ class Trainer(abc.ABC, Generic[_Config]):
         self.tx = self.optimizer(updates)
         self.learning_rate = learning_rate_schedule(config.optimizer, updates)
         self.nonfinite = NonFinite()
+        self.notes: list[str] = []  # what a user should know before the first step
         parts = divide(checkpoint, config)
         self.frozen = self.parallel.replicate(parts.frozen)
         # From here on, the parameters that are trained.
@@ -171,7 +172,7 @@ class Trainer(abc.ABC, Generic[_Config]):
             shown=processes.first(),
         )
         with contextlib.closing(self.loader), StopRequest() as stop, monitor, self.at_work():
-            for note in notes:
+            for note in [*self.notes, *notes]:
                 monitor.say(note)
             for step in range(done + 1, self.steps + 1):
                 state, row = self.step(step, state, directory)

@@ -14,13 +14,13 @@ from othink_jax.config import GRPOConfig, SFTConfig, TrainingConfig
 from othink_jax.model.log_probs import completion_logp
 from othink_jax.model.qwen2_vl import computing_weights, merge
 from othink_jax.model.stack import unrolled
-from othink_jax.rl import grpo_loss
 from othink_jax.rows import cut_rows, join_rows
 from othink_jax.sampling import make_sampler
+from othink_jax.training.losses import LossFn
 from othink_jax.training.parallel import Parallel
 from othink_jax.training.partial import Params, decoding_graphdef, policy_graphdef
 from othink_jax.training.state import TrainState
-from othink_jax.training.update import LossFn, Metrics, grpo_update, sft_update
+from othink_jax.training.update import Metrics, grpo_update, sft_update
 from othink_jax.types import Prompts, Rollout
 
 
@@ -51,7 +51,7 @@ def compile_grpo(
     config: GRPOConfig,
     parallel: Parallel,
     tx: optax.GradientTransformation,
-    loss: LossFn = grpo_loss,
+    loss: LossFn | None = None,
 ) -> GRPOPrograms:
     """The programs of a GRPO run. Prompts are taken in `micro_batches`, but for decoding.
 

@@ -37,7 +37,7 @@ def begin(trainer: type[Trainer[_Config]], config: _Config) -> Path:
     made = trainer(config, checkpoint)
     processes.exchange("all of it can be begun")
     with directory.held():
-        with directory.beginning(config, made.steps, trainer):
+        with directory.beginning(made.config, made.steps, trainer):
             processes.exchange("it is being begun")
             if not all(processes.exchange(directory.sees_beginning())):
                 raise UserError(

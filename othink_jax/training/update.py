@@ -12,8 +12,9 @@ from jaxtyping import Array, Float, PyTree
 from othink_jax.config import LossConfig
 from othink_jax.model.collectives import axis_size, mean_gradient
 from othink_jax.model.sharding import FSDP
-from othink_jax.rl import grpo_loss, kl_coef
+from othink_jax.rl import Average, kl_coef, mean_over_tokens, sum_over_tokens
 from othink_jax.rows import cut_rows
+from othink_jax.training.losses import LossFn, make_loss
 from othink_jax.training.partial import join
 from othink_jax.training.state import TrainState
 from othink_jax.types import GRPOBatch, SFTBatch
@@ -27,11 +28,8 @@ _Batch = TypeVar("_Batch", GRPOBatch, SFTBatch)
 # or of a piece. What it returns outside `batch.mask` does not matter.
 LogpFn = Callable[[PyTree, _Batch], Float[Array, "B G T"]]
 
-# Of trained parameters, frozen ones and a batch.
-_LossFn = Callable[[PyTree, PyTree, _Batch], tuple[Float[Array, ""], Metrics]]
-
-# Of the arguments of `rl.grpo_loss`: the loss, and metrics of which `kl` is one.
-LossFn = Callable[..., tuple[Float[Array, ""], Metrics]]
+# Of trained parameters, frozen ones and a piece of a batch: its share of the loss, and metrics.
+_ShareFn = Callable[[PyTree, PyTree, _Batch], tuple[Float[Array, ""], dict[str, Average]]]
 
 
 def grpo_update(
@@ -42,29 +40,29 @@ def grpo_update(
     tx: optax.GradientTransformation,
     config: LossConfig,
     frozen: PyTree | None = None,
-    loss: LossFn = grpo_loss,
+    loss: LossFn | None = None,
     micro_batches: int = 1,
     axis_name: str | None = None,
     skip_nonfinite: bool = False,
 ) -> tuple[TrainState, Metrics]:
-    """One step of `tx` down the loss of Eq. 4, with the KL weight that `state.opt_state` holds.
+    """One step of `tx` down a loss such as that of Eq. 4, with the KL weight of `state.opt_state`.
 
     With `micro_batches` the prompts are taken in that many pieces, one after the other, each with
     its own forward and backward pass; the optimizer makes its one step with the average gradient.
     With `axis_name` the batch is this device's share of the prompts, and the average is over the
-    axis too. Gradients and metrics are means over sequences, and all pieces and shares hold the
-    same number of sequences, so the average is that of the whole batch, not an approximation.
+    axis too. A loss says its numerator and its denominator apart, and pieces and shares are divided
+    by that of the whole batch: whatever the reduction, the step is that of the whole batch, not an
+    approximation.
 
     Args:
         state: before the update; `opt_state` must hold the KL weight (`rl.carry_kl_coef`).
         batch: old_logp = None makes the update strictly on-policy, with a ratio of one.
         logp_fn: of the policy, see `LogpFn`.
         tx: an optimizer; it is handed the measured KL as the extra argument `kl`.
-        config: the clip of the ratio.
+        config: of the loss.
         frozen: parameters that `logp_fn` gets beside those of the state, and that stay as they are;
             nested dicts, as those are.
-        loss: `rl.grpo_loss`, or a function like it. Where it is not a mean over sequences, the
-            average over pieces and shares is not that of the whole batch.
+        loss: another one than `config` asks for.
         micro_batches: pieces; divides the number of prompts.
         axis_name: of the mapped axis that this runs under; None outside of one.
         skip_nonfinite: where the step is not `finite`, leave parameters and `opt_state`, the KL
@@ -74,32 +72,34 @@ def grpo_update(
         The state after the update, and metrics, float32 scalars: `loss`, `beta` (the KL weight that
         was used), `grad_norm` (before the clip), `completion_length` (mean, tokens), `finite` (1 if
         loss, gradient and the change of the parameters are finite, else 0, and the new state is
-        spoilt), and those of `rl.grpo_loss`.
+        spoilt), and those of the loss.
 
     Raises:
-        ValueError: `opt_state` holds no KL weight.
+        ValueError: `opt_state` holds no KL weight, or the loss is no `rl.Average`.
     """
     beta = kl_coef(state.opt_state)
+    measure = make_loss(config) if loss is None else loss
 
-    def loss_fn(
+    def loss_of(logp: Array, batch: GRPOBatch) -> tuple[Average, dict[str, Average]]:
+        old_logp = logp if batch.old_logp is None else batch.old_logp
+        return measure(logp, old_logp, batch.ref_logp, batch.advantages, batch.mask, kl_coef=beta)
+
+    # What a loss is divided by does not depend on log-probabilities.
+    whole, _ = loss_of(jnp.zeros_like(batch.ref_logp), batch)
+    if not isinstance(whole, Average):
+        raise ValueError("a loss must be an rl.Average, as that of rl.policy_loss: pieces add up")
+    divisor = _share_of(whole.divisor, micro_batches, axis_name)
+
+    def share_fn(
         params: PyTree, frozen: PyTree, batch: GRPOBatch
-    ) -> tuple[Float[Array, ""], Metrics]:
+    ) -> tuple[Float[Array, ""], dict[str, Average]]:
         logp = logp_fn(join(params, frozen) if frozen else params, batch)
-        value, metrics = loss(
-            logp,
-            logp if batch.old_logp is None else batch.old_logp,
-            batch.ref_logp,
-            batch.advantages,
-            batch.mask,
-            kl_coef=beta,
-            clip_low=config.clip_low,
-            clip_high=config.clip_high,
-        )
-        length = batch.mask.sum(axis=-1).mean()
-        return value, metrics | {"loss": value, "completion_length": length}
+        value, metrics = loss_of(logp, batch)
+        length = sum_over_tokens(jnp.ones(batch.mask.shape), batch.mask)
+        return value.total / divisor, metrics | {"loss": value, "completion_length": length}
 
     gradient, metrics = _mean_gradient(
-        loss_fn, state.params, frozen or {}, batch, micro_batches, axis_name
+        share_fn, state.params, frozen or {}, batch, micro_batches, axis_name
     )
     metrics |= {"beta": beta}
     return _make_step(state, gradient, metrics, tx, skip_nonfinite, kl=metrics["kl"])
@@ -119,9 +119,7 @@ def sft_update(
     """One step of `tx` down the negative log-likelihood of the answers, nats per token.
 
     It is the mean over all tokens of all answers, of all devices: a long answer weighs more than a
-    short one. Pieces and shares hold different numbers of tokens, so each sums up what its tokens
-    lose and divides by their average number: the mean of those is that of the whole batch, not an
-    approximation.
+    short one. Pieces and shares add up as in `grpo_update`.
 
     Args:
         state: before the update.
@@ -134,21 +132,17 @@ def sft_update(
         The state after the update, and metrics, float32 scalars: `loss`, `grad_norm` and `finite`,
         as of `grpo_update`.
     """
-    average = batch.mask.sum() / (micro_batches * axis_size(FSDP))  # tokens of a piece
-    if axis_name is not None:
-        average = jax.lax.pmean(average, axis_name)
+    divisor = _share_of(batch.mask.sum(), micro_batches, axis_name)
 
-    def loss_fn(
+    def share_fn(
         params: PyTree, frozen: PyTree, batch: SFTBatch
-    ) -> tuple[Float[Array, ""], Metrics]:
-        logp = jnp.where(
-            batch.mask, logp_fn(join(params, frozen) if frozen else params, batch), 0.0
-        )
-        loss = -logp.sum() / average
-        return loss, {"loss": loss}
+    ) -> tuple[Float[Array, ""], dict[str, Average]]:
+        logp = logp_fn(join(params, frozen) if frozen else params, batch)
+        loss = mean_over_tokens(-logp, batch.mask)
+        return loss.total / divisor, {"loss": loss}
 
     gradient, metrics = _mean_gradient(
-        loss_fn, state.params, frozen or {}, batch, micro_batches, axis_name
+        share_fn, state.params, frozen or {}, batch, micro_batches, axis_name
     )
     return _make_step(state, gradient, metrics, tx, skip_nonfinite)
 
@@ -179,41 +173,55 @@ def _make_step(
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
+def _share_of(
+    count: Float[Array, ""] | float, pieces: int, axis_name: str | None
+) -> Float[Array, ""] | float:
+    """What a piece of a batch is divided by, so that the mean over all of them is the batch's."""
+    share = count / (pieces * axis_size(FSDP))
+    if axis_name is None or isinstance(share, float):
+        return share
+    return jax.lax.pmean(share, axis_name)
+
+
 def _mean_gradient(
-    loss_fn: _LossFn[_Batch],
+    share_fn: _ShareFn[_Batch],
     params: PyTree,
     frozen: PyTree,
     batch: _Batch,
     pieces: int,
     axis_name: str | None,
 ) -> tuple[PyTree, Metrics]:
-    """Gradient and metrics of the mean of a loss over pieces of a batch, and over devices."""
-    of_rows = functools.partial(_mean_over_pieces, loss_fn, pieces)
-    gradient, metrics = mean_gradient(of_rows, params, frozen, batch)
+    """Gradient and metrics of the mean of shares over pieces of a batch, and over devices."""
+    of_rows = functools.partial(_mean_over_pieces, share_fn, pieces)
+    gradient, averages = mean_gradient(of_rows, params, frozen, batch)
     if axis_name is not None:
-        gradient, metrics = jax.lax.pmean((gradient, metrics), axis_name)
-    return gradient, metrics
+        gradient, averages = jax.lax.pmean((gradient, averages), axis_name)
+    return gradient, {name: Average(*average).value for name, average in averages.items()}
 
 
 def _mean_over_pieces(
-    loss_fn: _LossFn[_Batch], pieces: int, params: PyTree, frozen: PyTree, batch: _Batch
-) -> tuple[PyTree, Metrics]:
+    share_fn: _ShareFn[_Batch], pieces: int, params: PyTree, frozen: PyTree, batch: _Batch
+) -> tuple[PyTree, dict[str, Average]]:
     """The same on one device, a piece at a time."""
-    gradient_fn = jax.grad(loss_fn, has_aux=True)
-    if pieces == 1:
-        return gradient_fn(params, frozen, batch)
 
-    def add(total: PyTree, piece: _Batch) -> tuple[PyTree, Metrics]:
-        gradient, metrics = gradient_fn(params, frozen, piece)
-        return jax.tree.map(jnp.add, total, gradient), metrics
+    def gradient_of(piece: _Batch) -> tuple[PyTree, dict[str, Average]]:
+        gradient, averages = jax.grad(share_fn, has_aux=True)(params, frozen, piece)
+        return gradient, jax.tree.map(functools.partial(jnp.asarray, dtype=jnp.float32), averages)
+
+    if pieces == 1:
+        return gradient_of(batch)
+
+    def add(total: PyTree, piece: _Batch) -> tuple[PyTree, dict[str, Average]]:
+        gradient, averages = gradient_of(piece)
+        return jax.tree.map(jnp.add, total, gradient), averages
 
     # f32: a sum in bf16 loses the small pieces to the large ones.
     zeros = jax.tree.map(
         lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), params
     )
-    total, metrics = jax.lax.scan(add, zeros, cut_rows(batch, pieces))
+    total, averages = jax.lax.scan(add, zeros, cut_rows(batch, pieces))
     gradient = jax.tree.map(lambda sum_, x: (sum_ / pieces).astype(x.dtype), total, params)
-    return gradient, jax.tree.map(lambda values: values.mean(axis=0), metrics)
+    return gradient, jax.tree.map(lambda values: values.mean(axis=0), averages)
 
 
 def _norm(tree: PyTree) -> Float[Array, ""]:

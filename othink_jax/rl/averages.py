@@ -1,0 +1,79 @@
+"""Reductions of per-token values to one number, exact for batches that are cut.
+
+The mean of pieces' means is that of the whole batch only where all pieces weigh the same. So a
+reduction gives numerator and denominator apart: both add up over pieces, devices and processes, and
+are divided once.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+class Average(NamedTuple):
+    """A mean as its numerator and denominator."""
+
+    total: Float[Array, ""]
+    # What the total is divided by. It follows from masks alone, not from what a policy computes
+    divisor: Float[Array, ""] | float
+
+    @property
+    def value(self) -> Float[Array, ""]:
+        """The mean; zero, as its total is, where there is nothing to count."""
+        if isinstance(self.divisor, int | float):
+            return self.total / (self.divisor or 1)
+        return self.total / jnp.where(self.divisor == 0, 1, self.divisor)
+
+
+Reduction = Callable[[Array, Array], Average]  # (values [*n, T], mask [*n, T])
+
+
+def mean_over_sequences(values: Float[Array, "*n T"], mask: Bool[Array, "*n T"]) -> Average:
+    """Mean over the real tokens of each sequence, then over sequences: 1/n sum 1/|o| sum (Eq. 4).
+
+    An empty sequence (no true in its row) contributes zero and counts: the divisor stays n.
+    Values outside `mask` are ignored, nan included; their gradient is zero.
+    """
+    lengths = jnp.maximum(mask.sum(axis=-1), 1)
+    means = jnp.where(mask, values, 0.0).sum(axis=-1) / lengths
+    return Average(means.sum(), means.size)
+
+
+def mean_over_tokens(values: Float[Array, "*n T"], mask: Bool[Array, "*n T"]) -> Average:
+    """Mean over all real tokens, so that long sequences weigh more (DAPO, arXiv 2503.14476, Eq. 8).
+
+    Without a real token it is zero. Values outside `mask` are ignored, nan included.
+    """
+    return Average(jnp.where(mask, values, 0.0).sum(), mask.sum())
+
+
+def mean_over_length(
+    values: Float[Array, "*n T"], mask: Bool[Array, "*n T"], *, length: int
+) -> Average:
+    """Sum over the real tokens of a sequence by a constant, then mean over sequences.
+
+    So no sequence's length scales its gradient (Dr. GRPO, arXiv 2503.20783, section 3.2).
+
+    Args:
+        values, mask: as of the others.
+        length: the constant, such as the length limit of a completion, tokens.
+    """
+    return Average(jnp.where(mask, values, 0.0).sum(), mask[..., 0].size * length)
+
+
+def sum_over_tokens(values: Float[Array, "*n T"], mask: Bool[Array, "*n T"]) -> Average:
+    """Sum over the real tokens of a sequence, then mean over sequences.
+
+    So a sequence weighs as its log-probability does in REINFORCE (RLOO, arXiv 2402.14740).
+    """
+    return Average(jnp.where(mask, values, 0.0).sum(), mask[..., 0].size)
+
+
+REDUCTIONS: Mapping[str, Callable[..., Average]] = {
+    "sequence": mean_over_sequences,
+    "token": mean_over_tokens,
+    "length": mean_over_length,
+    "sum": sum_over_tokens,
+}

@@ -1,0 +1,65 @@
+"""The loss and the advantages that settings name."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from othink_jax import rl
+from othink_jax.config import LossConfig
+from othink_jax.errors import UserError
+from othink_jax.training.losses import make_advantages, make_loss, notes, resolved
+from tests.test_rl_losses import arrays
+
+
+def test_without_settings_it_is_the_loss_of_the_paper_to_the_last_bit():
+    values = jax.tree.map(jnp.asarray, arrays())
+
+    def of_settings(logp):
+        loss, metrics = make_loss(LossConfig())(**values | {"logp": logp}, kl_coef=0.1)
+        return loss.value, {name: each.value for name, each in metrics.items()}
+
+    def of_paper(logp):
+        return rl.grpo_loss(**values | {"logp": logp}, kl_coef=0.1)
+
+    for function in (of_settings, of_paper):
+        ((value, metrics), gradient) = jax.value_and_grad(function, has_aux=True)(values["logp"])
+        if function is of_settings:
+            expected = value, metrics, gradient
+    jax.tree.map(np.testing.assert_array_equal, (value, metrics, gradient), expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"objective": "pp"}, "--objective pp is not known; what is known: ppo"),
+        ({"kl_estimator": "k4"}, "--kl-estimator k4 is not known; what is known: k1, k2, k3, abs"),
+        ({"kl_gradient": "up"}, "--kl-gradient up is not known; what is known: own, reverse"),
+        ({"reduction": "mean"}, "--reduction mean is not known; what is known: sequence, token"),
+        ({"objective_args": {"d": 1.0}}, "--objective ppo has no number d: it has clip_low, clip_"),
+    ],
+)
+def test_names_and_numbers_that_are_not_known_are_one_line_with_those_that_are(settings, said):
+    with pytest.raises(UserError, match=said):
+        make_loss(LossConfig(**settings))
+
+
+def test_advantages_that_are_not_known_or_cannot_be_are_one_line():
+    with pytest.raises(UserError, match="--advantage none is not known; what is known: group"):
+        make_advantages(LossConfig(advantage="none"), prompts=2, group_size=4)
+    with pytest.raises(UserError, match="a group must hold more than ddof=1 rewards, got 1"):
+        make_advantages(LossConfig(), prompts=2, group_size=1)
+
+
+def test_a_record_holds_the_numbers_that_were_in_force():
+    found = resolved(LossConfig(clip_high=0.28))
+    assert (found.clip_low, found.clip_high) == (0.2, 0.28)
+    assert make_loss(found)
+
+
+def test_a_kl_term_that_has_no_gradient_is_said():
+    assert "expected gradient of zero" in notes(LossConfig(kl_estimator="k1"))[0]
+    for gradient in ("reverse", "forward", "ratio"):
+        assert not notes(LossConfig(kl_estimator="k1", kl_gradient=gradient))
+    assert not notes(LossConfig(kl_estimator="k1", kl_placement="reward"))
+    assert not notes(LossConfig())
