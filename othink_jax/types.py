@@ -87,7 +87,7 @@ class GRPOBatch:
     completions: Int[Array, "B G T"]  # int32
     mask: Bool[Array, "B G T"]
     advantages: Float[Array, "B G"]  # float32
-    ref_logp: Float[Array, "B G T"]  # float32 nats
+    ref_logp: Float[Array, "B G T"] | None  # float32 nats; None for a loss without a KL
     # float32 nats under the policy that sampled; None for a strictly on-policy update, whose ratio
     # is one by definition: the update then takes its own log-probabilities, gradient stopped.
     old_logp: Float[Array, "B G T"] | None = None

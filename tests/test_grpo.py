@@ -392,6 +392,17 @@ def test_settings_of_the_computation_do_not_change_what_is_learned(finished, tmp
         np.testing.assert_allclose(ours, one, atol=1e-5)
 
 
+def test_a_weight_of_zero_needs_no_reference(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "othink_jax.training.grpo.own_of_reference", lambda *_: pytest.fail("a reference is kept")
+    )
+    kl = KLConfig(kl_schedule="constant", kl_value=0.0)
+    run = train(config_for(tmp_path / "run", steps=2, kl=kl))
+    for row in rows_of(run):
+        assert row["beta"] == 0
+        assert not {"kl", "kl_loss"} & row.keys()
+
+
 def test_a_directory_in_use_is_refused(finished):
     with pytest.raises(UserError, match="--resume"):
         train(config_for(finished))

@@ -13,6 +13,7 @@ from othink_jax.checkpoint.load import load
 from othink_jax.config import (
     DataConfig,
     GRPOConfig,
+    KLConfig,
     OptimizerConfig,
     ParallelConfig,
     SamplingConfig,
@@ -81,6 +82,7 @@ def test_what_is_frozen_is_there_once_and_has_no_moments():
     [
         ({}, ["rollout", "reference", "update"]),
         ({"train": "text"}, ["images", "rollout", "reference", "update"]),
+        ({"kl": KLConfig(kl_schedule="constant", kl_value=0.0)}, ["rollout", "update"]),
         ({"inner_updates": 2}, ["rollout", "reference", "policy", "update"]),
         (
             {"parallel": ParallelConfig(strategy="mesh")},

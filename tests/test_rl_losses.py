@@ -215,6 +215,14 @@ def test_arrays_that_do_not_match_are_refused():
         loss({**values, "ref_logp": values["ref_logp"][:, :1]})
 
 
+def test_without_a_reference_there_is_no_kl():
+    values = jax.tree.map(jnp.asarray, arrays())
+    weightless, _ = rl.policy_loss(**values, kl_coef=0.0)
+    found, metrics = rl.policy_loss(**values | {"ref_logp": None}, kl_coef=1.0)
+    assert found.value == weightless.value
+    assert not {"kl", "kl_loss"} & metrics.keys()
+
+
 VALUES = jnp.array([[6.0, 0.0, np.nan], [1.0, 2.0, 3.0], [np.inf, np.nan, -np.inf]])
 MASK = jnp.array([[True, False, False], [True, True, True], [False, False, False]])
 

@@ -113,6 +113,11 @@ class KLConfig:
             0 <= self.kl_value < math.inf, f"kl_value must be >= 0 and finite, got {self.kl_value}"
         )
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether the weight is zero from the first update to the last: no reference is needed."""
+        return self.kl_schedule == "constant" and self.kl_value == 0
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:

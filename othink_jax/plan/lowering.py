@@ -96,7 +96,9 @@ def lowering(config: GRPOConfig, model: Model, parallel: Parallel) -> Lowering:
         device_bytes(policy) if model.scanned else _common_bytes(weights, policy),
         cut=True,
     )
-    add("reference", lambda: programs.ref_logp.lower(under, *given), device_bytes(under), cut=True)
+    if not config.kl.is_zero:
+        held = device_bytes(under)
+        add("reference", lambda: programs.ref_logp.lower(under, *given), held, cut=True)
     if config.inner_updates > 1:
         add("policy", lambda: programs.logp.lower(policy, *given), device_bytes(policy), cut=True)
     add(
@@ -107,9 +109,8 @@ def lowering(config: GRPOConfig, model: Model, parallel: Parallel) -> Lowering:
         cut=True,
     )
     if (unstack := DiskLayout(parallel, begun[0]).unstack) is not None:
-        unreplicated = parallel.stored(begun[0])
-        held = device_bytes(unreplicated)
-        add("checkpoint", lambda: unstack.lower(unreplicated), held, times=0)
+        stored = parallel.stored(begun[0])
+        add("checkpoint", lambda: unstack.lower(stored), device_bytes(stored), times=0)
     staying = {
         "trained parameters": device_bytes(state.params),
         "moments": device_bytes(state.opt_state),
@@ -125,7 +126,8 @@ def _begin(
     """State, frozen parameters and a reference's own ones."""
     whole = dataclasses.replace(model, params=params)
     parts = divide(whole, config)
-    return TrainState.create(parts.trained, tx), parts.frozen, own_of_reference(whole, config)
+    reference = {} if config.kl.is_zero else own_of_reference(whole, config)
+    return TrainState.create(parts.trained, tx), parts.frozen, reference
 
 
 def _batch(config: GRPOConfig, model: Model) -> GRPOBatch:
@@ -157,7 +159,7 @@ def _batch(config: GRPOConfig, model: Model) -> GRPOBatch:
         completions=array(G, T),
         mask=array(G, T, dtype=bool),
         advantages=array(G, dtype=np.float32),
-        ref_logp=array(G, T, dtype=np.float32),
+        ref_logp=None if config.kl.is_zero else array(G, T, dtype=np.float32),
         old_logp=None if config.inner_updates == 1 else array(G, T, dtype=np.float32),
     )
 

@@ -17,7 +17,7 @@ K3 = own_gradient(kl_k3)
 def policy_loss(
     logp: Float[Array, "*n T"],
     old_logp: Float[Array, "*n T"],
-    ref_logp: Float[Array, "*n T"],
+    ref_logp: Float[Array, "*n T"] | None,
     advantages: Float[Array, "*n"] | Float[Array, "*n T"],
     mask: Bool[Array, "*n T"],
     *,
@@ -38,7 +38,7 @@ def policy_loss(
     Args:
         logp: nats, under the policy that is trained.
         old_logp: nats, under the policy that sampled.
-        ref_logp: nats, under the reference.
+        ref_logp: nats, under the reference; None leaves the KL out, of the loss and of the metrics.
         advantages: one a sequence, or one a token.
         mask: true where a token is real.
         kl_coef: beta, the weight of the KL.
@@ -54,32 +54,36 @@ def policy_loss(
         token), `clip_fraction` (share of tokens with an advantage that the objective gives no
         gradient) and `ratio` (pi / pi_old of a token).
     """
-    chex.assert_equal_shape([logp, old_logp, ref_logp, mask])
+    chex.assert_equal_shape([logp, old_logp, mask, *([] if ref_logp is None else [ref_logp])])
     whole = jnp.ndim(advantages) < mask.ndim
     chex.assert_shape(advantages, mask.shape[:-1] if whole else mask.shape)
     # Before any exp: a mask that comes after it leaves nan gradients, for 0 * inf is nan.
-    logp, old_logp, ref_logp = (jnp.where(mask, x, 0.0) for x in (logp, old_logp, ref_logp))
-    old_logp, ref_logp, advantages = jax.lax.stop_gradient((old_logp, ref_logp, advantages))
-    if kl_in_reward:
-        advantages = per_token(advantages, mask)
-        advantages = advantages - kl_coef * kl_to_go(old_logp, ref_logp, mask)
+    logp, old_logp = (jnp.where(mask, x, 0.0) for x in (logp, old_logp))
+    old_logp, advantages = jax.lax.stop_gradient((old_logp, advantages))
+    loss_of_kl: dict[str, Average] = {}
+    if ref_logp is not None:
+        ref_logp = jax.lax.stop_gradient(jnp.where(mask, ref_logp, 0.0))
+        kl = kl_term(logp, old_logp, ref_logp)
+        coef_in_loss = 0.0 if kl_in_reward else kl_coef
+        kl_loss = reduce(kl, mask)
+        loss_of_kl["kl"] = mean_over_sequences(kl, mask)
+        loss_of_kl["kl_loss"] = kl_loss._replace(total=coef_in_loss * kl_loss.total)
+        if kl_in_reward:
+            to_go = kl_to_go(old_logp, ref_logp, mask)
+            advantages = per_token(advantages, mask) - kl_coef * to_go
 
     gain = reduce(objective(logp, old_logp, advantages, mask), mask)
-    kl = kl_term(logp, old_logp, ref_logp)
-    kl_loss = reduce(kl, mask)
-    kl_loss = kl_loss._replace(total=(0.0 if kl_in_reward else kl_coef) * kl_loss.total)
-
     now = jax.lax.stop_gradient(logp)
     slope = jax.grad(lambda x: objective(x, old_logp, advantages, mask).sum())(now)
     clipped = (slope == 0) & (per_token(advantages, mask) != 0)
     metrics = {
         "policy_loss": gain,
-        "kl": mean_over_sequences(kl, mask),
-        "kl_loss": kl_loss,
+        **loss_of_kl,
         "clip_fraction": mean_over_sequences(clipped.astype(logp.dtype), mask),
         "ratio": mean_over_sequences(ratio_of(now, old_logp), mask),
     }
-    return Average(gain.total + kl_loss.total, gain.divisor), metrics
+    total = gain.total if ref_logp is None else gain.total + metrics["kl_loss"].total
+    return gain._replace(total=total), metrics
 
 
 def grpo_loss(

@@ -21,7 +21,7 @@ from othink_jax.training import processes
 from othink_jax.training.loop import Trainer
 from othink_jax.training.losses import LossFn, make_advantages, make_loss, notes, resolved
 from othink_jax.training.optimizer import kl_schedule, make_optimizer
-from othink_jax.training.partial import join, own_of_reference
+from othink_jax.training.partial import Params, join, own_of_reference
 from othink_jax.training.programs import GRPOPrograms, compile_grpo
 from othink_jax.training.records import Clock, rollout_metrics, rollout_record, sample_rows
 from othink_jax.training.run_directory import RunDirectory
@@ -43,8 +43,10 @@ class GRPOTrainer(Trainer[GRPOConfig]):
     def __init__(self, config: GRPOConfig, checkpoint: Checkpoint) -> None:
         config = dataclasses.replace(config, loss=resolved(config.loss))
         super().__init__(config, checkpoint, updates_per_step=config.inner_updates)
-        own = self.parallel.replicate(own_of_reference(checkpoint, config))
-        self.reference = join(own, self.frozen)
+        self.reference: Params | None = None
+        if not config.kl.is_zero:
+            own = self.parallel.replicate(own_of_reference(checkpoint, config))
+            self.reference = join(own, self.frozen)
         self.compiled = compile_grpo(checkpoint, config, self.parallel, self.tx, self.loss())
         self.advantages_of_batch = make_advantages(
             config.loss, prompts=config.prompts_per_step, group_size=config.group_size
@@ -132,12 +134,14 @@ class GRPOTrainer(Trainer[GRPOConfig]):
 
     def log_probs(
         self, state: TrainState, prompts: Prompts, completions: Int[Array, "B G T"]
-    ) -> tuple[Float[Array, "B G T"], Float[Array, "B G T"] | None]:
-        """Under the reference, and under the policy that sampled, if several updates ask for it."""
-        ref_logp = self.compiled.ref_logp(self.reference, prompts, completions)
-        if self.config.inner_updates == 1:
-            return ref_logp, None
-        return ref_logp, self.compiled.logp(self.policy(state), prompts, completions)
+    ) -> tuple[Float[Array, "B G T"] | None, Float[Array, "B G T"] | None]:
+        """Under reference and sampling policy, as far as an update needs them."""
+        ref_logp = old_logp = None
+        if self.reference is not None:
+            ref_logp = self.compiled.ref_logp(self.reference, prompts, completions)
+        if self.config.inner_updates > 1:
+            old_logp = self.compiled.logp(self.policy(state), prompts, completions)
+        return ref_logp, old_logp
 
     def grade(
         self, examples: Sequence[Example], rollout: Rollout

@@ -56,9 +56,10 @@ def grpo_update(
 
     Args:
         state: before the update; `opt_state` must hold the KL weight (`rl.carry_kl_coef`).
-        batch: old_logp = None makes the update strictly on-policy, with a ratio of one.
+        batch: old_logp = None makes the update strictly on-policy, with a ratio of one; ref_logp =
+            None leaves the KL out, of the loss and of the metrics.
         logp_fn: of the policy, see `LogpFn`.
-        tx: an optimizer; it is handed the measured KL as the extra argument `kl`.
+        tx: an optimizer; it is handed the measured KL, if there is one, as the extra argument `kl`.
         config: of the loss.
         frozen: parameters that `logp_fn` gets beside those of the state, and that stay as they are;
             nested dicts, as those are.
@@ -85,7 +86,7 @@ def grpo_update(
         return measure(logp, old_logp, batch.ref_logp, batch.advantages, batch.mask, kl_coef=beta)
 
     # What a loss is divided by does not depend on log-probabilities.
-    whole, _ = loss_of(jnp.zeros_like(batch.ref_logp), batch)
+    whole, _ = loss_of(jnp.zeros(batch.mask.shape), batch)
     if not isinstance(whole, Average):
         raise ValueError("a loss must be an rl.Average, as that of rl.policy_loss: pieces add up")
     divisor = _share_of(whole.divisor, micro_batches, axis_name)
@@ -102,7 +103,8 @@ def grpo_update(
         share_fn, state.params, frozen or {}, batch, micro_batches, axis_name
     )
     metrics |= {"beta": beta}
-    return _make_step(state, gradient, metrics, tx, skip_nonfinite, kl=metrics["kl"])
+    measured = {"kl": metrics["kl"]} if "kl" in metrics else {}
+    return _make_step(state, gradient, metrics, tx, skip_nonfinite, **measured)
 
 
 def sft_update(
