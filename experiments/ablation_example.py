@@ -27,22 +27,19 @@ from othink_jax.training.optimizer import make_optimizer
 from othink_jax.training.runs import begin
 
 
-def with_schedule(schedule: Callable[[int], optax.Schedule]) -> type[GRPOTrainer]:
-    """GRPO with a KL weight along a schedule, which is made for a number of updates."""
+def with_kl(control: Callable[[int], optax.GradientTransformation]) -> type[GRPOTrainer]:
+    """GRPO with another control of the KL weight, which is made for a number of updates."""
 
-    class Scheduled(GRPOTrainer):
+    class Controlled(GRPOTrainer):
         def optimizer(self, updates: int) -> optax.GradientTransformationExtraArgs:
-            return make_optimizer(self.config.optimizer, schedule(updates), updates)
+            return make_optimizer(self.config.optimizer, control(updates), updates)
 
-    return Scheduled
+    return Controlled
 
 
-class Reacting(GRPOTrainer):
-    """GRPO with a KL weight that reacts to the measured KL, in the same place of the state."""
-
-    def optimizer(self, updates: int) -> optax.GradientTransformationExtraArgs:
-        reacting = rl.adapt_kl_coef(0.07, target=0.05)
-        return optax.chain(make_optimizer(self.config.optimizer, None, updates), reacting)
+def scheduled(schedule: Callable[[int], optax.Schedule]) -> type[GRPOTrainer]:
+    """GRPO with a KL weight along a schedule, which is made for a number of updates."""
+    return with_kl(lambda updates: rl.carry_kl_coef(schedule(updates)))
 
 
 def with_loss(**changes: Any) -> type[GRPOTrainer]:
@@ -57,10 +54,10 @@ def with_loss(**changes: Any) -> type[GRPOTrainer]:
 
 VARIANTS: dict[str, type[GRPOTrainer]] = {
     "paper": GRPOTrainer,  # the weight of Eq. 3, the estimator k3, a mean over each sequence
-    "constant": with_schedule(lambda updates: rl.constant_kl(0.07)),
-    "linear": with_schedule(lambda updates: optax.linear_schedule(0.0, 0.1, updates)),
-    "cosine": with_schedule(lambda updates: optax.cosine_decay_schedule(0.1, updates)),
-    "reacting": Reacting,
+    "constant": scheduled(lambda updates: rl.constant_kl(0.07)),
+    "linear": scheduled(lambda updates: optax.linear_schedule(0.0, 0.1, updates)),
+    "cosine": scheduled(lambda updates: optax.cosine_decay_schedule(0.1, updates)),
+    "reacting": with_kl(lambda _: rl.adapt_kl_coef(0.07, target=0.05)),
     "k1": with_loss(kl_term=rl.own_gradient(rl.kl_k1)),
     "k2": with_loss(kl_term=rl.own_gradient(rl.kl_k2)),
     "per_token": with_loss(reduce=rl.mean_over_tokens),

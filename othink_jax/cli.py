@@ -36,6 +36,7 @@ from othink_jax.presets import (
     with_preset,
     words_of,
 )
+from othink_jax.recipes import RECIPES, with_recipe
 
 _ONE_PROCESS = ProcessConfig()
 _GENERATE_SAMPLING = SamplingConfig(max_new_tokens=256)
@@ -45,8 +46,8 @@ def grpo(config: GRPOConfig, processes: ProcessConfig = _ONE_PROCESS) -> None:
     """Post-train a model with GRPO or GRPO-D. `--resume RUN`, alone, continues an interrupted run.
 
     `--preset paper` (the defaults shown here) stands for R1-V's settings, `--preset tiny` (the
-    default with `--model tiny`) for such as suit the embedded model; what else is given goes over
-    them.
+    default with `--model tiny`) for such as suit the embedded model; `--recipe NAME` for the loss
+    of a paper, see `othink-jax recipes`. What else is given goes over them.
     """
 
     def run() -> Path:
@@ -363,6 +364,21 @@ def plan(
     print(f"fits into {memory:.4g} GB with --micro-batches {made.micro_batches}")
 
 
+def recipes() -> None:
+    """List the recipes of `grpo --recipe NAME`, and the names that its options know."""
+    from othink_jax.training.losses import known_names
+
+    for name, recipe in RECIPES.items():
+        print(f"{name}: {recipe.source}")
+        print(f"    {recipe.options or 'the defaults'}")
+        if recipe.missing:
+            print(f"    without {recipe.missing}")
+    for option, functions in known_names().items():
+        print(f"--{option}")
+        for name, (explained, numbers) in functions.items():
+            print(f"    {name}: {explained}{f' ({numbers})' if numbers else ''}")
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "grpo": grpo,
     "sft": sft,
@@ -373,6 +389,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "grade": grade,
     "report": report,
     "plan": plan,
+    "recipes": recipes,
     "data": data,
 }
 # What takes the place of a command with --resume.
@@ -415,6 +432,8 @@ def run(arguments: Sequence[str]) -> None:
     command = arguments[0] if arguments else ""
     if command in ("evaluate", "plan") and arguments[1:] and not arguments[1].startswith("-"):
         arguments.insert(1, "--model")  # `evaluate MODEL` is `evaluate --model MODEL`
+    if command in ("grpo", "plan"):
+        arguments[1:] = with_recipe(arguments[1:])
     if command == "plan":  # neither data nor a place is read; what is given goes over it
         nothing = ["--out", "unused"]
         if option_value(arguments, "--dataset") is None:

@@ -91,6 +91,7 @@ class GRPOBatch:
     # float32 nats under the policy that sampled; None for a strictly on-policy update, whose ratio
     # is one by definition: the update then takes its own log-probabilities, gradient stopped.
     old_logp: Float[Array, "B G T"] | None = None
+    kept: Bool[Array, "B G"] | None = None  # completions that the loss is of; None: all
 
 
 @pytree

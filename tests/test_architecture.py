@@ -30,6 +30,7 @@ ROOMS = (
         "evaluation",
         "report",
         "presets",
+        "recipes",
     ),
     "cli",
 )

@@ -48,7 +48,7 @@ def test_programs_do_not_keep_the_parameters_they_were_made_with(tmp_path):
         directory=tiny,
     )
     config = config_for(tmp_path, remat="none")
-    tx = make_optimizer(config.optimizer, rl.constant_kl(0.1), 3)
+    tx = make_optimizer(config.optimizer, rl.carry_kl_coef(rl.constant_kl(0.1)), 3)
     programs = compile_grpo(checkpoint, config, make_parallel(config.parallel), tx)
     # One program serves policy and reference where they are of one shape.
     assert programs.logp is programs.ref_logp
@@ -131,7 +131,7 @@ def test_moments_are_made_where_they_are_to_stand(config, compile_by):
     """From the first on, no device holds more of the state than its share."""
     parallel = make_parallel(config)
     params = random_params(CONFIG)[1]
-    tx = make_optimizer(OptimizerConfig(), rl.constant_kl(0.1), 3)
+    tx = make_optimizer(OptimizerConfig(), rl.carry_kl_coef(rl.constant_kl(0.1)), 3)
     programs = []
 
     def recorded(fn, **options):
@@ -159,7 +159,7 @@ def test_moments_are_not_copied_when_a_run_begins(strategy, monkeypatch):
     params, copied = {"a": {"kernel": np.ones((3, 5), np.float32)}}, []
     replicate = parallel.replicate
     monkeypatch.setattr(parallel, "replicate", lambda tree: copied.append(tree) or replicate(tree))
-    tx = make_optimizer(OptimizerConfig(), rl.constant_kl(0.1), 3)
+    tx = make_optimizer(OptimizerConfig(), rl.carry_kl_coef(rl.constant_kl(0.1)), 3)
     state = parallel.begin(params, tx)
     assert copied == [params]
     places = [place for of_leaf in addresses(state) for place in of_leaf]

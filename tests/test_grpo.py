@@ -165,7 +165,9 @@ def test_a_step_samples_from_the_policy_and_measures_its_distance_from_the_refer
     """Step 3, computed again from the checkpoint of step 2, the embedded model and the seed."""
     base, config = load(shallow()), config_for(finished)
     like = jax.eval_shape(
-        lambda: TrainState.create(base.params, make_optimizer(config.optimizer, lambda _: 0.0, 4))
+        lambda: TrainState.create(
+            base.params, make_optimizer(config.optimizer, rl.carry_kl_coef(lambda _: 0.0), 4)
+        )
     )
     state, progress = TrainingStore(finished / "checkpoints", keep=2).restore(like, step=2)
     loader = PromptLoader(

@@ -1,5 +1,8 @@
 """The loss and the advantages that settings name."""
 
+import functools
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 from othink_jax import rl
 from othink_jax.config import LossConfig
 from othink_jax.errors import UserError
-from othink_jax.training.losses import make_advantages, make_loss, notes, resolved
+from othink_jax.training.losses import kept_completions, make_advantages, make_loss, notes, resolved
 from tests.test_rl_losses import arrays
 
 
@@ -55,6 +58,18 @@ def test_a_record_holds_the_numbers_that_were_in_force():
     found = resolved(LossConfig(clip_high=0.28))
     assert (found.clip_low, found.clip_high) == (0.2, 0.28)
     assert make_loss(found)
+
+
+def test_completions_that_were_cut_and_groups_without_signal_are_left_out_if_asked():
+    finished = np.array([[True, False], [True, True]])
+    rollout = SimpleNamespace(finished=finished)
+    rewards = np.array([[1.0, 2.0], [0.1, 0.1]], np.float32)
+    kept = functools.partial(kept_completions, rollout=rollout, rewards=rewards)
+    assert kept(LossConfig()) is None
+    np.testing.assert_array_equal(kept(LossConfig(mask_truncated=True)), finished)
+    np.testing.assert_array_equal(kept(LossConfig(drop_no_signal=True)), [[True] * 2, [False] * 2])
+    both = kept(LossConfig(mask_truncated=True, drop_no_signal=True))
+    np.testing.assert_array_equal(both, [[True, False], [False, False]])
 
 
 def test_a_kl_term_that_has_no_gradient_is_said():

@@ -222,7 +222,7 @@ def test_the_largest_k_of_rows_on_many_devices_are_found_without_gathering_them(
 def test_an_update_takes_one_piece_of_the_prompts_at_a_time():
     """No product of the program has more rows than a piece."""
     graphdef, params = model()
-    tx = make_optimizer(OptimizerConfig(), rl.constant_kl(0.1), 3)
+    tx = make_optimizer(OptimizerConfig(), rl.carry_kl_coef(rl.constant_kl(0.1)), 3)
     zeros = jnp.zeros((B, G, T))
     batch = GRPOBatch(prompts=PROMPTS, completions=completions(), mask=zeros == 0,
                       advantages=zeros[..., 0], ref_logp=zeros)  # fmt: skip

@@ -11,7 +11,7 @@ from othink_jax import rl
 from othink_jax.config import OptimizerConfig
 from othink_jax.training.optimizer import learning_rate_schedule, make_optimizer
 
-NO_KL = rl.constant_kl(0.0)
+NO_KL = rl.carry_kl_coef(rl.constant_kl(0.0))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_mean_of_gradients_is_stored_in_the_type_that_is_asked_for():
 
 def test_optimizer_carries_the_kl_weight():
     schedule = rl.dynamic_kl(0.0, 0.02, 4)
-    tx = make_optimizer(OptimizerConfig(), schedule, 4)
+    tx = make_optimizer(OptimizerConfig(), rl.carry_kl_coef(schedule), 4)
     params = {"w": jnp.ones(2, jnp.bfloat16)}
     state = tx.init(params)
     for step in range(5):

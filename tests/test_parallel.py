@@ -1,5 +1,6 @@
 """One function, spread over devices."""
 
+import dataclasses
 import functools
 import re
 
@@ -25,10 +26,10 @@ ALL = [ONE, *(ParallelConfig(strategy="pmap", devices=count) for count in (1, 4)
 
 def optimizer():
     config = OptimizerConfig(learning_rate=0.02, max_grad_norm=0.1, weight_decay=0.1)
-    return make_optimizer(config, rl.dynamic_kl(0.1, 1.0, 3), 3)
+    return make_optimizer(config, rl.carry_kl_coef(rl.dynamic_kl(0.1, 1.0, 3)), 3)
 
 
-def train(config, logp_fn=toy_logp, micro_batches=1, loss=None, **batch_settings):
+def train(config, logp_fn=toy_logp, micro_batches=1, loss=None, left_out=False, **batch_settings):
     """Three updates; the host's copy of the state, and the metrics of each."""
     parallel, tx = make_parallel(config), optimizer()
     update = parallel.update(
@@ -44,7 +45,11 @@ def train(config, logp_fn=toy_logp, micro_batches=1, loss=None, **batch_settings
     state = parallel.replicate(TrainState.create(toy_params(), tx))
     rows = []
     for seed in range(3):
-        batch = parallel.shard(toy_batch(seed, prompts=16, **batch_settings))
+        batch = toy_batch(seed, prompts=16, **batch_settings)
+        if left_out:
+            kept = np.random.default_rng(seed).random(batch.advantages.shape) < 0.3
+            batch = dataclasses.replace(batch, kept=kept)
+        batch = parallel.shard(batch)
         state, metrics = update(state, batch)
         rows.append({name: float(value) for name, value in metrics.items()})
     return jax.device_get(parallel.unreplicate(state)), rows
@@ -76,14 +81,15 @@ def test_micro_batches_on_eight_devices_train_as_one_batch_on_one():
             assert x == pytest.approx(y, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("left_out", [False, True])
 @pytest.mark.parametrize("name", rl.REDUCTIONS)
-def test_a_batch_that_is_cut_is_reduced_as_a_whole_one(name):
-    """Pieces and devices hold different numbers of tokens; the loss is not small beside the KL."""
+def test_a_batch_that_is_cut_is_reduced_as_a_whole_one(name, left_out):
+    """Pieces and devices hold different numbers of tokens, and of completions that are kept."""
     loss = make_loss(LossConfig(reduction=name), longest=9)
-    one, one_rows = train(ONE, loss=loss)
+    one, one_rows = train(ONE, loss=loss, left_out=left_out)
     cuts = ((ONE, 4), (EIGHT, 2), (ParallelConfig(strategy="mesh", tensor=2), 2))
     for config, pieces in cuts:
-        other, other_rows = train(config, micro_batches=pieces, loss=loss)
+        other, other_rows = train(config, micro_batches=pieces, loss=loss, left_out=left_out)
         for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
             np.testing.assert_allclose(x, y, rtol=0, atol=1e-6)
         for x, y in zip(one_rows, other_rows, strict=True):

@@ -157,7 +157,7 @@ def test_a_checkpoint_holds_what_is_trained_and_its_moments_in_f32(part, finishe
     else:
         count = sum(leaf.size for leaf in jax.tree.leaves(base().params["text"]))
     config = part_config(finished, part)
-    tx = make_optimizer(config.optimizer, lambda _: 0.0, 3)
+    tx = make_optimizer(config.optimizer, rl.carry_kl_coef(lambda _: 0.0), 3)
     like = jax.eval_shape(lambda: TrainState.create(divide(base(), config).trained, tx))
     state, _ = TrainingStore(finished / "checkpoints", keep=3).restore(like)
     stored = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if leaf.ndim)

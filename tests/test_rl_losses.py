@@ -223,6 +223,20 @@ def test_without_a_reference_there_is_no_kl():
     assert not {"kl", "kl_loss"} & metrics.keys()
 
 
+@pytest.mark.parametrize(
+    "reduce", [rl.mean_over_sequences, rl.mean_over_tokens, OVER_FIVE, rl.sum_over_tokens]
+)
+def test_sequences_that_are_not_kept_are_as_if_they_were_not_there(reduce):
+    values = jax.tree.map(jnp.asarray, arrays())
+    kept = jnp.array([True, False, True, True, False, True])
+    found = rl.policy_loss(**values, kept=kept, kl_coef=0.1, reduce=reduce)
+    fewer = {name: value[kept] for name, value in values.items()}
+    expected = rl.policy_loss(**fewer, kl_coef=0.1, reduce=reduce)
+    assert found[0].value == pytest.approx(float(expected[0].value), rel=1e-6)
+    for name, average in expected[1].items():
+        assert found[1][name].value == pytest.approx(float(average.value), rel=1e-6)
+
+
 VALUES = jnp.array([[6.0, 0.0, np.nan], [1.0, 2.0, 3.0], [np.inf, np.nan, -np.inf]])
 MASK = jnp.array([[True, False, False], [True, True, True], [False, False, False]])
 

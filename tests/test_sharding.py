@@ -48,7 +48,7 @@ B, G, T = 8, 2, 5
 def optimizer():
     # A large eps: with the usual one, Adam makes a full step of the rounding of a gradient near 0.
     config = OptimizerConfig(learning_rate=1e-3, eps=1e-4, weight_decay=0.1)
-    return make_optimizer(config, rl.dynamic_kl(0.1, 1.0, 3), 3)
+    return make_optimizer(config, rl.carry_kl_coef(rl.dynamic_kl(0.1, 1.0, 3)), 3)
 
 
 @functools.cache

@@ -112,7 +112,7 @@ def test_parameters_that_are_not_yet_read_begin_the_run_of_those_that_are(stored
 
 
 def _tx():
-    return make_optimizer(OptimizerConfig(), rl.dynamic_kl(0.005, 0.16, 100), 100)
+    return make_optimizer(OptimizerConfig(), rl.carry_kl_coef(rl.dynamic_kl(0.005, 0.16, 100)), 100)
 
 
 @pytest.mark.parametrize("config", STRATEGIES[:3], ids=lambda config: config.strategy)

@@ -140,7 +140,9 @@ def test_later_updates_from_one_rollout_leave_the_ratio_one_and_clip():
 
 def test_updates_raise_the_probability_of_what_was_rewarded():
     batch = toy_batch(on_policy=True)
-    tx = make_optimizer(OptimizerConfig(learning_rate=0.03), rl.constant_kl(0.0), 20)
+    tx = make_optimizer(
+        OptimizerConfig(learning_rate=0.03), rl.carry_kl_coef(rl.constant_kl(0.0)), 20
+    )
     update, state = jax.jit(make_update(tx)), TrainState.create(toy_params(), tx)
 
     def agreement(params):
@@ -162,7 +164,7 @@ def test_one_compilation_serves_the_whole_schedule():
         return toy_logp(params, batch)
 
     schedule = rl.dynamic_kl(0.04, 0.1, 10)
-    tx = make_optimizer(OptimizerConfig(warmup_fraction=0.2), schedule, 10)
+    tx = make_optimizer(OptimizerConfig(warmup_fraction=0.2), rl.carry_kl_coef(schedule), 10)
     update = jax.jit(make_update(tx, counting_logp), donate_argnums=0)
     state, batch = TrainState.create(toy_params(), tx), toy_batch()
     betas = []
@@ -178,7 +180,9 @@ def test_one_compilation_serves_the_whole_schedule():
 
 
 def test_state_that_was_stored_goes_on_where_it_stood():
-    tx = make_optimizer(OptimizerConfig(learning_rate=0.01), rl.dynamic_kl(0.0, 0.5, 6), 6)
+    tx = make_optimizer(
+        OptimizerConfig(learning_rate=0.01), rl.carry_kl_coef(rl.dynamic_kl(0.0, 0.5, 6)), 6
+    )
     update = jax.jit(make_update(tx))
 
     def run(state, seeds):
@@ -224,7 +228,7 @@ def test_micro_batches_make_the_update_of_the_whole_batch(x64, tolerance, micro_
 
 def test_micro_batches_move_the_kl_weight_once_an_update():
     schedule = rl.dynamic_kl(0.0, 0.5, 6)
-    tx = make_optimizer(OptimizerConfig(), schedule, 6)
+    tx = make_optimizer(OptimizerConfig(), rl.carry_kl_coef(schedule), 6)
     update, state = jax.jit(make_update(tx, micro_batches=4)), TrainState.create(toy_params(), tx)
     for step in range(3):
         state, metrics = update(state, toy_batch())

@@ -57,7 +57,7 @@ def sweeps(base: Shapes) -> dict[str, list[Shapes]]:
 def over_devices(shapes: Shapes, counts: Sequence[int], repeats: int) -> list[dict[str, Any]]:
     """Seconds of an update on meshes of so many devices, and the bytes on each of them."""
     graphdef, params = make_model(shapes)
-    tx = make_optimizer(OptimizerConfig(), rl.constant_kl(0.04), 10**6)
+    tx = make_optimizer(OptimizerConfig(), rl.carry_kl_coef(rl.constant_kl(0.04)), 10**6)
 
     def logp(params: Any, batch: GRPOBatch) -> jax.Array:
         model = merge(graphdef, params)

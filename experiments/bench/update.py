@@ -118,7 +118,9 @@ def measure(shapes: Shapes, repeats: int) -> dict[str, Any]:
     graphdef, params = make_model(shapes)
     # Not the policy itself: a KL of zero has no gradient.
     reference = jax.tree.map(lambda leaf: (0.95 * leaf).astype(shapes.dtype), params)
-    tx = make_optimizer(OptimizerConfig(mu_dtype=shapes.mu_dtype), rl.constant_kl(0.04), 10**6)
+    tx = make_optimizer(
+        OptimizerConfig(mu_dtype=shapes.mu_dtype), rl.carry_kl_coef(rl.constant_kl(0.04)), 10**6
+    )
     batch = jax.device_put(make_batch(shapes))
 
     def begin() -> TrainState:

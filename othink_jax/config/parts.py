@@ -90,14 +90,23 @@ class LoRAConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KLConfig:
-    """The weight of the KL term. `dynamic` is GRPO-D (Eq. 3), `constant` is plain GRPO."""
+    """The weight of the KL term. `dynamic` is GRPO-D (Eq. 3), `constant` is plain GRPO.
 
-    kl_schedule: Literal["dynamic", "constant"] = "dynamic"
+    Further schedules, and controllers that react to the measured KL, are listed by `othink-jax
+    recipes`.
+    """
+
+    kl_schedule: str = "dynamic"  # name in rl.KL_CONTROLS
     kl_min: float = 0.04  # lowest weight (dynamic); the paper: 0.04 for counting, 0.0 for geometry
     # highest weight (dynamic); the paper: 0.10 for counting, 0.02 for geometry
     kl_max: float = 0.10
     exploration_fraction: float = 0.3  # w / t: share of the updates spent falling to `kl_min`
-    kl_value: float = 0.04  # the weight (constant); the paper's best: 0.04 counting, 0.01 geometry
+    # the weight (constant), or the first one (controllers); the paper's best: 0.04 for counting,
+    # 0.01 for geometry
+    kl_value: float = 0.04
+    kl_target: float | None = None  # that controllers steer the measured KL to, nats per token
+    # Further numbers of the schedule or controller, such as `gain 0.1`; its own ones if not given
+    kl_args: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(
@@ -111,6 +120,10 @@ class KLConfig:
         )
         require(
             0 <= self.kl_value < math.inf, f"kl_value must be >= 0 and finite, got {self.kl_value}"
+        )
+        require(
+            self.kl_target is None or 0 < self.kl_target < math.inf,
+            f"kl_target must be > 0 and finite, got {self.kl_target}",
         )
 
     @property
@@ -144,6 +157,10 @@ class LossConfig:
     # ones
     kl_placement: Literal["loss", "reward"] = "loss"
     reduction: str = "sequence"  # name in rl.REDUCTIONS; Eq. 4 has sequence
+    # Leave completions that the length limit cut out of the loss (DAPO's overlong filtering)
+    mask_truncated: bool = False
+    # Leave groups whose rewards are all equal out of the loss: of such, only the KL has a gradient
+    drop_no_signal: bool = False
     logp_chunk: int = 1024  # tokens whose logits exist at one time
 
     def __post_init__(self) -> None:

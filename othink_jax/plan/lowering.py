@@ -16,7 +16,7 @@ from othink_jax.errors import UserError
 from othink_jax.model.qwen2_vl import computing_weights
 from othink_jax.model.stack import unrolled
 from othink_jax.training.layout import DiskLayout
-from othink_jax.training.optimizer import kl_schedule, make_optimizer
+from othink_jax.training.optimizer import make_kl, make_optimizer
 from othink_jax.training.parallel import Parallel, placed
 from othink_jax.training.partial import Params, divide, join, own_of_reference
 from othink_jax.training.programs import compile_grpo
@@ -54,7 +54,7 @@ def lowering(config: GRPOConfig, model: Model, parallel: Parallel) -> Lowering:
     Raises:
       UserError: a bound is missing, without which there is no worst case.
     """
-    tx = make_optimizer(config.optimizer, kl_schedule(config.kl, _STEPS), _STEPS)
+    tx = make_optimizer(config.optimizer, make_kl(config.kl, _STEPS), _STEPS)
     programs: Any = compile_grpo(model, config, parallel, tx)
     begun = jax.eval_shape(functools.partial(_begin, model, config, tx), model.params)
     state, frozen, reference = map(parallel.replicated, begun)

@@ -104,7 +104,10 @@ GRPO_CURVES = (
         "KL divergence and its weight",
         "KL to the starting model (k3, Eq. 5) above the weight β that the update used (Eq. 3).",
         (
-            Panel("KL, nats per token", (Series("kl"),)),
+            Panel(
+                "KL, nats per token",
+                (Series("kl", "measured"), Series("kl_target", "target", exact=True)),
+            ),
             Panel("weight β", (Series("beta", exact=True),)),
         ),
     ),
@@ -169,12 +172,12 @@ def _draw_panel(axes: Axes, panel: Panel, rows: Sequence[Mapping[str, Any]]) -> 
     axes.set_axisbelow(True)
     steps = _values(rows, "step")
     marker = "o" if len(rows) == 1 else None
-    drawn = False
+    drawn = 0
     for series, colour in zip(panel.series, (_BLUE, _ORANGE), strict=False):
         values = _values(rows, series.metric)
         if not np.isfinite(values).any():
             continue
-        drawn = True
+        drawn += 1
         if not series.exact:
             axes.plot(steps, values, ".", color=colour, alpha=0.35, markersize=4.5, mew=0)
             values = smooth(values, smoothing_window(len(rows)))
@@ -192,7 +195,7 @@ def _draw_panel(axes: Axes, panel: Panel, rows: Sequence[Mapping[str, Any]]) -> 
         axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
         # One common factor above the axis ("1e-5") is easily overlooked.
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.6g}")
-    if len(panel.series) > 1:
+    if drawn > 1:
         axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 0.98), borderpad=0)
 
 

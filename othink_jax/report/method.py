@@ -56,6 +56,12 @@ def weight_in_words(kl: KLConfig) -> str:
     """The KL weight over the run, in words (Eq. 3)."""
     if kl.kl_schedule == "constant":
         return f"a constant KL weight β = {kl.kl_value:g}"
+    if kl.kl_schedule != "dynamic":
+        numbers = dict(kl.kl_args)
+        if kl.kl_target is not None:
+            numbers = {"target": kl.kl_target, "first weight": kl.kl_value, **numbers}
+        said = ", ".join(f"{name} {value:g}" for name, value in numbers.items())
+        return f"a KL weight β by the control {kl.kl_schedule} ({said})"
     middle = (kl.kl_min + kl.kl_max) / 2
     return (
         f"a dynamic KL weight: β falls from {middle:g} to {kl.kl_min:g} over the first"

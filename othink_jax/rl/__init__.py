@@ -28,13 +28,22 @@ from othink_jax.rl.kl import (
     ratio_gradient,
     reverse_gradient,
 )
-from othink_jax.rl.kl_coef import KLCoefState, adapt_kl_coef, carry_kl_coef, kl_coef
+from othink_jax.rl.kl_coef import (
+    KLCoefState,
+    adapt_kl_coef,
+    carry_kl_coef,
+    dual_kl_coef,
+    kl_coef,
+    pid_kl_coef,
+)
+from othink_jax.rl.kl_controls import KL_CONTROLS
 from othink_jax.rl.losses import grpo_loss, policy_loss
 from othink_jax.rl.objectives import OBJECTIVES, clipped_surrogate, ppo
-from othink_jax.rl.schedules import constant_kl, dynamic_kl
+from othink_jax.rl.schedules import constant_kl, cyclic_kl, dynamic_kl
 
 __all__ = [
     "ADVANTAGES",
+    "KL_CONTROLS",
     "KL_ESTIMATORS",
     "KL_GRADIENTS",
     "MAX_LOG_RATIO",
@@ -47,6 +56,8 @@ __all__ = [
     "carry_kl_coef",
     "clipped_surrogate",
     "constant_kl",
+    "cyclic_kl",
+    "dual_kl_coef",
     "dynamic_kl",
     "forward_gradient",
     "group_advantages",
@@ -61,6 +72,7 @@ __all__ = [
     "mean_over_sequences",
     "mean_over_tokens",
     "own_gradient",
+    "pid_kl_coef",
     "policy_loss",
     "ppo",
     "ratio_gradient",

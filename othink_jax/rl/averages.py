@@ -27,48 +27,72 @@ class Average(NamedTuple):
         return self.total / jnp.where(self.divisor == 0, 1, self.divisor)
 
 
-Reduction = Callable[[Array, Array], Average]  # (values [*n, T], mask [*n, T])
+# (values [*n, T], mask [*n, T], kept [*n] or None) -> the average of the sequences that are kept
+Reduction = Callable[..., Average]
 
 
-def mean_over_sequences(values: Float[Array, "*n T"], mask: Bool[Array, "*n T"]) -> Average:
+def mean_over_sequences(
+    values: Float[Array, "*n T"], mask: Bool[Array, "*n T"], kept: Bool[Array, "*n"] | None = None
+) -> Average:
     """Mean over the real tokens of each sequence, then over sequences: 1/n sum 1/|o| sum (Eq. 4).
 
-    An empty sequence (no true in its row) contributes zero and counts: the divisor stays n.
-    Values outside `mask` are ignored, nan included; their gradient is zero.
+    An empty sequence (no true in its row) contributes zero and counts: the divisor stays n. One
+    that is not kept does not count. Values outside `mask` are ignored, nan included; their gradient
+    is zero.
     """
+    mask = _of_kept(mask, kept)
     lengths = jnp.maximum(mask.sum(axis=-1), 1)
     means = jnp.where(mask, values, 0.0).sum(axis=-1) / lengths
-    return Average(means.sum(), means.size)
+    return Average(means.sum(), _sequences(mask, kept))
 
 
-def mean_over_tokens(values: Float[Array, "*n T"], mask: Bool[Array, "*n T"]) -> Average:
+def mean_over_tokens(
+    values: Float[Array, "*n T"], mask: Bool[Array, "*n T"], kept: Bool[Array, "*n"] | None = None
+) -> Average:
     """Mean over all real tokens, so that long sequences weigh more (DAPO, arXiv 2503.14476, Eq. 8).
 
     Without a real token it is zero. Values outside `mask` are ignored, nan included.
     """
+    mask = _of_kept(mask, kept)
     return Average(jnp.where(mask, values, 0.0).sum(), mask.sum())
 
 
 def mean_over_length(
-    values: Float[Array, "*n T"], mask: Bool[Array, "*n T"], *, length: int
+    values: Float[Array, "*n T"],
+    mask: Bool[Array, "*n T"],
+    kept: Bool[Array, "*n"] | None = None,
+    *,
+    length: int,
 ) -> Average:
     """Sum over the real tokens of a sequence by a constant, then mean over sequences.
 
     So no sequence's length scales its gradient (Dr. GRPO, arXiv 2503.20783, section 3.2).
 
     Args:
-        values, mask: as of the others.
+        values, mask, kept: as of the others.
         length: the constant, such as the length limit of a completion, tokens.
     """
-    return Average(jnp.where(mask, values, 0.0).sum(), mask[..., 0].size * length)
+    total, sequences = sum_over_tokens(values, mask, kept)
+    return Average(total, sequences * length)
 
 
-def sum_over_tokens(values: Float[Array, "*n T"], mask: Bool[Array, "*n T"]) -> Average:
+def sum_over_tokens(
+    values: Float[Array, "*n T"], mask: Bool[Array, "*n T"], kept: Bool[Array, "*n"] | None = None
+) -> Average:
     """Sum over the real tokens of a sequence, then mean over sequences.
 
     So a sequence weighs as its log-probability does in REINFORCE (RLOO, arXiv 2402.14740).
     """
-    return Average(jnp.where(mask, values, 0.0).sum(), mask[..., 0].size)
+    mask = _of_kept(mask, kept)
+    return Average(jnp.where(mask, values, 0.0).sum(), _sequences(mask, kept))
+
+
+def _of_kept(mask: Bool[Array, "*n T"], kept: Bool[Array, "*n"] | None) -> Bool[Array, "*n T"]:
+    return mask if kept is None else mask & kept[..., None]
+
+
+def _sequences(mask: Bool[Array, "*n T"], kept: Bool[Array, "*n"] | None) -> Array | int:
+    return mask[..., 0].size if kept is None else kept.sum()
 
 
 REDUCTIONS: Mapping[str, Callable[..., Average]] = {

@@ -59,24 +59,166 @@ def adapt_kl_coef(
     Raises:
         ValueError: a number is not positive.
     """
-    given = {"initial": initial, "target": target, "gain": gain, "limit": limit}
-    for name, value in given.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be > 0 and finite, got {value}")
+    _require_positive(initial=initial, target=target, gain=gain, limit=limit)
 
     def init(params: PyTree) -> KLCoefState:
         del params
-        return KLCoefState(jnp.zeros((), jnp.int32), jnp.float32(initial))
+        return _begin(initial)
 
     def update(
         updates: PyTree, state: KLCoefState, params: PyTree = None, *, kl: Array, **extra_args: Any
     ) -> tuple[PyTree, KLCoefState]:
         del params, extra_args
         error = jnp.clip(kl / target - 1.0, -limit, limit)
-        coef = (state.kl_coef * (1.0 + gain * error)).astype(jnp.float32)
-        return updates, KLCoefState(optax.safe_increment(state.kl_step), coef)
+        return updates, _advance(state, state.kl_coef * (1.0 + gain * error), kl)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+class PIDState(NamedTuple):
+    """State of `pid_kl_coef`."""
+
+    coef: KLCoefState
+    integral: Float[Array, ""]  # float32, of the error
+    error: Float[Array, ""]  # float32, of the last update
+
+
+def pid_kl_coef(
+    initial: float,
+    target: float,
+    *,
+    proportional: float = 0.2,
+    integral: float = 0.05,
+    derivative: float = 0.0,
+    low: float = 1e-4,
+    high: float = 10.0,
+) -> optax.GradientTransformationExtraArgs:
+    """A KL weight set by a PID controller, in the manner of PID Lagrangians (arXiv 2007.03964).
+
+    log beta = log initial + P e + I sum(e) + D (e - last e), with e = KL / target - 1, cut to
+    [-1, 1]; beta is cut to [low, high], and the sum to what leads there (anti-windup). A measured
+    KL that is not finite changes nothing.
+
+    Args:
+        initial: beta of the first update.
+        target: of the measured KL, nats per token.
+        proportional, integral, derivative: P, I and D.
+        low, high: bounds of beta.
+
+    Raises:
+        ValueError: a gain is negative, or another number not positive, or `initial` out of bounds.
+    """
+    _require_positive(initial=initial, target=target, low=low, high=high)
+    _require_between(initial, low, high)
+    for name, gain in (
+        ("proportional", proportional),
+        ("integral", integral),
+        ("derivative", derivative),
+    ):
+        if not 0 <= gain < math.inf:
+            raise ValueError(f"{name} must be >= 0 and finite, got {gain}")
+
+    def init(params: PyTree) -> PIDState:
+        del params
+        return PIDState(_begin(initial), jnp.float32(0), jnp.float32(0))
+
+    def update(
+        updates: PyTree, state: PIDState, params: PyTree = None, *, kl: Array, **extra_args: Any
+    ) -> tuple[PyTree, PIDState]:
+        del params, extra_args
+        error = _error(kl, target, otherwise=state.error)
+        log_coef = math.log(initial) + proportional * error + derivative * (error - state.error)
+        summed = jnp.where(jnp.isfinite(kl), state.integral + error, state.integral)
+        if integral > 0:
+            ends = ((math.log(end) - log_coef) / integral for end in (low, high))
+            summed = jnp.clip(summed, *ends)
+        coef = jnp.clip(jnp.exp(log_coef + integral * summed), low, high)
+        return updates, PIDState(_advance(state.coef, coef, kl), summed, error)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class DualState(NamedTuple):
+    """State of `dual_kl_coef`."""
+
+    coef: KLCoefState
+    log_coef: Float[Array, ""]  # float32
+    optimizer: optax.OptState  # of log_coef
+
+
+def dual_kl_coef(
+    initial: float,
+    target: float,
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    low: float = 1e-4,
+    high: float = 10.0,
+) -> optax.GradientTransformationExtraArgs:
+    """A KL weight that is the multiplier of the constraint KL <= target, by dual ascent.
+
+    log beta climbs the error KL / target - 1, cut to [-1, 1], by an optimizer of its own, as the
+    multipliers of MPO (arXiv 1806.06920; rlax's `LagrangePenalty`) do; beta is cut to [low, high].
+    A measured KL that is not finite changes nothing.
+
+    Args:
+        initial: beta of the first update.
+        target: of the measured KL, nats per token.
+        optimizer: of log beta; `optax.sgd(0.05)` if not given.
+        low, high: bounds of beta.
+
+    Raises:
+        ValueError: a number is not positive, or `initial` out of bounds.
+    """
+    _require_positive(initial=initial, target=target, low=low, high=high)
+    _require_between(initial, low, high)
+    ascent = optax.sgd(0.05) if optimizer is None else optimizer
+
+    def init(params: PyTree) -> DualState:
+        del params
+        log_coef = jnp.log(jnp.float32(initial))
+        return DualState(_begin(initial), log_coef, ascent.init(log_coef))
+
+    def update(
+        updates: PyTree, state: DualState, params: PyTree = None, *, kl: Array, **extra_args: Any
+    ) -> tuple[PyTree, DualState]:
+        del params, extra_args
+        error = _error(kl, target, otherwise=jnp.float32(0))
+        step, optimizer = ascent.update(-error, state.optimizer, state.log_coef)
+        moved = jnp.clip(state.log_coef + step, math.log(low), math.log(high))
+        moved, optimizer = jax.tree.map(
+            lambda new, old: jnp.where(jnp.isfinite(kl), new, old),
+            (moved, optimizer),
+            (state.log_coef, state.optimizer),
+        )
+        return updates, DualState(_advance(state.coef, jnp.exp(moved), kl), moved, optimizer)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _begin(initial: float) -> KLCoefState:
+    return KLCoefState(jnp.zeros((), jnp.int32), jnp.float32(initial))
+
+
+def _advance(state: KLCoefState, coef: Array, kl: Array) -> KLCoefState:
+    coef = jnp.where(jnp.isfinite(kl), coef, state.kl_coef).astype(jnp.float32)
+    return KLCoefState(optax.safe_increment(state.kl_step), coef)
+
+
+def _error(kl: Array, target: float, *, otherwise: Array) -> Float[Array, ""]:
+    """How far a measured KL is from its target, relative to that, cut to [-1, 1]."""
+    error = jnp.clip(kl / target - 1.0, -1.0, 1.0).astype(jnp.float32)
+    return jnp.where(jnp.isfinite(kl), error, otherwise)
+
+
+def _require_positive(**given: float) -> None:
+    for name, value in given.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be > 0 and finite, got {value}")
+
+
+def _require_between(initial: float, low: float, high: float) -> None:
+    if not low <= initial <= high:
+        raise ValueError(f"initial must be in [{low}, {high}], got {initial}")
 
 
 def kl_coef(opt_state: optax.OptState) -> Float[Array, ""]:

@@ -20,6 +20,7 @@ def policy_loss(
     ref_logp: Float[Array, "*n T"] | None,
     advantages: Float[Array, "*n"] | Float[Array, "*n T"],
     mask: Bool[Array, "*n T"],
+    kept: Bool[Array, "*n"] | None = None,
     *,
     kl_coef: Float[Array, ""] | float,
     objective: Objective = ppo,
@@ -41,6 +42,7 @@ def policy_loss(
         ref_logp: nats, under the reference; None leaves the KL out, of the loss and of the metrics.
         advantages: one a sequence, or one a token.
         mask: true where a token is real.
+        kept: false for sequences that are left out of every mean; None keeps all.
         kl_coef: beta, the weight of the KL.
         objective: of (logp, old_logp, advantages, mask); one of `OBJECTIVES`.
         kl_term: of (logp, old_logp, ref_logp); an estimator of `KL_ESTIMATORS` with a gradient of
@@ -65,22 +67,22 @@ def policy_loss(
         ref_logp = jax.lax.stop_gradient(jnp.where(mask, ref_logp, 0.0))
         kl = kl_term(logp, old_logp, ref_logp)
         coef_in_loss = 0.0 if kl_in_reward else kl_coef
-        kl_loss = reduce(kl, mask)
-        loss_of_kl["kl"] = mean_over_sequences(kl, mask)
+        kl_loss = reduce(kl, mask, kept)
+        loss_of_kl["kl"] = mean_over_sequences(kl, mask, kept)
         loss_of_kl["kl_loss"] = kl_loss._replace(total=coef_in_loss * kl_loss.total)
         if kl_in_reward:
             to_go = kl_to_go(old_logp, ref_logp, mask)
             advantages = per_token(advantages, mask) - kl_coef * to_go
 
-    gain = reduce(objective(logp, old_logp, advantages, mask), mask)
+    gain = reduce(objective(logp, old_logp, advantages, mask), mask, kept)
     now = jax.lax.stop_gradient(logp)
     slope = jax.grad(lambda x: objective(x, old_logp, advantages, mask).sum())(now)
     clipped = (slope == 0) & (per_token(advantages, mask) != 0)
     metrics = {
         "policy_loss": gain,
         **loss_of_kl,
-        "clip_fraction": mean_over_sequences(clipped.astype(logp.dtype), mask),
-        "ratio": mean_over_sequences(ratio_of(now, old_logp), mask),
+        "clip_fraction": mean_over_sequences(clipped.astype(logp.dtype), mask, kept),
+        "ratio": mean_over_sequences(ratio_of(now, old_logp), mask, kept),
     }
     total = gain.total if ref_logp is None else gain.total + metrics["kl_loss"].total
     return gain._replace(total=total), metrics

@@ -111,7 +111,11 @@ class Monitor:
         every = max(1, self._total // 20)
         if not self._console.is_terminal and (step % every == 0 or step == self._total):
             self.say(f"step {step}/{self._total}  {summary(row, self._kind)}")
-        numbers = {name: value for name, value in row.items() if name != "step"}
+        numbers = {
+            name: value
+            for name, value in row.items()
+            if name != "step" and not isinstance(value, str)
+        }
         if self._events is not None:
             self._events.add(numbers, step)
         if self._wandb is not None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,18 @@ from othink_jax.rewards import Grade, GradingPool
 from othink_jax.sampling import prompt_keys
 from othink_jax.training import processes
 from othink_jax.training.loop import Trainer
-from othink_jax.training.losses import LossFn, make_advantages, make_loss, notes, resolved
-from othink_jax.training.optimizer import kl_schedule, make_optimizer
+from othink_jax.training.losses import (
+    LossFn,
+    kept_completions,
+    make_advantages,
+    make_loss,
+    notes,
+    resolved,
+)
+from othink_jax.training.optimizer import make_kl, make_optimizer, resolved_kl
 from othink_jax.training.partial import Params, join, own_of_reference
 from othink_jax.training.programs import GRPOPrograms, compile_grpo
-from othink_jax.training.records import Clock, rollout_metrics, rollout_record, sample_rows
+from othink_jax.training.records import Clock, reason, rollout_metrics, rollout_record, sample_rows
 from othink_jax.training.run_directory import RunDirectory
 from othink_jax.training.runs import begin, go_on
 from othink_jax.training.shapes import Lengths, quarters
@@ -41,7 +48,8 @@ class GRPOTrainer(Trainer[GRPOConfig]):
     compiled: GRPOPrograms
 
     def __init__(self, config: GRPOConfig, checkpoint: Checkpoint) -> None:
-        config = dataclasses.replace(config, loss=resolved(config.loss))
+        make_kl(config.kl, 1)  # before the data are read
+        config = dataclasses.replace(config, loss=resolved(config.loss), kl=resolved_kl(config.kl))
         super().__init__(config, checkpoint, updates_per_step=config.inner_updates)
         self.reference: Params | None = None
         if not config.kl.is_zero:
@@ -58,9 +66,8 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         return quarters(self.config.sampling.max_new_tokens)
 
     def optimizer(self, updates: int) -> optax.GradientTransformationExtraArgs:
-        """With the KL weight that the settings ask for."""
-        schedule = kl_schedule(self.config.kl, updates)
-        return make_optimizer(self.config.optimizer, schedule, updates)
+        """With the control of the KL weight that the settings ask for."""
+        return make_optimizer(self.config.optimizer, make_kl(self.config.kl, updates), updates)
 
     def loss(self) -> LossFn:
         """That the settings ask for."""
@@ -98,6 +105,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
             advantages=self.parallel.shard(self.advantages(rewards)),
             ref_logp=ref_logp,
             old_logp=old_logp,
+            kept=self.parallel.shard(kept_completions(self.config.loss, rollout, rewards)),
         )
         clock.lap("reward")
         state, figures = self.update(state, batch)
@@ -107,7 +115,16 @@ class GRPOTrainer(Trainer[GRPOConfig]):
             rows = sample_rows(step, examples, texts, grades, rewards, rollout)
             directory.write_samples(step, rows, [e.images for e in examples[: len(rows)]])
         records = processes.exchange(rollout_record(rollout, grades, rewards))
-        return state, self.row(step, rollout_metrics(records) | figures, records, clock)
+        row = self.row(step, rollout_metrics(records) | figures, records, clock)
+        return state, row | self.steering(state, row)
+
+    def steering(self, state: TrainState, row: Mapping[str, Any]) -> dict[str, Any]:
+        """What a controller of the KL weight has made of a step; nothing of a schedule."""
+        target = self.config.kl.kl_target
+        if target is None or "kl" not in row:
+            return {}
+        after = float(rl.kl_coef(self.parallel.unreplicate(state).opt_state))
+        return {"kl_target": target, "beta_reason": reason(row["kl"], target, row["beta"], after)}
 
     def roll_out(self, step: int, state: TrainState, prompts: Prompts) -> Rollout:
         """Completions of a step's prompts, on the host."""

@@ -1,7 +1,6 @@
 """The loss and the advantages of a run, from its settings: names are looked up in the tables of rl.
 
-The numbers of a function are its keyword arguments. One with no entry in the settings has the
-default of its function, which is its paper's.
+What the settings do not give has the default of its function, which is its paper's.
 """
 
 import dataclasses
@@ -12,13 +11,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from othink_jax import rl
 from othink_jax.config import LossConfig
-from othink_jax.errors import UserError
+from othink_jax.training.named import bound, defaults, tried
+from othink_jax.types import Rollout
 
-# (logp, old_logp, ref_logp, advantages, mask, *, kl_coef) -> loss and metrics, of which `kl` is one
+# (logp, old_logp, ref_logp, advantages, mask, *, kl_coef) -> loss and metrics. `kept` follows the
+# mask where completions are left out
 LossFn = Callable[..., tuple[rl.Average, dict[str, rl.Average]]]
 AdvantageFn = Callable[[Float[Array, "B G"]], Float[Array, "B G"]]
 
@@ -35,10 +37,10 @@ def make_loss(config: LossConfig, *, longest: int | None = None) -> LossFn:
     """
     clips = {"clip_low": config.clip_low, "clip_high": config.clip_high}
     given = {name: value for name, value in clips.items() if value is not None}
-    objective = _bound(rl.OBJECTIVES, "objective", config.objective, given | config.objective_args)
-    estimator = _bound(rl.KL_ESTIMATORS, "kl-estimator", config.kl_estimator, {})
-    with_gradient = _bound(rl.KL_GRADIENTS, "kl-gradient", config.kl_gradient, {})
-    reduce = _bound(rl.REDUCTIONS, "reduction", config.reduction, {}, {"length": longest})
+    objective = bound(rl.OBJECTIVES, "objective", config.objective, given | config.objective_args)
+    estimator = bound(rl.KL_ESTIMATORS, "kl-estimator", config.kl_estimator, {})
+    with_gradient = bound(rl.KL_GRADIENTS, "kl-gradient", config.kl_gradient, {})
+    reduce = bound(rl.REDUCTIONS, "reduction", config.reduction, {}, {"length": longest})
     loss = functools.partial(
         rl.policy_loss,
         objective=objective,
@@ -48,7 +50,7 @@ def make_loss(config: LossConfig, *, longest: int | None = None) -> LossFn:
     )
     values, advantages = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 2), (1,)))
     mask = jax.ShapeDtypeStruct((1, 2), bool)
-    _tried(functools.partial(loss, kl_coef=0.0), values, values, values, advantages, mask)
+    tried(functools.partial(loss, kl_coef=0.0), values, values, values, advantages, mask)
     return loss
 
 
@@ -60,11 +62,26 @@ def make_advantages(config: LossConfig, *, prompts: int, group_size: int) -> Adv
         small.
     """
     shared = {"ddof": config.advantage_ddof, "eps": config.advantage_eps}
-    made: AdvantageFn = _bound(
+    made: AdvantageFn = bound(
         rl.ADVANTAGES, "advantage", config.advantage, config.advantage_args, shared
     )
-    _tried(made, jax.ShapeDtypeStruct((prompts, group_size), jnp.float32))
+    tried(made, jax.ShapeDtypeStruct((prompts, group_size), jnp.float32))
     return made
+
+
+def kept_completions(
+    config: LossConfig, rollout: Rollout, rewards: Float[np.ndarray, "B G"]
+) -> Bool[np.ndarray, "B G"] | None:
+    """Which completions of a step the loss is of; None for all of them."""
+    if not (config.mask_truncated or config.drop_no_signal):
+        return None
+    kept = np.ones(rewards.shape, bool)
+    if config.mask_truncated:
+        kept &= np.asarray(rollout.finished)
+    if config.drop_no_signal:
+        # Compared, not inferred from a spread of 0: rounding leaves equal rewards one of 1e-8.
+        kept &= (rewards != rewards[:, :1]).any(axis=1, keepdims=True)
+    return kept
 
 
 def resolved(config: LossConfig) -> LossConfig:
@@ -74,18 +91,40 @@ def resolved(config: LossConfig) -> LossConfig:
       UserError: as `make_loss`.
     """
     make_loss(config)
-    _bound(rl.ADVANTAGES, "advantage", config.advantage, config.advantage_args)
-    numbers = _defaults(rl.OBJECTIVES[config.objective]) | config.objective_args
+    bound(rl.ADVANTAGES, "advantage", config.advantage, config.advantage_args)
+    numbers = defaults(rl.OBJECTIVES[config.objective]) | config.objective_args
     clips: dict[str, Any] = {}
     for name in ("clip_low", "clip_high"):
         own, given = numbers.pop(name, None), getattr(config, name)
         clips[name] = own if given is None else given
-    advantage_args = _defaults(rl.ADVANTAGES[config.advantage]) | config.advantage_args
+    advantage_args = defaults(rl.ADVANTAGES[config.advantage]) | config.advantage_args
     for name in ("ddof", "eps"):
         advantage_args.pop(name, None)
     return dataclasses.replace(
         config, objective_args=numbers, advantage_args=advantage_args, **clips
     )
+
+
+def known_names() -> dict[str, dict[str, tuple[str, str]]]:
+    """By option and name: what each function is, and its numbers with their defaults."""
+    tables: dict[str, Mapping[str, Callable[..., Any]]] = {
+        "kl-schedule": rl.KL_CONTROLS,
+        "objective": rl.OBJECTIVES,
+        "advantage": rl.ADVANTAGES,
+        "kl-estimator": rl.KL_ESTIMATORS,
+        "kl-gradient": rl.KL_GRADIENTS,
+        "reduction": rl.REDUCTIONS,
+    }
+    return {
+        option: {
+            name: (
+                (inspect.getdoc(function) or "").partition("\n")[0],
+                ", ".join(f"{number} {value:g}" for number, value in defaults(function).items()),
+            )
+            for name, function in table.items()
+        }
+        for option, table in tables.items()
+    }
 
 
 def notes(config: LossConfig) -> list[str]:
@@ -96,44 +135,3 @@ def notes(config: LossConfig) -> list[str]:
             " nothing but add noise. --kl-gradient reverse or --kl-placement reward descend the KL"
         ]
     return []
-
-
-def _bound(
-    table: Mapping[str, Callable[..., Any]],
-    option: str,
-    name: str,
-    given: Mapping[str, float],
-    shared: Mapping[str, Any] | None = None,
-) -> Any:
-    """A function of a table with its numbers: those `given`, and those `shared` that it takes."""
-    if name not in table:
-        raise UserError(f"--{option} {name} is not known; what is known: {', '.join(table)}")
-    known = _keywords(table[name])
-    unknown = [number for number in given if number not in known]
-    if unknown:
-        has = f"it has {', '.join(known)}" if known else "it has none"
-        raise UserError(f"--{option} {name} has no number {', '.join(unknown)}: {has}")
-    taken = {number: value for number, value in (shared or {}).items() if number in known}
-    numbers = {**taken, **given}
-    return functools.partial(table[name], **numbers) if numbers else table[name]
-
-
-def _keywords(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    parameters = inspect.signature(function).parameters
-    return {name: each for name, each in parameters.items() if each.kind is each.KEYWORD_ONLY}
-
-
-def _defaults(function: Callable[..., Any]) -> dict[str, float]:
-    return {
-        name: each.default
-        for name, each in _keywords(function).items()
-        if each.default is not each.empty
-    }
-
-
-def _tried(function: Callable[..., Any], *shapes: jax.ShapeDtypeStruct) -> None:
-    """Trace a function: what it says of its numbers, it says to the user."""
-    try:
-        jax.eval_shape(function, *shapes)
-    except ValueError as error:
-        raise UserError(str(error)) from error

@@ -1,5 +1,6 @@
 """The optimizer of a run: clip, AdamW, and the KL weight that rides along."""
 
+import dataclasses
 import math
 
 import jax.numpy as jnp
@@ -8,22 +9,27 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from othink_jax.config import KLConfig, OptimizerConfig
-from othink_jax.rl import carry_kl_coef, constant_kl, dynamic_kl
+from othink_jax.errors import UserError
+from othink_jax.rl import KL_CONTROLS
+from othink_jax.training.named import bound, defaults, keywords
+
+# Settings that several controls take; each takes further ones by `kl_args`.
+_SHARED = ("kl_min", "kl_max", "exploration_fraction", "kl_value", "kl_target")
 
 
 def make_optimizer(
-    config: OptimizerConfig, kl: optax.Schedule | None, total_updates: int
+    config: OptimizerConfig, kl: optax.GradientTransformation | None, total_updates: int
 ) -> optax.GradientTransformationExtraArgs:
-    """Global-norm clip, then AdamW, then the carrier of the KL weight.
+    """Global-norm clip, then AdamW, then the control of the KL weight.
 
     The clip comes first, so that one outlier cannot fill Adam's moments; weight decay (decoupled,
-    on every parameter) comes after it and is not clipped. `carry_kl_coef` leaves gradients alone,
-    so its place does not matter.
+    on every parameter) comes after it and is not clipped. A control leaves gradients alone, so its
+    place does not matter.
 
     Args:
         config: the optimizer's settings.
-        kl: schedule of the KL weight over updates, see `rl.dynamic_kl`; None for a loss without
-            one, and a state that holds none.
+        kl: control of the KL weight, such as `make_kl`; None for a loss without one, and a state
+            that holds none.
         total_updates: updates of the whole run, over which the learning rate decays.
 
     Raises:
@@ -38,8 +44,8 @@ def make_optimizer(
         mu_dtype=config.mu_dtype,
     )
     clip = optax.clip_by_global_norm(config.max_grad_norm)
-    carrier = () if kl is None else (carry_kl_coef(kl),)
-    return optax.with_extra_args_support(optax.chain(clip, adamw, *carrier))
+    control = () if kl is None else (kl,)
+    return optax.with_extra_args_support(optax.chain(clip, adamw, *control))
 
 
 def learning_rate_schedule(config: OptimizerConfig, total_updates: int) -> optax.Schedule:
@@ -71,8 +77,32 @@ def learning_rate_schedule(config: OptimizerConfig, total_updates: int) -> optax
     return schedule
 
 
-def kl_schedule(config: KLConfig, total_updates: int) -> optax.Schedule:
-    """The KL weight over the updates of a run: Eq. 3 of OThink-MR1, or a constant."""
-    if config.kl_schedule == "constant":
-        return constant_kl(config.kl_value)
-    return dynamic_kl(config.kl_min, config.kl_max, total_updates, config.exploration_fraction)
+def make_kl(config: KLConfig, updates: int) -> optax.GradientTransformationExtraArgs:
+    """The control of the KL weight that the settings name: one of `rl.KL_CONTROLS`.
+
+    Args:
+      config: names and numbers.
+      updates: of the whole run.
+
+    Raises:
+      UserError: the name or a number is not known, one is missing or out of range, or a number is
+        given that the control does not take.
+    """
+    shared = {name: getattr(config, name) for name in _SHARED}
+    control = bound(KL_CONTROLS, "kl-schedule", config.kl_schedule, config.kl_args, shared)
+    known, usual = keywords(KL_CONTROLS[config.kl_schedule]), KLConfig()
+    for name, value in shared.items():
+        if name not in known and value != getattr(usual, name):
+            option = "--" + name.replace("_", "-")
+            raise UserError(f"--kl-schedule {config.kl_schedule} does not take {option}")
+    try:
+        return control(updates)
+    except ValueError as error:
+        raise UserError(f"--kl-schedule {config.kl_schedule}: {error}") from error
+
+
+def resolved_kl(config: KLConfig) -> KLConfig:
+    """The same settings with the defaults of the control, for the record of a run."""
+    own = defaults(KL_CONTROLS[config.kl_schedule])
+    numbers = {name: value for name, value in own.items() if name not in _SHARED}
+    return dataclasses.replace(config, kl_args=numbers | config.kl_args)

@@ -79,6 +79,13 @@ def rollout_metrics(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
+def reason(kl: float, target: float, before: float, after: float) -> str:
+    """Why a controller has changed the KL weight from one update to the next, or has not."""
+    side = "above" if kl > target else "below" if kl < target else "at"
+    change = "rises" if after > before else "falls" if after < before else "stays"
+    return f"KL {kl:.3g} {side} its target {target:g}: the weight {change}, to {after:.3g}"
+
+
 def sample_rows(
     step: int,
     examples: Sequence[Example],

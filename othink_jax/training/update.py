@@ -83,7 +83,9 @@ def grpo_update(
 
     def loss_of(logp: Array, batch: GRPOBatch) -> tuple[Average, dict[str, Average]]:
         old_logp = logp if batch.old_logp is None else batch.old_logp
-        return measure(logp, old_logp, batch.ref_logp, batch.advantages, batch.mask, kl_coef=beta)
+        given = (logp, old_logp, batch.ref_logp, batch.advantages, batch.mask)
+        kept = () if batch.kept is None else (batch.kept,)
+        return measure(*given, *kept, kl_coef=beta)
 
     # What a loss is divided by does not depend on log-probabilities.
     whole, _ = loss_of(jnp.zeros(batch.mask.shape), batch)
@@ -180,9 +182,11 @@ def _share_of(
 ) -> Float[Array, ""] | float:
     """What a piece of a batch is divided by, so that the mean over all of them is the batch's."""
     share = count / (pieces * axis_size(FSDP))
-    if axis_name is None or isinstance(share, float):
+    if isinstance(share, float):
         return share
-    return jax.lax.pmean(share, axis_name)
+    if axis_name is not None:
+        share = jax.lax.pmean(share, axis_name)
+    return jnp.where(share == 0, 1.0, share)  # nothing is kept, and the total is zero too
 
 
 def _mean_gradient(

@@ -1,0 +1,129 @@
+"""Ways to control the KL weight over a run, by name.
+
+Each is a function of the number of updates of the run, and of its numbers, and gives a gradient
+transformation whose state holds the weight (`KLCoefState`): a schedule, or a controller that is
+handed the measured KL as the extra argument `kl`. So all go into an optimizer by the same door.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import optax
+
+from othink_jax.rl.kl_coef import adapt_kl_coef, carry_kl_coef, dual_kl_coef, pid_kl_coef
+from othink_jax.rl.schedules import constant_kl, cyclic_kl, dynamic_kl
+
+Control: TypeAlias = optax.GradientTransformationExtraArgs
+
+
+def constant(updates: int, *, kl_value: float = 0.04) -> Control:
+    """One weight throughout, as in plain GRPO."""
+    del updates
+    return carry_kl_coef(constant_kl(kl_value))
+
+
+def dynamic(
+    updates: int,
+    *,
+    kl_min: float = 0.04,
+    kl_max: float = 0.10,
+    exploration_fraction: float = 0.3,
+) -> Control:
+    """Eq. 3 of OThink-MR1: down to `kl_min`, then up to `kl_max`."""
+    return carry_kl_coef(dynamic_kl(kl_min, kl_max, updates, exploration_fraction))
+
+
+def linear(updates: int, *, start: float = 0.1, end: float = 0.0) -> Control:
+    """A straight line from `start` to `end`."""
+    _require_weights(start=start, end=end)
+    return carry_kl_coef(optax.linear_schedule(start, end, updates))
+
+
+def cosine(updates: int, *, start: float = 0.1, end: float = 0.0) -> Control:
+    """Half a cosine from `start` to `end`."""
+    _require_weights(start=start, end=end)
+    decay = optax.cosine_decay_schedule(1.0, updates)
+    return carry_kl_coef(lambda count: end + (start - end) * decay(count))
+
+
+def cyclic(updates: int, *, low: float = 0.0, high: float = 0.1, cycles: float = 4.0) -> Control:
+    """Straight lines from `low` to `high`, again and again (arXiv 1903.10145)."""
+    return carry_kl_coef(cyclic_kl(low, high, updates, cycles))
+
+
+def step(updates: int, *, start: float = 0.1, factor: float = 0.5, steps: float = 4.0) -> Control:
+    """`start`, multiplied by `factor` at the end of each of `steps` equal parts of the run."""
+    _require_weights(start=start, factor=factor)
+    if not steps >= 1:
+        raise ValueError(f"steps must be >= 1, got {steps}")
+    bounds = {round(updates * part / steps): factor for part in range(1, int(steps))}
+    return carry_kl_coef(optax.piecewise_constant_schedule(start, bounds))
+
+
+def ziegler(
+    updates: int, *, kl_target: float, kl_value: float = 0.04, gain: float = 0.1, limit: float = 0.2
+) -> Control:
+    """In proportion to the error of the measured KL (arXiv 1909.08593, section 2.2)."""
+    del updates
+    return adapt_kl_coef(kl_value, kl_target, gain=gain, limit=limit)
+
+
+def pid(
+    updates: int,
+    *,
+    kl_target: float,
+    kl_value: float = 0.04,
+    proportional: float = 0.2,
+    integral: float = 0.05,
+    derivative: float = 0.0,
+    low: float = 1e-4,
+    high: float = 10.0,
+) -> Control:
+    """A PID controller of log beta (arXiv 2007.03964)."""
+    del updates
+    return pid_kl_coef(
+        kl_value,
+        kl_target,
+        proportional=proportional,
+        integral=integral,
+        derivative=derivative,
+        low=low,
+        high=high,
+    )
+
+
+def dual(
+    updates: int,
+    *,
+    kl_target: float,
+    kl_value: float = 0.04,
+    rate: float = 0.05,
+    momentum: float = 0.0,
+    low: float = 1e-4,
+    high: float = 10.0,
+) -> Control:
+    """Dual ascent on a KL budget, as the multipliers of MPO (arXiv 1806.06920)."""
+    del updates
+    if not (rate > 0 and 0 <= momentum < 1):
+        raise ValueError(f"rate must be > 0, momentum in [0, 1), got {rate} and {momentum}")
+    ascent = optax.sgd(rate, momentum=momentum or None)
+    return dual_kl_coef(kl_value, kl_target, optimizer=ascent, low=low, high=high)
+
+
+def _require_weights(**given: float) -> None:
+    for name, value in given.items():
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{name} must be >= 0 and finite, got {value}")
+
+
+KL_CONTROLS: Mapping[str, Callable[..., Control]] = {
+    "constant": constant,
+    "dynamic": dynamic,
+    "linear": linear,
+    "cosine": cosine,
+    "cyclic": cyclic,
+    "step": step,
+    "ziegler": ziegler,
+    "pid": pid,
+    "dual": dual,
+}

@@ -1,0 +1,71 @@
+"""Functions that settings name: an entry of a table, and its numbers as keyword arguments."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from othink_jax.errors import UserError
+
+
+def bound(
+    table: Mapping[str, Callable[..., Any]],
+    option: str,
+    name: str,
+    given: Mapping[str, float],
+    shared: Mapping[str, Any] | None = None,
+) -> Any:
+    """A function of a table with its numbers: those `given`, and those `shared` that it takes.
+
+    Args:
+      table: functions by name.
+      option: of the command line, without its dashes, for errors.
+      name: of the function.
+      given: numbers that it must take.
+      shared: numbers that others of the table take too; None stands for one that is not known.
+
+    Raises:
+      UserError: the name is not known, or a number, or one is missing.
+    """
+    if name not in table:
+        raise UserError(f"--{option} {name} is not known; what is known: {', '.join(table)}")
+    known = keywords(table[name])
+    unknown = [number for number in given if number not in known]
+    if unknown:
+        has = f"it has {', '.join(known)}" if known else "it has none"
+        raise UserError(f"--{option} {name} has no number {', '.join(unknown)}: {has}")
+    taken = {
+        number: value
+        for number, value in (shared or {}).items()
+        if number in known and value is not None
+    }
+    numbers = {**taken, **given}
+    required = [number for number, each in known.items() if each.default is each.empty]
+    if missing := [number for number in required if number not in numbers]:
+        raise UserError(f"--{option} {name} needs {', '.join(missing)}")
+    return functools.partial(table[name], **numbers) if numbers else table[name]
+
+
+def keywords(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The numbers of a function, by name."""
+    parameters = inspect.signature(function).parameters
+    return {name: each for name, each in parameters.items() if each.kind is each.KEYWORD_ONLY}
+
+
+def defaults(function: Callable[..., Any]) -> dict[str, float]:
+    """Those that have one."""
+    return {
+        name: each.default
+        for name, each in keywords(function).items()
+        if each.default is not each.empty
+    }
+
+
+def tried(function: Callable[..., Any], *shapes: jax.ShapeDtypeStruct) -> None:
+    """Trace a function: what it says of its numbers, it says to the user."""
+    try:
+        jax.eval_shape(function, *shapes)
+    except ValueError as error:
+        raise UserError(str(error)) from error
