@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -403,6 +404,25 @@ def test_a_weight_of_zero_needs_no_reference(tmp_path, monkeypatch):
     for row in rows_of(run):
         assert row["beta"] == 0
         assert not {"kl", "kl_loss"} & row.keys()
+
+
+@pytest.mark.parametrize("parallel", [{}, {"strategy": "mesh", "devices": 2}])
+def test_a_reference_that_moves_is_stored_and_goes_on_bit_for_bit(tmp_path, parallel):
+    """It is the policy of two updates ago, or of now: then the KL is zero."""
+    config = config_for(
+        tmp_path / "run",
+        checkpoint_every=1,
+        kl=KLConfig(exploration_fraction=0.5, reference_every=2),
+        parallel=ParallelConfig(**parallel),
+    )
+    rows, params = rows_of(train(config)), final_params(config.out)
+    kls = [row["kl"] for row in rows]
+    assert max(kls[0], kls[2]) < 1e-9 < 1e-6 < min(kls[1], kls[3])
+    shutil.rmtree(config.out / "checkpoints" / "4")
+    resume(config.out)
+    assert without_times(rows_of(config.out)) == without_times(rows)
+    for ours, whole in zip(final_params(config.out), params, strict=True):
+        assert np.array_equal(ours, whole)
 
 
 def test_a_directory_in_use_is_refused(finished):

@@ -107,6 +107,10 @@ class KLConfig:
     kl_target: float | None = None  # that controllers steer the measured KL to, nats per token
     # Further numbers of the schedule or controller, such as `gain 0.1`; its own ones if not given
     kl_args: dict[str, float] = dataclasses.field(default_factory=dict)
+    # Updates after which the reference moves to the policy (TR-DPO, arXiv 2404.09656); it stays the
+    # first model if not given
+    reference_every: int | None = None
+    reference_mix: float = 1.0  # share of the policy in such a move; 1 copies it
 
     def __post_init__(self) -> None:
         require(
@@ -124,6 +128,22 @@ class KLConfig:
         require(
             self.kl_target is None or 0 < self.kl_target < math.inf,
             f"kl_target must be > 0 and finite, got {self.kl_target}",
+        )
+        require(
+            self.reference_every is None or self.reference_every >= 1,
+            f"reference_every must be >= 1, got {self.reference_every}",
+        )
+        require(
+            0 < self.reference_mix <= 1,
+            f"reference_mix must be in (0, 1], got {self.reference_mix}",
+        )
+        require(
+            self.reference_every is not None or self.reference_mix == 1,
+            "--reference-mix needs --reference-every",
+        )
+        require(
+            self.reference_every is None or not self.is_zero,
+            "--reference-every has no use where the KL weight is zero throughout",
         )
 
     @property

@@ -15,6 +15,7 @@ from othink_jax.config import GRPOConfig
 from othink_jax.errors import UserError
 from othink_jax.model.qwen2_vl import computing_weights
 from othink_jax.model.stack import unrolled
+from othink_jax.rl import reference_params
 from othink_jax.training.layout import DiskLayout
 from othink_jax.training.optimizer import make_kl, make_optimizer
 from othink_jax.training.parallel import Parallel, placed
@@ -96,7 +97,11 @@ def lowering(config: GRPOConfig, model: Model, parallel: Parallel) -> Lowering:
         device_bytes(policy) if model.scanned else _common_bytes(weights, policy),
         cut=True,
     )
-    if not config.kl.is_zero:
+    if config.kl.reference_every is not None:
+        under = join(reference_params(state.opt_state), frozen)
+        held = device_bytes(under)
+        add("reference", lambda: programs.logp.lower(under, *given), held, cut=True)
+    elif not config.kl.is_zero:
         held = device_bytes(under)
         add("reference", lambda: programs.ref_logp.lower(under, *given), held, cut=True)
     if config.inner_updates > 1:
@@ -126,7 +131,8 @@ def _begin(
     """State, frozen parameters and a reference's own ones."""
     whole = dataclasses.replace(model, params=params)
     parts = divide(whole, config)
-    reference = {} if config.kl.is_zero else own_of_reference(whole, config)
+    stays = not config.kl.is_zero and config.kl.reference_every is None
+    reference = own_of_reference(whole, config) if stays else {}
     return TrainState.create(parts.trained, tx), parts.frozen, reference
 
 

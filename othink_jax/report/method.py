@@ -45,11 +45,20 @@ def _grpo(config: GRPOConfig) -> Method:
         a_step=("completions a step", f"{config.prompts_per_step} prompts × {config.group_size}"),
         settings=(
             ("sampling", drawn),
+            ("KL to", reference_in_words(config.kl)),
             ("reward", f"accuracy ({reward.grader}) + {reward.format_weight:g} format"),
         ),
         curves=GRPO_CURVES,
         samples=True,
     )
+
+
+def reference_in_words(kl: KLConfig) -> str:
+    """What the KL is measured to."""
+    if kl.reference_every is None:
+        return "the starting model"
+    move = "copied from" if kl.reference_mix == 1 else f"moved by {kl.reference_mix:g} to"
+    return f"a reference {move} the policy every {kl.reference_every} updates"
 
 
 def weight_in_words(kl: KLConfig) -> str:

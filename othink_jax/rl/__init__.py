@@ -39,6 +39,7 @@ from othink_jax.rl.kl_coef import (
 from othink_jax.rl.kl_controls import KL_CONTROLS
 from othink_jax.rl.losses import grpo_loss, policy_loss
 from othink_jax.rl.objectives import OBJECTIVES, clipped_surrogate, ppo
+from othink_jax.rl.reference import moving_reference, reference_params
 from othink_jax.rl.schedules import constant_kl, cyclic_kl, dynamic_kl
 
 __all__ = [
@@ -71,11 +72,13 @@ __all__ = [
     "mean_over_length",
     "mean_over_sequences",
     "mean_over_tokens",
+    "moving_reference",
     "own_gradient",
     "pid_kl_coef",
     "policy_loss",
     "ppo",
     "ratio_gradient",
+    "reference_params",
     "reverse_gradient",
     "sum_over_tokens",
     "total_reward",

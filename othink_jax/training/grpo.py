@@ -51,8 +51,8 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         make_kl(config.kl, 1)  # before the data are read
         config = dataclasses.replace(config, loss=resolved(config.loss), kl=resolved_kl(config.kl))
         super().__init__(config, checkpoint, updates_per_step=config.inner_updates)
-        self.reference: Params | None = None
-        if not config.kl.is_zero:
+        self.reference: Params | None = None  # one that stays
+        if not config.kl.is_zero and config.kl.reference_every is None:
             own = self.parallel.replicate(own_of_reference(checkpoint, config))
             self.reference = join(own, self.frozen)
         self.compiled = compile_grpo(checkpoint, config, self.parallel, self.tx, self.loss())
@@ -154,7 +154,10 @@ class GRPOTrainer(Trainer[GRPOConfig]):
     ) -> tuple[Float[Array, "B G T"] | None, Float[Array, "B G T"] | None]:
         """Under reference and sampling policy, as far as an update needs them."""
         ref_logp = old_logp = None
-        if self.reference is not None:
+        if self.config.kl.reference_every is not None:
+            moving = join(rl.reference_params(state.opt_state), self.frozen)
+            ref_logp = self.compiled.logp(moving, prompts, completions)
+        elif self.reference is not None:
             ref_logp = self.compiled.ref_logp(self.reference, prompts, completions)
         if self.config.inner_updates > 1:
             old_logp = self.compiled.logp(self.policy(state), prompts, completions)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from othink_jax.config import KLConfig, OptimizerConfig
 from othink_jax.errors import UserError
-from othink_jax.rl import KL_CONTROLS
+from othink_jax.rl import KL_CONTROLS, moving_reference
 from othink_jax.training.named import bound, defaults, keywords
 
 # Settings that several controls take; each takes further ones by `kl_args`.
@@ -80,6 +80,8 @@ def learning_rate_schedule(config: OptimizerConfig, total_updates: int) -> optax
 def make_kl(config: KLConfig, updates: int) -> optax.GradientTransformationExtraArgs:
     """The control of the KL weight that the settings name: one of `rl.KL_CONTROLS`.
 
+    With it comes the reference, if that moves.
+
     Args:
       config: names and numbers.
       updates: of the whole run.
@@ -96,9 +98,13 @@ def make_kl(config: KLConfig, updates: int) -> optax.GradientTransformationExtra
             option = "--" + name.replace("_", "-")
             raise UserError(f"--kl-schedule {config.kl_schedule} does not take {option}")
     try:
-        return control(updates)
+        made: optax.GradientTransformationExtraArgs = control(updates)
     except ValueError as error:
         raise UserError(f"--kl-schedule {config.kl_schedule}: {error}") from error
+    if config.reference_every is None:
+        return made
+    moving = moving_reference(config.reference_every, config.reference_mix)
+    return optax.with_extra_args_support(optax.chain(made, moving))
 
 
 def resolved_kl(config: KLConfig) -> KLConfig:

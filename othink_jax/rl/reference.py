@@ -1,0 +1,72 @@
+"""A reference that moves: it follows the policy, in the state of the optimizer (TR-DPO)."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, PyTree
+
+
+class ReferenceState(NamedTuple):
+    """State of `moving_reference`."""
+
+    updates: Int[Array, ""]  # int32; made so far
+    params: PyTree  # of the reference, in the dtype of the policy's
+
+
+def moving_reference(every: int = 1, mix: float = 1.0) -> optax.GradientTransformationExtraArgs:
+    """Carry a reference in the optimizer state; gradients pass through unchanged.
+
+    After each `every` updates it becomes mix * policy + (1 - mix) * reference: a copy of the policy
+    with `mix` = 1, else a moving average (TR-DPO, arXiv 2404.09656, Eq. 5 and 6). It must be the
+    last of an optimizer's chain, where the updates are those that the parameters get.
+
+    Args:
+        every: updates between two moves.
+        mix: share of the policy in a move.
+
+    Raises:
+        ValueError: `every` is below 1, or `mix` not in (0, 1].
+    """
+    if every < 1:
+        raise ValueError(f"every must be >= 1, got {every}")
+    if not 0 < mix <= 1:
+        raise ValueError(f"mix must be in (0, 1], got {mix}")
+
+    def init(params: PyTree) -> ReferenceState:
+        return ReferenceState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
+
+    def update(
+        updates: PyTree, state: ReferenceState, params: PyTree = None, **extra_args: Any
+    ) -> tuple[PyTree, ReferenceState]:
+        del extra_args
+        if params is None:
+            raise ValueError("a moving reference needs the parameters: tx.update(..., params)")
+        made = optax.safe_increment(state.updates)
+        share = jnp.where(made % every == 0, mix, 0.0)
+        policy = optax.apply_updates(params, updates)
+        # A step of zero leaves every bit; a step of one is the policy, to every bit.
+        moved = jax.tree.map(
+            lambda old, new: jnp.where(
+                share == 1, new, jnp.where(share == 0, old, old + share * (new - old))
+            ).astype(old.dtype),
+            state.params,
+            policy,
+        )
+        return updates, ReferenceState(made, moved)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def reference_params(opt_state: optax.OptState) -> PyTree:
+    """The parameters of the reference that an optimizer state carries.
+
+    Raises:
+        ValueError: it carries none, or more than one.
+    """
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, ReferenceState))
+    found = [node.params for node in nodes if isinstance(node, ReferenceState)]
+    if len(found) != 1:
+        raise ValueError(f"the optimizer state must carry one reference, found {len(found)}")
+    return found[0]
