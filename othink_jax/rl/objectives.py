@@ -202,7 +202,8 @@ def gmpo(
     """-A times the geometric mean of clipped token ratios (GMPO, arXiv 2507.20673).
 
     The log ratio of a token is clipped at clip_high where A > 0, else at -clip_low, both in nats:
-    the ratio stays below e^0.4, or above e^-0.4. Its reduction is by sequence.
+    the ratio stays below e^0.4, or above e^-0.4. (Of unequal bounds its code, like verl's and
+    TRL's, takes these; its equation takes clip_high for both signs.) Its reduction is by sequence.
     """
     require_positive(clip_low=clip_low, clip_high=clip_high)
     log_ratio = token_log_ratio(logp, old_logp, mask)
@@ -315,7 +316,7 @@ def _prepare(
     return to_ratio(level(logp, old_logp, mask)), _per_token(advantages, mask)
 
 
-def _per_token(advantages: Advantages, mask: Mask) -> Values:
+def _per_token(advantages: Array, mask: Mask) -> Values:
     """Advantages as constants [*n, T], zero outside `mask`."""
     if advantages.ndim < mask.ndim:
         chex.assert_shape(advantages, mask.shape[:-1])
