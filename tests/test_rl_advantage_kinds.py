@@ -120,6 +120,12 @@ def test_batch_without_any_signal_has_exactly_zero_advantages(name):
     np.testing.assert_array_equal(rl.gdpo_advantages(rewards[None], weights=[1.0]), 0.0)
 
 
+@pytest.mark.parametrize("name", ["group", "batch", "reinforce_pp", "reinforce_pp_baseline"])
+def test_batch_without_any_signal_needs_no_eps(name):
+    rewards = np.full((3, 4), 0.5, np.float32)  # whose standard deviation is zero to the last bit
+    np.testing.assert_array_equal(rl.ADVANTAGES[name](rewards, eps=0.0), 0.0)
+
+
 @settings(deadline=None, max_examples=10)
 @given(
     hnp.arrays(np.float32, (4, 3), elements=st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0])),

@@ -311,6 +311,37 @@ def test_luspo_in_the_mean_is_gspo_in_the_sum():
     np.testing.assert_allclose(mean[1]["logp"], total[1]["logp"], rtol=1e-5, atol=1e-7)
 
 
+def one_sequence(objective, logp, old_logp, advantage, **numbers):
+    """Gradient by the log-probabilities of one sequence without padding."""
+    logp, old_logp = jnp.array([logp]), jnp.array([old_logp])
+    rest = old_logp, jnp.array([advantage]), jnp.ones(logp.shape, bool)
+    return jax.grad(lambda x: objective(x, *rest, **numbers).sum())(logp)[0]
+
+
+@pytest.mark.parametrize(
+    ("log_ratios", "log_weight"),
+    [
+        ([25.0, -22.0], 0.0),  # 20 - 20: tokens are bounded before they are summed
+        ([0.5, -0.2], 0.3),
+        ([-15.0, -15.0], np.log(1e-8)),
+    ],
+)
+def test_log_ratios_of_vespo_are_bounded_by_token_and_by_sequence(log_ratios, log_weight):
+    old_logp = np.float32([-30.0, -1.0])
+    slope = one_sequence(rl.vespo, old_logp + np.float32(log_ratios), old_logp, -1.5)
+    weight = np.exp(2.0 + 3.0 * log_weight - 2.0 * np.exp(log_weight))
+    np.testing.assert_allclose(slope, [1.5 * weight] * 2, rtol=1e-4)
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_binary_kl_is_finite_where_a_probability_is_rounded_to_one(advantage):
+    """Certain then and now, certain then, certain now: far in the second and third, once each."""
+    slope = one_sequence(rl.dppo_kl, [0.0, -2.0, 0.0], [0.0, 0.0, -2.0], advantage)
+    up, down = advantage > 0, advantage < 0
+    expected = -advantage * np.array([1.0, up * np.exp(-2.0), down * np.exp(2.0)])
+    np.testing.assert_allclose(slope, expected, rtol=1e-5)
+
+
 def test_more_leading_axes_are_more_sequences():
     values = inputs()
     grouped = {key: x.reshape(2, 4, *x.shape[1:]) for key, x in values.items()}

@@ -211,8 +211,9 @@ def gmpo(
     clipped = jnp.where(
         advantages > 0, jnp.minimum(log_ratio, clip_high), jnp.maximum(log_ratio, -clip_low)
     )
-    total = jnp.where(mask, clipped, 0.0).sum(axis=-1, keepdims=True)
-    ratio = to_ratio(total / jnp.maximum(mask.sum(axis=-1, keepdims=True), 1))
+    # Padding holds log ratios of 0, which no bound moves.
+    lengths = jnp.maximum(mask.sum(axis=-1, keepdims=True), 1)
+    ratio = to_ratio(clipped.sum(axis=-1, keepdims=True) / lengths)
     return jnp.where(mask, -ratio * advantages, 0.0)
 
 
@@ -328,7 +329,6 @@ def _per_token(advantages: Array, mask: Mask) -> Values:
 
 def _reinforce(weight: Values, logp: Values, advantages: Values, mask: Mask) -> Values:
     """-sg(weight) A log pi, zero outside `mask`."""
-    logp = jnp.where(mask, logp, 0.0)
     return jnp.where(mask, -jax.lax.stop_gradient(weight) * advantages * logp, 0.0)
 
 
