@@ -35,7 +35,7 @@ def test_without_settings_it_is_the_loss_of_the_paper_to_the_last_bit():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"objective": "pp"}, "--objective pp is not known; what is known: ppo"),
+        ({"objective": "pp"}, "--objective pp is not known; what is known: ppo, dual_clip, two_"),
         ({"kl_estimator": "k4"}, "--kl-estimator k4 is not known; what is known: k1, k2, k3, abs"),
         ({"kl_gradient": "up"}, "--kl-gradient up is not known; what is known: own, reverse"),
         ({"reduction": "mean"}, "--reduction mean is not known; what is known: sequence, token"),
@@ -50,6 +50,9 @@ def test_names_and_numbers_that_are_not_known_are_one_line_with_those_that_are(s
 def test_advantages_that_are_not_known_or_cannot_be_are_one_line():
     with pytest.raises(UserError, match="--advantage none is not known; what is known: group"):
         make_advantages(LossConfig(advantage="none"), prompts=2, group_size=4)
+    half = LossConfig(advantage="pass_at_k", advantage_args={"k": 1.5})
+    with pytest.raises(UserError, match=r"--advantage: k must be a whole number, got 1\.5"):
+        make_advantages(half, prompts=2, group_size=4)
     with pytest.raises(UserError, match="a group must hold more than ddof=1 rewards, got 1"):
         make_advantages(LossConfig(), prompts=2, group_size=1)
 

@@ -1,10 +1,25 @@
-"""The pure functions of GRPO-D: Eq. 1 to 5 of OThink-MR1 (arXiv 2503.16081).
+"""The pure functions of GRPO-D, Eq. 1 to 5 of OThink-MR1 (arXiv 2503.16081), and of its relatives.
+
+A loss is a reduction of an objective, which is a surrogate of a level of the ratio. Each of them is
+a function, so that own ones plug in; `OBJECTIVES` and `ADVANTAGES` name those that are here.
 
 Nothing here knows of models, prompts or runs: arrays in, arrays out, ready for other projects.
-Dimension letters: B prompts, G completions of a prompt, T completion tokens.
+Dimension letters: B prompts, G completions of a prompt, T completion tokens, R kinds of reward.
 """
 
-from othink_jax.rl.advantages import ADVANTAGES, group_advantages, total_reward
+from othink_jax.rl.advantages import (
+    ADVANTAGES,
+    batch_advantages,
+    gdpo_advantages,
+    group_advantages,
+    mean_advantages,
+    pass_at_k_advantages,
+    reinforce_pp_advantages,
+    reinforce_pp_baseline_advantages,
+    rloo_advantages,
+    soft_overlong_penalty,
+    total_reward,
+)
 from othink_jax.rl.averages import (
     REDUCTIONS,
     Average,
@@ -13,6 +28,12 @@ from othink_jax.rl.averages import (
     mean_over_sequences,
     mean_over_tokens,
     sum_over_tokens,
+)
+from othink_jax.rl.corrections import (
+    masked_weights,
+    off_policy_sequence_mask,
+    top_entropy_mask,
+    truncated_weights,
 )
 from othink_jax.rl.kl import (
     KL_ESTIMATORS,
@@ -37,10 +58,32 @@ from othink_jax.rl.kl_coef import (
     pid_kl_coef,
 )
 from othink_jax.rl.kl_controls import KL_CONTROLS
-from othink_jax.rl.losses import grpo_loss, policy_loss
-from othink_jax.rl.objectives import OBJECTIVES, clipped_surrogate, ppo
+from othink_jax.rl.losses import clipped_surrogate, grpo_loss, policy_loss
+from othink_jax.rl.objectives import (
+    OBJECTIVES,
+    cispo,
+    dppo_kl,
+    dppo_tv,
+    dual_clip,
+    gmpo,
+    gspo,
+    gspo_token,
+    luspo,
+    ppo,
+    sapo,
+    two_sided,
+    vespo,
+)
+from othink_jax.rl.ratios import (
+    gspo_token_log_ratio,
+    sequence_log_ratio,
+    to_ratio,
+    token_log_ratio,
+    trajectory_log_ratio,
+)
 from othink_jax.rl.reference import moving_reference, reference_params
 from othink_jax.rl.schedules import constant_kl, cyclic_kl, dynamic_kl
+from othink_jax.rl.surrogates import dual_ppo_clip, ppo_clip, sapo_gate, two_sided_ppo_clip
 
 __all__ = [
     "ADVANTAGES",
@@ -54,32 +97,64 @@ __all__ = [
     "KLCoefState",
     "Reduction",
     "adapt_kl_coef",
+    "batch_advantages",
     "carry_kl_coef",
+    "cispo",
     "clipped_surrogate",
     "constant_kl",
     "cyclic_kl",
+    "dppo_kl",
+    "dppo_tv",
+    "dual_clip",
     "dual_kl_coef",
+    "dual_ppo_clip",
     "dynamic_kl",
     "forward_gradient",
+    "gdpo_advantages",
+    "gmpo",
     "group_advantages",
     "grpo_loss",
+    "gspo",
+    "gspo_token",
+    "gspo_token_log_ratio",
     "kl_abs",
     "kl_coef",
     "kl_k1",
     "kl_k2",
     "kl_k3",
     "kl_to_go",
+    "luspo",
+    "masked_weights",
+    "mean_advantages",
     "mean_over_length",
     "mean_over_sequences",
     "mean_over_tokens",
     "moving_reference",
+    "off_policy_sequence_mask",
     "own_gradient",
+    "pass_at_k_advantages",
     "pid_kl_coef",
     "policy_loss",
     "ppo",
+    "ppo_clip",
     "ratio_gradient",
     "reference_params",
+    "reinforce_pp_advantages",
+    "reinforce_pp_baseline_advantages",
     "reverse_gradient",
+    "rloo_advantages",
+    "sapo",
+    "sapo_gate",
+    "sequence_log_ratio",
+    "soft_overlong_penalty",
     "sum_over_tokens",
+    "to_ratio",
+    "token_log_ratio",
+    "top_entropy_mask",
     "total_reward",
+    "trajectory_log_ratio",
+    "truncated_weights",
+    "two_sided",
+    "two_sided_ppo_clip",
+    "vespo",
 ]

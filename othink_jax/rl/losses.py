@@ -9,9 +9,33 @@ from jaxtyping import Array, Bool, Float
 
 from othink_jax.rl.averages import Average, Reduction, mean_over_sequences
 from othink_jax.rl.kl import Estimator, KLTerm, kl_k3, kl_to_go, own_gradient
-from othink_jax.rl.objectives import Objective, per_token, ppo, ratio_of
+from othink_jax.rl.objectives import Objective, per_token, ppo
+from othink_jax.rl.ratios import to_ratio
+from othink_jax.rl.surrogates import ppo_clip
 
 K3 = own_gradient(kl_k3)
+
+
+def clipped_surrogate(
+    logp: Float[Array, "*d"],
+    old_logp: Float[Array, "*d"],
+    advantages: Float[Array, "*#d"],
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+) -> Float[Array, "*d"]:
+    """-min(rho * A, clip(rho, 1 - clip_low, 1 + clip_high) * A), rho = pi / pi_old (part of Eq. 4).
+
+    Elementwise and to be minimised: `ppo_clip` of the ratio. log rho is cut off at `MAX_LOG_RATIO`:
+    the clip bounds the ratio only where A > 0, and a huge one with A < 0 would overflow.
+
+    Args:
+        logp: nats, under the policy that is trained; the gradient flows through this.
+        old_logp: nats, under the policy that sampled.
+        advantages: broadcast against the others; a trailing axis of 1 gives all tokens of a
+            completion the same.
+    """
+    return ppo_clip(to_ratio(logp - old_logp), advantages, clip_low=clip_low, clip_high=clip_high)
 
 
 def policy_loss(
@@ -82,7 +106,7 @@ def policy_loss(
         "policy_loss": gain,
         **loss_of_kl,
         "clip_fraction": mean_over_sequences(clipped.astype(logp.dtype), mask, kept),
-        "ratio": mean_over_sequences(ratio_of(now, old_logp), mask, kept),
+        "ratio": mean_over_sequences(to_ratio(now - old_logp), mask, kept),
     }
     total = gain.total if ref_logp is None else gain.total + metrics["kl_loss"].total
     return gain._replace(total=total), metrics

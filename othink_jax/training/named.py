@@ -41,7 +41,8 @@ def bound(
         for number, value in (shared or {}).items()
         if number in known and value is not None
     }
-    numbers = {**taken, **given}
+    typed = {number: _typed(known[number], value, option) for number, value in given.items()}
+    numbers = {**taken, **typed}
     required = [number for number, each in known.items() if each.default is each.empty]
     if missing := [number for number in required if number not in numbers]:
         raise UserError(f"--{option} {name} needs {', '.join(missing)}")
@@ -69,3 +70,12 @@ def tried(function: Callable[..., Any], *shapes: jax.ShapeDtypeStruct) -> None:
         jax.eval_shape(function, *shapes)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _typed(parameter: inspect.Parameter, value: float, option: str) -> float:
+    """A number as its function takes it: whole ones are given as floats."""
+    if parameter.annotation not in (int, "int"):
+        return value
+    if value != int(value):
+        raise UserError(f"--{option}: {parameter.name} must be a whole number, got {value:g}")
+    return int(value)

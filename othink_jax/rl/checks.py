@@ -1,0 +1,15 @@
+"""Checks of plain numbers, made while a function is traced."""
+
+import math
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise a ValueError with `message` unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def require_positive(**numbers: float) -> None:
+    """Raise a ValueError that names the number which is not > 0 and finite."""
+    for name, value in numbers.items():
+        require(0 < value < math.inf, f"{name} must be > 0 and finite, got {value}")

@@ -1,0 +1,107 @@
+"""Corrections for rollouts that another policy sampled, and masks of what to learn from.
+
+Importance weights are functions of log weights [*n, T] in nats, which a level of the ratio makes:
+
+    log_weights = token_log_ratio(trainer_logp, sampler_logp, mask)        # a weight for each token
+    log_weights = trajectory_log_ratio(trainer_logp, sampler_logp, mask)   # one for each sequence
+    values = ppo(...) * truncated_weights(log_weights, mask, cap=2.0)
+
+where `trainer_logp` is what the trainer's model gives the tokens at the time of sampling, which is
+old_logp of the objective, and `sampler_logp` what the sampler's engine says. Weights and masks are
+constants: no gradient flows through them.
+"""
+
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from othink_jax.rl.checks import require, require_positive
+from othink_jax.rl.ratios import sequence_log_ratio, to_ratio
+
+
+def truncated_weights(
+    log_weights: Float[Array, "*n T"], mask: Bool[Array, "*n T"], *, cap: float
+) -> Float[Array, "*n T"]:
+    """min(w, cap), zero outside `mask`: truncated importance sampling.
+
+    The same as in TRL (`token_truncate`, `sequence_truncate`, cap 3) and verl (threshold 2).
+
+    Raises:
+        ValueError: `cap` is not > 0 and finite.
+    """
+    require_positive(cap=cap)
+    return jnp.where(mask, jnp.minimum(_weights(log_weights, mask), cap), 0.0)
+
+
+def masked_weights(
+    log_weights: Float[Array, "*n T"], mask: Bool[Array, "*n T"], *, low: float, high: float
+) -> Float[Array, "*n T"]:
+    """w where low <= w <= high, else zero; zero outside `mask`: masked importance sampling.
+
+    The same as in TRL (`token_mask`, `sequence_mask`) and verl (its IcePop threshold).
+
+    Raises:
+        ValueError: not 0 <= low < high < inf.
+    """
+    require(0 <= low < high < math.inf, f"0 <= low < high < inf must hold, got {low} and {high}")
+    weights = _weights(log_weights, mask)
+    # By what lies outside, so that a weight that is nan stays one and is seen in the loss.
+    outside = (weights < low) | (weights > high)
+    return jnp.where(mask & ~outside, weights, 0.0)
+
+
+def off_policy_sequence_mask(
+    logp: Float[Array, "*n T"],
+    old_logp: Float[Array, "*n T"],
+    advantages: Float[Array, "*n"],
+    mask: Bool[Array, "*n T"],
+    *,
+    delta: float,
+) -> Bool[Array, "*n"]:
+    """False for sequences to be left out: A < 0, and far from the policy (DeepSeek-V3.2, Eq. 9).
+
+    Far is a mean of log pi_old - log pi over the real tokens that exceeds delta, nats per token
+    (arXiv 2512.02556). Empty sequences stay.
+
+    Args:
+        old_logp: nats, under the policy that sampled, the sampler's own where it is known.
+        delta: of the mean; TRL names 0.5.
+
+    Raises:
+        ValueError: `delta` is not > 0 and finite.
+    """
+    require_positive(delta=delta)
+    chex.assert_shape(advantages, mask.shape[:-1])
+    # At each real token stands the sequence's mean; padding holds 0, which is never too far.
+    distance = -sequence_log_ratio(jax.lax.stop_gradient(logp), old_logp, mask)
+    return ~((advantages < 0) & (distance > delta).any(axis=-1))
+
+
+def top_entropy_mask(
+    entropy: Float[Array, "*n T"], mask: Bool[Array, "*n T"], *, share: float = 0.2
+) -> Bool[Array, "*n T"]:
+    """True for the real tokens whose entropy is among the highest `share` of all of them.
+
+    "Beyond the 80/20 rule" (arXiv 2506.01939) trains on these alone. The threshold is the quantile
+    1 - share over the whole array, interpolated as TRL's is, and tokens at the threshold stay: so
+    give the whole batch, not a piece of it.
+
+    Args:
+        entropy: nats, of the policy's distribution at each token; any value outside `mask`.
+
+    Raises:
+        ValueError: `share` is outside (0, 1].
+    """
+    require(0 < share <= 1, f"share must be in (0, 1], got {share}")
+    chex.assert_equal_shape([entropy, mask])
+    entropy = jax.lax.stop_gradient(entropy)
+    threshold = jnp.nanquantile(jnp.where(mask, entropy, jnp.nan), 1.0 - share)
+    return mask & ~(entropy < threshold)
+
+
+def _weights(log_weights: Float[Array, "*n T"], mask: Bool[Array, "*n T"]) -> Array:
+    chex.assert_equal_shape([log_weights, mask])
+    return jax.lax.stop_gradient(to_ratio(jnp.where(mask, log_weights, 0.0)))
