@@ -90,7 +90,7 @@ def resolved(config: LossConfig) -> LossConfig:
     Raises:
       UserError: as `make_loss`.
     """
-    make_loss(config)
+    make_loss(config, longest=1)
     bound(rl.ADVANTAGES, "advantage", config.advantage, config.advantage_args)
     numbers = defaults(rl.OBJECTIVES[config.objective]) | config.objective_args
     clips: dict[str, Any] = {}
