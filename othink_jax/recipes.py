@@ -33,7 +33,7 @@ RECIPES: Mapping[str, Recipe] = {
     "dapo": Recipe(
         source="DAPO, arXiv 2503.14476, Eq. 8 and section 4.1",
         options=f"--clip-high 0.28 --reduction token --mask-truncated {_NO_KL}",
-        missing="dynamic sampling and soft overlong punishment",
+        missing="dynamic sampling; soft overlong punishment is --overlong-cache N",
     ),
     "lite_ppo": Recipe(
         source="Tricks or Traps, arXiv 2508.08221, section 5",

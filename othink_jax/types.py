@@ -92,6 +92,8 @@ class GRPOBatch:
     # is one by definition: the update then takes its own log-probabilities, gradient stopped.
     old_logp: Float[Array, "B G T"] | None = None
     kept: Bool[Array, "B G"] | None = None  # completions that the loss is of; None: all
+    weights: Float[Array, "B G T"] | None = None  # of the objective's values; None: one
+    sampler_logp: Float[Array, "B G T"] | None = None  # float32 nats, as the sampler said
 
 
 @pytree

@@ -11,7 +11,14 @@ import pytest
 from othink_jax import rl
 from othink_jax.config import LossConfig
 from othink_jax.errors import UserError
-from othink_jax.training.losses import kept_completions, make_advantages, make_loss, notes, resolved
+from othink_jax.training.losses import (
+    kept_completions,
+    make_advantages,
+    make_loss,
+    notes,
+    resolved,
+    token_weights,
+)
 from tests.test_rl_losses import arrays
 
 
@@ -73,6 +80,17 @@ def test_completions_that_were_cut_and_groups_without_signal_are_left_out_if_ask
     np.testing.assert_array_equal(kept(LossConfig(drop_no_signal=True)), [[True] * 2, [False] * 2])
     both = kept(LossConfig(mask_truncated=True, drop_no_signal=True))
     np.testing.assert_array_equal(both, [[True, False], [False, False]])
+
+
+def test_tokens_of_the_highest_entropy_are_those_of_all_processes():
+    mask = np.array([[[True, True, False]], [[True, True, True]]])
+    entropy = np.array([[[0.1, 0.9, 5.0]], [[0.2, 0.8, 0.3]]], np.float32)
+    rollouts = [SimpleNamespace(mask=mask[i : i + 1], entropy=entropy[i : i + 1]) for i in (0, 1)]
+    texts = [np.where(each.mask, each.entropy, np.nan).tolist() for each in rollouts]
+    config = LossConfig(top_entropy=0.4)
+    found = [token_weights(config, each, i, lambda _: texts) for i, each in enumerate(rollouts)]
+    np.testing.assert_array_equal(np.concatenate(found), [[[0, 1, 0]], [[0, 1, 0]]])
+    assert token_weights(LossConfig(), rollouts[0], 0, lambda _: texts) is None
 
 
 def test_a_kl_term_that_has_no_gradient_is_said():

@@ -272,3 +272,47 @@ def test_loss_is_made_of_the_estimator_and_the_reduction_that_are_given(estimato
     assert metrics["kl"] == pytest.approx(float(rl.mean_over_sequences(kl, values["mask"]).value))
     ratio = loss(values)[1]["ratio"]
     assert metrics["ratio"] == pytest.approx(float(ratio))
+
+
+def test_weights_and_a_correction_multiply_the_objective_and_not_the_kl():
+    values = jax.tree.map(jnp.asarray, arrays())
+    rng = np.random.default_rng(1)
+    weights = jnp.asarray(rng.random(values["mask"].shape), jnp.float32)
+    sampler_logp = jnp.where(values["mask"], values["old_logp"] - 0.4, jnp.nan)
+    correction = functools.partial(rl.token_truncate, cap=1.2)
+
+    def found(logp):
+        loss, metrics = rl.policy_loss(
+            **values | {"logp": logp},
+            kl_coef=0.1,
+            weights=weights,
+            sampler_logp=sampler_logp,
+            correction=correction,
+        )
+        return loss.value, metrics["kl"].value
+
+    def expected(logp):
+        given = (logp, values["old_logp"], values["advantages"], values["mask"])
+        gain = rl.mean_over_sequences(1.2 * weights * rl.ppo(*given), values["mask"])
+        kl = rl.mean_over_sequences(rl.kl_k3(logp, values["ref_logp"]), values["mask"])
+        return gain.value + 0.1 * kl.value, kl.value
+
+    results = [jax.value_and_grad(fn, has_aux=True)(values["logp"]) for fn in (found, expected)]
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), *results)
+
+
+@pytest.mark.parametrize("name", rl.CORRECTIONS)
+def test_a_correction_leaves_a_sampler_that_is_the_policy_alone(name):
+    logp = jnp.asarray(arrays()["old_logp"])
+    mask = jnp.asarray(arrays()["mask"])
+    weights = rl.CORRECTIONS[name](logp, logp, logp, -jnp.ones(mask.shape), mask)
+    np.testing.assert_array_equal(weights, np.float32(mask))
+
+
+def test_sequences_that_are_far_from_the_policy_are_left_out_where_they_were_bad():
+    mask = jnp.array([[True, True], [True, True], [True, False], [True, True]])
+    sampled = jnp.full((4, 2), -1.0)
+    logp = sampled - jnp.array([[2.0, 0.2], [2.0, 0.2], [0.4, 9.0], [0.4, 0.2]])
+    advantages = jnp.array([-1.0, 1.0, -1.0, -1.0])[:, None] * jnp.ones((1, 2))
+    weights = rl.off_policy_sequences(logp, logp, sampled, advantages, mask, delta=0.5)
+    np.testing.assert_array_equal(weights, [[0, 0], [1, 1], [1, 0], [1, 1]])

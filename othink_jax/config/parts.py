@@ -177,6 +177,13 @@ class LossConfig:
     # ones
     kl_placement: Literal["loss", "reward"] = "loss"
     reduction: str = "sequence"  # name in rl.REDUCTIONS; Eq. 4 has sequence
+    # Weights against rollouts that another policy, or another engine, has sampled: name in
+    # rl.CORRECTIONS
+    correction: str | None = None
+    # Further numbers of the correction, such as `cap 2`; its own ones if not given
+    correction_args: dict[str, float] = dataclasses.field(default_factory=dict)
+    # Learn from this share of the tokens alone, those with the highest entropy (arXiv 2506.01939)
+    top_entropy: float | None = None
     # Leave completions that the length limit cut out of the loss (DAPO's overlong filtering)
     mask_truncated: bool = False
     # Leave groups whose rewards are all equal out of the loss: of such, only the KL has a gradient
@@ -193,6 +200,14 @@ class LossConfig:
             f"clip_high must be > 0 and finite, got {self.clip_high}",
         )
         require(
+            self.top_entropy is None or 0 < self.top_entropy <= 1,
+            f"top_entropy must be in (0, 1], got {self.top_entropy}",
+        )
+        require(
+            self.correction is not None or not self.correction_args,
+            "--correction-args needs --correction",
+        )
+        require(
             self.advantage_ddof in (0, 1),
             f"advantage_ddof must be 0 or 1, got {self.advantage_ddof}",
         )
@@ -205,6 +220,9 @@ class RewardConfig:
     """R = R_accuracy + format_weight * R_format (Eq. 1)."""
 
     format_weight: float = 1.0  # alpha
+    # Tokens before the length limit over which the reward of a completion falls by one (DAPO's soft
+    # overlong punishment, arXiv 2503.14476, Eq. 13); none if not given
+    overlong_cache: int | None = None
     grader: Grader = "strict"  # `r1v` reproduces R1-V's published verdicts, quirks included
     # Of a data set: what its questions ask for. R1-V's grader has a rule for each and must be told;
     # the strict one treats both alike
@@ -213,6 +231,10 @@ class RewardConfig:
     grading_workers: int = 2  # processes that grade what the fast path cannot
 
     def __post_init__(self) -> None:
+        require(
+            self.overlong_cache is None or self.overlong_cache >= 1,
+            f"overlong_cache must be >= 1, got {self.overlong_cache}",
+        )
         require(self.format_weight >= 0, f"format_weight must be >= 0, got {self.format_weight}")
         require(
             self.grading_timeout_s > 0,

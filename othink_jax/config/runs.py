@@ -111,6 +111,11 @@ class GRPOConfig(TrainingConfig):
             self.sampling.temperature > 0,
             "sampling.temperature must be > 0: greedy completions of one prompt are all the same",
         )
+        longest, cache = self.sampling.max_new_tokens, self.reward.overlong_cache
+        require(
+            cache is None or cache <= longest,
+            f"--overlong-cache {cache} must be at most --max-new-tokens {longest}",
+        )
         self.reward.task_of(self.data)
 
 

@@ -1,8 +1,9 @@
 """What a run does, in the words of its page and of its model card."""
 
 import dataclasses
+from collections.abc import Mapping
 
-from othink_jax.config import GRPOConfig, KLConfig, SFTConfig, TrainingConfig
+from othink_jax.config import GRPOConfig, KLConfig, LossConfig, SFTConfig, TrainingConfig
 from othink_jax.report.curves import GRPO_CURVES, SFT_CURVES, Curve
 
 
@@ -45,12 +46,38 @@ def _grpo(config: GRPOConfig) -> Method:
         a_step=("completions a step", f"{config.prompts_per_step} prompts × {config.group_size}"),
         settings=(
             ("sampling", drawn),
+            ("loss", loss_in_words(config.loss)),
             ("KL to", reference_in_words(config.kl)),
             ("reward", f"accuracy ({reward.grader}) + {reward.format_weight:g} format"),
         ),
         curves=GRPO_CURVES,
         samples=True,
     )
+
+
+def loss_in_words(loss: LossConfig) -> str:
+    """Objective, advantages, reduction and KL term, with the numbers that are recorded."""
+    bounds = {"clip_low": loss.clip_low, "clip_high": loss.clip_high}
+    given = {name: value for name, value in bounds.items() if value is not None}
+    objective = _with_numbers(loss.objective, given | loss.objective_args)
+    advantage = _with_numbers(loss.advantage, loss.advantage_args)
+    words = f"{objective}, advantages {advantage}, reduced by {loss.reduction}"
+    if loss.correction is not None:
+        words += f", weighed by {_with_numbers(loss.correction, loss.correction_args)}"
+    if loss.top_entropy is not None:
+        words += f", on the {loss.top_entropy:.0%} of tokens with the highest entropy"
+    if loss.mask_truncated:
+        words += ", without truncated completions"
+    if loss.drop_no_signal:
+        words += ", without groups that have no signal"
+    return (
+        f"{words}; KL {loss.kl_estimator} in the {loss.kl_placement}, gradient {loss.kl_gradient}"
+    )
+
+
+def _with_numbers(name: str, numbers: Mapping[str, float]) -> str:
+    said = ", ".join(f"{number} {value:g}" for number, value in numbers.items())
+    return f"{name} ({said})" if said else name
 
 
 def reference_in_words(kl: KLConfig) -> str:
@@ -69,8 +96,7 @@ def weight_in_words(kl: KLConfig) -> str:
         numbers = dict(kl.kl_args)
         if kl.kl_target is not None:
             numbers = {"target": kl.kl_target, "first weight": kl.kl_value, **numbers}
-        said = ", ".join(f"{name} {value:g}" for name, value in numbers.items())
-        return f"a KL weight β by the control {kl.kl_schedule} ({said})"
+        return f"a KL weight β by the control {_with_numbers(kl.kl_schedule, numbers)}"
     middle = (kl.kl_min + kl.kl_max) / 2
     return (
         f"a dynamic KL weight: β falls from {middle:g} to {kl.kl_min:g} over the first"

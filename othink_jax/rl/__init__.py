@@ -30,8 +30,14 @@ from othink_jax.rl.averages import (
     sum_over_tokens,
 )
 from othink_jax.rl.corrections import (
+    CORRECTIONS,
     masked_weights,
     off_policy_sequence_mask,
+    off_policy_sequences,
+    sequence_mask,
+    sequence_truncate,
+    token_mask,
+    token_truncate,
     top_entropy_mask,
     truncated_weights,
 )
@@ -87,6 +93,7 @@ from othink_jax.rl.surrogates import dual_ppo_clip, ppo_clip, sapo_gate, two_sid
 
 __all__ = [
     "ADVANTAGES",
+    "CORRECTIONS",
     "KL_CONTROLS",
     "KL_ESTIMATORS",
     "KL_GRADIENTS",
@@ -131,6 +138,7 @@ __all__ = [
     "mean_over_tokens",
     "moving_reference",
     "off_policy_sequence_mask",
+    "off_policy_sequences",
     "own_gradient",
     "pass_at_k_advantages",
     "pid_kl_coef",
@@ -146,10 +154,14 @@ __all__ = [
     "sapo",
     "sapo_gate",
     "sequence_log_ratio",
+    "sequence_mask",
+    "sequence_truncate",
     "soft_overlong_penalty",
     "sum_over_tokens",
     "to_ratio",
     "token_log_ratio",
+    "token_mask",
+    "token_truncate",
     "top_entropy_mask",
     "total_reward",
     "trajectory_log_ratio",

@@ -12,6 +12,7 @@ constants: no gradient flows through them.
 """
 
 import math
+from collections.abc import Callable, Mapping
 
 import chex
 import jax
@@ -19,7 +20,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from othink_jax.rl.checks import require, require_positive
-from othink_jax.rl.ratios import sequence_log_ratio, to_ratio
+from othink_jax.rl.ratios import (
+    sequence_log_ratio,
+    to_ratio,
+    token_log_ratio,
+    trajectory_log_ratio,
+)
+
+Values = Float[Array, "*n T"]
+Mask = Bool[Array, "*n T"]
 
 
 def truncated_weights(
@@ -100,6 +109,94 @@ def top_entropy_mask(
     entropy = jax.lax.stop_gradient(entropy)
     threshold = jnp.nanquantile(jnp.where(mask, entropy, jnp.nan), 1.0 - share)
     return mask & ~(entropy < threshold)
+
+
+def token_truncate(
+    logp: Values,
+    old_logp: Values,
+    sampler_logp: Values,
+    advantages: Values,
+    mask: Mask,
+    *,
+    cap: float = 2.0,
+) -> Values:
+    """Truncated importance weights, one a token."""
+    del logp, advantages
+    return truncated_weights(token_log_ratio(old_logp, sampler_logp, mask), mask, cap=cap)
+
+
+def sequence_truncate(
+    logp: Values,
+    old_logp: Values,
+    sampler_logp: Values,
+    advantages: Values,
+    mask: Mask,
+    *,
+    cap: float = 2.0,
+) -> Values:
+    """Truncated importance weights, one a sequence."""
+    del logp, advantages
+    return truncated_weights(trajectory_log_ratio(old_logp, sampler_logp, mask), mask, cap=cap)
+
+
+def token_mask(
+    logp: Values,
+    old_logp: Values,
+    sampler_logp: Values,
+    advantages: Values,
+    mask: Mask,
+    *,
+    low: float = 0.0,
+    high: float = 2.0,
+) -> Values:
+    """Importance weights, one a token; tokens whose weight is out of bounds are left out."""
+    del logp, advantages
+    log_weights = token_log_ratio(old_logp, sampler_logp, mask)
+    return masked_weights(log_weights, mask, low=low, high=high)
+
+
+def sequence_mask(
+    logp: Values,
+    old_logp: Values,
+    sampler_logp: Values,
+    advantages: Values,
+    mask: Mask,
+    *,
+    low: float = 0.0,
+    high: float = 2.0,
+) -> Values:
+    """Importance weights, one a sequence; sequences whose weight is out of bounds are left out."""
+    del logp, advantages
+    log_weights = trajectory_log_ratio(old_logp, sampler_logp, mask)
+    return masked_weights(log_weights, mask, low=low, high=high)
+
+
+def off_policy_sequences(
+    logp: Values,
+    old_logp: Values,
+    sampler_logp: Values,
+    advantages: Values,
+    mask: Mask,
+    *,
+    delta: float = 0.5,
+) -> Values:
+    """Sequences with A < 0 that are far from the policy are left out (DeepSeek-V3.2, Eq. 9)."""
+    del old_logp
+    # The first token's: padding follows it, and in an empty sequence there is nothing to leave out.
+    of_sequence = advantages[..., 0]
+    kept = off_policy_sequence_mask(logp, sampler_logp, of_sequence, mask, delta=delta)
+    return jnp.where(mask & kept[..., None], 1.0, 0.0)
+
+
+# (logp, old_logp, sampler_logp, advantages, mask), all [*n, T] -> weights [*n, T] of an objective's
+# values; old_logp is what the trainer's model, sampler_logp what the sampler gave the tokens
+CORRECTIONS: Mapping[str, Callable[..., Values]] = {
+    "token_truncate": token_truncate,
+    "sequence_truncate": sequence_truncate,
+    "token_mask": token_mask,
+    "sequence_mask": sequence_mask,
+    "off_policy_sequences": off_policy_sequences,
+}
 
 
 def _weights(log_weights: Float[Array, "*n T"], mask: Bool[Array, "*n T"]) -> Array:

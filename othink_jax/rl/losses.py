@@ -1,6 +1,7 @@
 """The loss of GRPO (Eq. 4), to be minimised, and the family that it belongs to."""
 
 import functools
+from collections.abc import Callable
 
 import chex
 import jax
@@ -14,6 +15,7 @@ from othink_jax.rl.ratios import to_ratio
 from othink_jax.rl.surrogates import ppo_clip
 
 K3 = own_gradient(kl_k3)
+Correction = Callable[[Array, Array, Array, Array, Array], Array]
 
 
 def clipped_surrogate(
@@ -44,13 +46,16 @@ def policy_loss(
     ref_logp: Float[Array, "*n T"] | None,
     advantages: Float[Array, "*n"] | Float[Array, "*n T"],
     mask: Bool[Array, "*n T"],
-    kept: Bool[Array, "*n"] | None = None,
     *,
     kl_coef: Float[Array, ""] | float,
+    kept: Bool[Array, "*n"] | None = None,
+    weights: Float[Array, "*n T"] | None = None,
+    sampler_logp: Float[Array, "*n T"] | None = None,
     objective: Objective = ppo,
     kl_term: KLTerm = K3,
     reduce: Reduction = mean_over_sequences,
     kl_in_reward: bool = False,
+    correction: Correction | None = None,
 ) -> tuple[Average, dict[str, Average]]:
     """A policy-gradient loss with a KL term, as averages that add up over pieces of a batch.
 
@@ -66,13 +71,16 @@ def policy_loss(
         ref_logp: nats, under the reference; None leaves the KL out, of the loss and of the metrics.
         advantages: one a sequence, or one a token.
         mask: true where a token is real.
-        kept: false for sequences that are left out of every mean; None keeps all.
         kl_coef: beta, the weight of the KL.
+        kept: false for sequences that are left out of every mean; None keeps all.
+        weights: of the objective's values, constants such as `top_entropy_mask`.
+        sampler_logp: nats, as the engine said that sampled; for the correction.
         objective: of (logp, old_logp, advantages, mask); one of `OBJECTIVES`.
         kl_term: of (logp, old_logp, ref_logp); an estimator of `KL_ESTIMATORS` with a gradient of
             `KL_GRADIENTS`.
         reduce: of (values, mask); one of `REDUCTIONS`.
         kl_in_reward: whether the KL belongs to the reward, and not to the loss.
+        correction: further weights of the objective's values; one of `CORRECTIONS`.
 
     Returns:
         The loss, and metrics: `policy_loss` (the objective) and `kl_loss` (beta times the KL term),
@@ -98,9 +106,18 @@ def policy_loss(
             to_go = kl_to_go(old_logp, ref_logp, mask)
             advantages = per_token(advantages, mask) - kl_coef * to_go
 
-    gain = reduce(objective(logp, old_logp, advantages, mask), mask, kept)
     now = jax.lax.stop_gradient(logp)
-    slope = jax.grad(lambda x: objective(x, old_logp, advantages, mask).sum())(now)
+    if correction is not None:
+        sampled = old_logp if sampler_logp is None else jnp.where(mask, sampler_logp, 0.0)
+        further = correction(now, old_logp, sampled, per_token(advantages, mask), mask)
+        weights = further if weights is None else weights * further
+
+    def values(logp: Array) -> Array:
+        unweighted = objective(logp, old_logp, advantages, mask)
+        return unweighted if weights is None else unweighted * jax.lax.stop_gradient(weights)
+
+    gain = reduce(values(logp), mask, kept)
+    slope = jax.grad(lambda logp: values(logp).sum())(now)
     clipped = (slope == 0) & (per_token(advantages, mask) != 0)
     metrics = {
         "policy_loss": gain,

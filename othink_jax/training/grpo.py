@@ -26,6 +26,7 @@ from othink_jax.training.losses import (
     make_loss,
     notes,
     resolved,
+    token_weights,
 )
 from othink_jax.training.optimizer import make_kl, make_optimizer, resolved_kl
 from othink_jax.training.partial import Params, join, own_of_reference
@@ -98,6 +99,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         # They are computed while the host grades.
         ref_logp, old_logp = self.log_probs(state, prompts, completions)
         texts, grades, rewards = self.grade(examples, rollout)
+        loss = self.config.loss
         batch = GRPOBatch(
             prompts=prompts,
             completions=completions,
@@ -105,7 +107,11 @@ class GRPOTrainer(Trainer[GRPOConfig]):
             advantages=self.parallel.shard(self.advantages(rewards)),
             ref_logp=ref_logp,
             old_logp=old_logp,
-            kept=self.parallel.shard(kept_completions(self.config.loss, rollout, rewards)),
+            kept=self.parallel.shard(kept_completions(loss, rollout, rewards)),
+            weights=self.parallel.shard(
+                token_weights(loss, rollout, self.share[0], processes.exchange)
+            ),
+            sampler_logp=self.parallel.shard(rollout.logp if loss.correction else None),
         )
         clock.lap("reward")
         state, figures = self.update(state, batch)
@@ -178,6 +184,9 @@ class GRPOTrainer(Trainer[GRPOConfig]):
             np.array([grade.format for grade in grades], np.float32),
             alpha=self.config.reward.format_weight,
         )
+        if (cache := self.config.reward.overlong_cache) is not None:
+            limit = self.config.sampling.max_new_tokens
+            rewards += rl.soft_overlong_penalty(mask.sum(axis=-1), limit=limit, cache=cache)
         return texts, grades, np.asarray(rewards).reshape(batch, group)
 
     def advantages(self, rewards: Float[np.ndarray, "b G"]) -> Float[np.ndarray, "b G"]:

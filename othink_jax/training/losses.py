@@ -19,8 +19,8 @@ from othink_jax.config import LossConfig
 from othink_jax.training.named import bound, defaults, tried
 from othink_jax.types import Rollout
 
-# (logp, old_logp, ref_logp, advantages, mask, *, kl_coef) -> loss and metrics. `kept` follows the
-# mask where completions are left out
+# (logp, old_logp, ref_logp, advantages, mask, *, kl_coef) -> loss and metrics. `kept`, `weights`,
+# `sampler_logp` of a batch come by keyword, where the settings ask for them
 LossFn = Callable[..., tuple[rl.Average, dict[str, rl.Average]]]
 AdvantageFn = Callable[[Float[Array, "B G"]], Float[Array, "B G"]]
 
@@ -41,12 +41,16 @@ def make_loss(config: LossConfig, *, longest: int | None = None) -> LossFn:
     estimator = bound(rl.KL_ESTIMATORS, "kl-estimator", config.kl_estimator, {})
     with_gradient = bound(rl.KL_GRADIENTS, "kl-gradient", config.kl_gradient, {})
     reduce = bound(rl.REDUCTIONS, "reduction", config.reduction, {}, {"length": longest})
+    correction = None
+    if config.correction is not None:
+        correction = bound(rl.CORRECTIONS, "correction", config.correction, config.correction_args)
     loss = functools.partial(
         rl.policy_loss,
         objective=objective,
         kl_term=with_gradient(estimator),
         reduce=reduce,
         kl_in_reward=config.kl_placement == "reward",
+        correction=correction,
     )
     values, advantages = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 2), (1,)))
     mask = jax.ShapeDtypeStruct((1, 2), bool)
@@ -84,6 +88,27 @@ def kept_completions(
     return kept
 
 
+def token_weights(
+    config: LossConfig, rollout: Rollout, index: int, exchange: Callable[[Any], list[Any]]
+) -> Float[np.ndarray, "B G T"] | None:
+    """What the values of the objective are multiplied by; None for one.
+
+    Args:
+      config: names and numbers.
+      rollout: on the host, of this process's prompts.
+      index: of this process.
+      exchange: of JSON values with the others: the highest entropies are those of the whole batch.
+    """
+    if config.top_entropy is None:
+        return None
+    mask = np.asarray(rollout.mask)
+    every = exchange(np.where(mask, rollout.entropy, np.nan).tolist())
+    whole = jnp.asarray(np.concatenate(every), jnp.float32)
+    chosen = rl.top_entropy_mask(whole, ~jnp.isnan(whole), share=config.top_entropy)
+    begin = sum(map(len, every[:index]))
+    return np.asarray(chosen[begin : begin + len(mask)], np.float32)
+
+
 def resolved(config: LossConfig) -> LossConfig:
     """The same settings with the defaults of the functions that they name, for the record of a run.
 
@@ -100,8 +125,15 @@ def resolved(config: LossConfig) -> LossConfig:
     advantage_args = defaults(rl.ADVANTAGES[config.advantage]) | config.advantage_args
     for name in ("ddof", "eps"):
         advantage_args.pop(name, None)
+    correction_args = dict(config.correction_args)
+    if config.correction is not None:
+        correction_args = defaults(rl.CORRECTIONS[config.correction]) | correction_args
     return dataclasses.replace(
-        config, objective_args=numbers, advantage_args=advantage_args, **clips
+        config,
+        correction_args=correction_args,
+        objective_args=numbers,
+        advantage_args=advantage_args,
+        **clips,
     )
 
 
@@ -114,6 +146,7 @@ def known_names() -> dict[str, dict[str, tuple[str, str]]]:
         "kl-estimator": rl.KL_ESTIMATORS,
         "kl-gradient": rl.KL_GRADIENTS,
         "reduction": rl.REDUCTIONS,
+        "correction": rl.CORRECTIONS,
     }
     return {
         option: {

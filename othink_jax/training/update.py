@@ -83,9 +83,13 @@ def grpo_update(
 
     def loss_of(logp: Array, batch: GRPOBatch) -> tuple[Average, dict[str, Average]]:
         old_logp = logp if batch.old_logp is None else batch.old_logp
+        further = {
+            name: value
+            for name in ("kept", "weights", "sampler_logp")
+            if (value := getattr(batch, name)) is not None
+        }
         given = (logp, old_logp, batch.ref_logp, batch.advantages, batch.mask)
-        kept = () if batch.kept is None else (batch.kept,)
-        return measure(*given, *kept, kl_coef=beta)
+        return measure(*given, kl_coef=beta, **further)
 
     # What a loss is divided by does not depend on log-probabilities.
     whole, _ = loss_of(jnp.zeros(batch.mask.shape), batch)
