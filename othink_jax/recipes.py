@@ -32,8 +32,8 @@ RECIPES: Mapping[str, Recipe] = {
     ),
     "dapo": Recipe(
         source="DAPO, arXiv 2503.14476, Eq. 8 and section 4.1",
-        options=f"--clip-high 0.28 --reduction token --mask-truncated {_NO_KL}",
-        missing="dynamic sampling; soft overlong punishment is --overlong-cache N",
+        options=f"--clip-high 0.28 --reduction token --mask-truncated --redraw 3 {_NO_KL}",
+        missing="soft overlong punishment, which is --overlong-cache N",
     ),
     "lite_ppo": Recipe(
         source="Tricks or Traps, arXiv 2508.08221, section 5",

@@ -29,13 +29,15 @@ class _Decoding:
     rollout: Rollout  # filled up to `step`; `finished` is also what stops a row
 
 
-def prompt_keys(seed: int, step: int, count: int) -> UInt32[np.ndarray, "B 2"]:
+def prompt_keys(seed: int, step: int, count: int, *, attempt: int = 0) -> UInt32[np.ndarray, "B 2"]:
     """One random key a prompt for the rollout of `step`, as raw key data on the host.
 
     Each prompt has its own key, so what is drawn for it does not depend on how the batch is cut
-    over devices.
+    over devices. Further attempts of a step, counted from 1, have keys of their own.
     """
     root = jax.random.fold_in(jax.random.key(seed), step)
+    if attempt:
+        root = jax.random.fold_in(root, attempt)
     return np.asarray(jax.random.key_data(jax.random.split(root, count)))
 
 

@@ -93,6 +93,9 @@ class GRPOConfig(TrainingConfig):
 
     epochs: float = 2.0  # passes over a data set
     group_size: int = 8  # G completions a prompt
+    # Times in a step that other prompts are drawn for those whose completions all have one reward
+    # (DAPO's dynamic sampling, arXiv 2503.14476, section 3.2); each is a whole rollout
+    redraw: int = 0
     inner_updates: int = 1  # updates made from one rollout; 1 is strictly on-policy
     sampling: SamplingConfig = SamplingConfig()  # how completions are drawn
     loss: LossConfig = LossConfig()  # the surrogate of Eq. 4 and the advantages of Eq. 2
@@ -103,6 +106,7 @@ class GRPOConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_positive("inner_updates", "sample_every")
+        require(self.redraw >= 0, f"redraw must be >= 0, got {self.redraw}")
         require(
             self.group_size >= 2,
             f"group_size must be >= 2 (advantages compare), got {self.group_size}",

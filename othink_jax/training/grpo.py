@@ -15,6 +15,7 @@ from othink_jax import rl
 from othink_jax.checkpoint.load import Checkpoint
 from othink_jax.config import GRPOConfig, ResumeConfig
 from othink_jax.data.example import Example
+from othink_jax.data.processing import EncodedPrompt
 from othink_jax.rewards import Grade, GradingPool
 from othink_jax.sampling import prompt_keys
 from othink_jax.training import processes
@@ -32,6 +33,7 @@ from othink_jax.training.optimizer import make_kl, make_optimizer, resolved_kl
 from othink_jax.training.partial import Params, join, own_of_reference
 from othink_jax.training.programs import GRPOPrograms, compile_grpo
 from othink_jax.training.records import Clock, reason, rollout_metrics, rollout_record, sample_rows
+from othink_jax.training.redraw import Draw, replaced, with_columns
 from othink_jax.training.run_directory import RunDirectory
 from othink_jax.training.runs import begin, go_on
 from othink_jax.training.shapes import Lengths, quarters
@@ -90,15 +92,23 @@ class GRPOTrainer(Trainer[GRPOConfig]):
     ) -> tuple[TrainState, dict[str, Any]]:
         """One rollout and the updates made from it."""
         clock = Clock()
-        examples, _, prompts = self.next_prompts(state)
+        examples, encoded, prompts = self.next_prompts(state)
         clock.lap("data")
         rollout = self.roll_out(step, state, prompts)
+        redrawn: dict[str, int] = {}
+        if self.config.redraw:
+            draw = self.graded(examples, encoded, rollout)
+            draw, redrawn["redrawn"] = self.redraw(step, state, draw)
+            prompts = self.prompts_of(draw.encoded, state)
+            rollout = self._without_padding(prompts, draw.rollout)
         clock.lap("rollout")
 
         completions = self.parallel.shard(rollout.tokens)
         # They are computed while the host grades.
         ref_logp, old_logp = self.log_probs(state, prompts, completions)
-        texts, grades, rewards = self.grade(examples, rollout)
+        if not self.config.redraw:
+            draw = self.graded(examples, encoded, rollout)
+        examples, texts, grades, rewards = draw.examples, draw.texts, draw.grades, draw.rewards
         loss = self.config.loss
         batch = GRPOBatch(
             prompts=prompts,
@@ -121,7 +131,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
             rows = sample_rows(step, examples, texts, grades, rewards, rollout)
             directory.write_samples(step, rows, [e.images for e in examples[: len(rows)]])
         records = processes.exchange(rollout_record(rollout, grades, rewards))
-        row = self.row(step, rollout_metrics(records) | figures, records, clock)
+        row = self.row(step, rollout_metrics(records) | redrawn | figures, records, clock)
         return state, row | self.steering(state, row)
 
     def steering(self, state: TrainState, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,10 +142,45 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         after = float(rl.kl_coef(self.parallel.unreplicate(state).opt_state))
         return {"kl_target": target, "beta_reason": reason(row["kl"], target, row["beta"], after)}
 
-    def roll_out(self, step: int, state: TrainState, prompts: Prompts) -> Rollout:
+    def graded(
+        self, examples: list[Example], encoded: list[EncodedPrompt], rollout: Rollout
+    ) -> Draw:
+        """What has been drawn for these prompts, with its rewards."""
+        texts, grades, rewards = self.grade(examples, rollout)
+        return Draw(
+            examples=examples,
+            encoded=encoded,
+            rollout=rollout,
+            texts=texts,
+            grades=grades,
+            rewards=rewards,
+        )
+
+    def redraw(self, step: int, state: TrainState, draw: Draw) -> tuple[Draw, int]:
+        """Other prompts for those whose groups have no signal, as far as `redraw` attempts reach.
+
+        Returns the draw, on the host and with all its columns, and how many prompts of it are new.
+        """
+        longest, total = self.config.sampling.max_new_tokens, 0
+        draw = dataclasses.replace(draw, rollout=with_columns(draw.rollout, longest))
+        for attempt in range(1, self.config.redraw + 1):
+            # Together, for all processes take part in a rollout.
+            if not any(processes.exchange(bool((~draw.has_signal).any()))):
+                break
+            examples, encoded, prompts = self.next_prompts(state)
+            rollout = self.roll_out(step, state, prompts, attempt=attempt)
+            other = self.graded(examples, encoded, with_columns(rollout, longest))
+            draw, count = replaced(draw, other)
+            total += count
+        return draw, sum(processes.exchange(total))
+
+    def roll_out(
+        self, step: int, state: TrainState, prompts: Prompts, *, attempt: int = 0
+    ) -> Rollout:
         """Completions of a step's prompts, on the host."""
         # A prompt's key does not depend on the process that has drawn it from the stream.
-        keys = prompt_keys(self.config.seed, step, self.config.prompts_per_step)
+        count = self.config.prompts_per_step
+        keys = prompt_keys(self.config.seed, step, count, attempt=attempt)
         keys = np.array_split(keys, self.share[1])[self.share[0]]
         # Gone before the update, which has no need of them.
         policy = self.policy(state)

@@ -246,13 +246,17 @@ class Trainer(abc.ABC, Generic[_Config]):
         These have the features of their images, where the vision tower is not trained.
         """
         examples, encoded = next(self.loader)
+        return examples, encoded, self.prompts_of(encoded, state)
+
+    def prompts_of(self, encoded: list[EncodedPrompt], state: TrainState) -> Prompts:
+        """Prompts on the devices, padded to shapes of the run that all processes share."""
         processor = self.checkpoint.processor
         pad = self.shapes.of_prompts(common_shapes(processor.bucket(encoded)))
         prompts = self.parallel.shard(processor.batch(encoded, pad=pad))
         if self.config.train != "all":
             features = self.compiled.encode(self.policy(state), prompts)
             prompts = dataclasses.replace(prompts, features=features)
-        return examples, encoded, prompts
+        return prompts
 
     def common_length(self, prompts: Prompts, longest: int) -> int:
         """T of completions of these prompts, of all processes; this one's longest has so many."""

@@ -1,0 +1,79 @@
+"""Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): groups without signal are drawn anew."""
+
+import dataclasses
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float
+
+from othink_jax.data.example import Example
+from othink_jax.data.processing import EncodedPrompt
+from othink_jax.rewards import Grade
+from othink_jax.types import Rollout
+
+_T = TypeVar("_T")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Draw:
+    """Prompts of this process in one step, with their graded completions, on the host."""
+
+    examples: list[Example]
+    encoded: list[EncodedPrompt]
+    rollout: Rollout
+    texts: list[str]  # of all completions, prompt after prompt
+    grades: list[Grade]  # the same
+    rewards: Float[np.ndarray, "B G"]
+
+    @property
+    def has_signal(self) -> Bool[np.ndarray, " B"]:
+        """Whether the rewards of a prompt's completions differ."""
+        # Compared, not inferred from a spread of 0: rounding leaves equal rewards one of 1e-8.
+        return (self.rewards != self.rewards[:, :1]).any(axis=1)
+
+
+def replaced(draw: Draw, other: Draw) -> tuple[Draw, int]:
+    """Groups without signal replaced by groups of another draw that have one, and how many.
+
+    The first of the one by the first of the other, as far as those reach. Both rollouts must have
+    the same number of columns.
+    """
+    gone, new = np.flatnonzero(~draw.has_signal), np.flatnonzero(other.has_signal)
+    count = min(len(gone), len(new))
+    gone, new = gone[:count], new[:count]
+    group = draw.rewards.shape[1]
+
+    def arrays(ours: Any, theirs: Any) -> np.ndarray:
+        made = np.array(ours)
+        made[gone] = np.asarray(theirs)[new]
+        return made
+
+    def rows(ours: list[_T], theirs: list[_T], size: int = 1) -> list[_T]:
+        made = list(ours)
+        for to, of in zip(gone.tolist(), new.tolist(), strict=True):
+            made[to * size : (to + 1) * size] = theirs[of * size : (of + 1) * size]
+        return made
+
+    made = Draw(
+        examples=rows(draw.examples, other.examples),
+        encoded=rows(draw.encoded, other.encoded),
+        rollout=jax.tree.map(arrays, draw.rollout, other.rollout),
+        texts=rows(draw.texts, other.texts, group),
+        grades=rows(draw.grades, other.grades, group),
+        rewards=arrays(draw.rewards, other.rewards),
+    )
+    return made, count
+
+
+def with_columns(rollout: Rollout, length: int) -> Rollout:
+    """With so many tokens a completion: cut, or padded with zeros that the mask leaves out."""
+
+    def sized(x: Any) -> np.ndarray:
+        x = np.asarray(x)[..., :length]
+        return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, length - x.shape[-1])])
+
+    return dataclasses.replace(
+        rollout,
+        **{name: sized(getattr(rollout, name)) for name in ("tokens", "mask", "logp", "entropy")},
+    )
