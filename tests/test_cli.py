@@ -18,9 +18,11 @@ from othink_jax.checkpoint import hf, orbax_model
 from othink_jax.config import DataConfig, GRPOConfig, SamplingConfig
 from othink_jax.data.synthetic import generate
 from othink_jax.presets import with_preset
+from othink_jax.report import model_card
 from othink_jax.training.grpo import GRPOTrainer
 from othink_jax.training.run_directory import RunDirectory
 from tests.shallow import shallow
+from tests.test_grpo import rows_of, without_times
 
 WEIGHTS = "model.safetensors"
 QUESTION = "How many objects are there? Think, then answer."
@@ -159,6 +161,35 @@ def test_grpo_trains_reports_and_refuses_a_directory_in_use(run, tmp_path):
     assert record["config"]["sampling"]["max_new_tokens"] == 16  # given over it
     assert "--resume" in error_line(run(*new_run(out)))
     assert run("grpo", "--resume", out)[0] == 0
+
+
+def test_a_controller_steers_the_kl_weight_says_why_and_goes_on_as_if_never_stopped(run, tmp_path):
+    """PID on two replicas: while the KL is below its target, log beta falls by P and I times that.
+
+    The report and the model card say so with all numbers.
+    """
+    out = tmp_path / "run"
+    control = ("--kl-schedule", "pid", "--kl-target", "0.05", "--kl-args", "integral", "0.1")
+    further = ("--steps", "3", "--checkpoint-every", "1", "--strategy", "pmap", "--devices", "2")
+    assert run(*new_run(out, *control, *further))[0] == 0
+    rows = without_times(rows_of(out))
+    errors = [row["kl"] / 0.05 - 1 for row in rows]
+    assert max(errors) < 0
+    expected = [0.04, 0.04 * np.exp(0.3 * errors[0])]
+    expected.append(0.04 * np.exp(0.2 * errors[1] + 0.1 * (errors[0] + errors[1])))
+    assert [row["beta"] for row in rows] == pytest.approx(expected)
+    for row, after in zip(rows, expected[1:], strict=False):
+        said = f"KL {row['kl']:.3g} below its target 0.05: the weight falls to {after:.3g}"
+        assert (row["kl_target"], row["beta_reason"]) == (0.05, said)
+
+    words = (
+        "control pid (target 0.05, first weight 0.04, proportional 0.2, integral 0.1, derivative"
+    )
+    assert words in (out / "report.html").read_text()
+    assert words in model_card(out)
+    shutil.rmtree(out / "checkpoints" / "3")
+    assert run("grpo", "--resume", out)[0] == 0
+    assert without_times(rows_of(out)) == rows
 
 
 def test_sft_trains_reports_and_makes_a_model_that_is_evaluated_and_exported(run, tmp_path):
@@ -347,6 +378,11 @@ def test_wrong_usage_exits_with_2(run, words):
         (("--seed", "-1"), "seed"),
         (("--limit-seed", "4294967296"), "limit_seed"),
         (("--kl-max", "inf"), "kl_max"),
+        (("--kl-schedule", "magic"), "what is known: constant, dynamic, linear"),
+        (("--kl-schedule", "dual"), "--kl-schedule dual needs kl_target"),
+        (("--kl-schedule", "dual", "--kl-target", "0"), "kl_target must be > 0"),
+        (("--kl-target", "0.1"), "--kl-schedule dynamic does not take --kl-target"),
+        (("--kl-schedule", "step", "--kl-args", "steps", "inf"), "steps must be a whole number"),
         (("--b2", "1"), "b2"),
         (("--lora-rank", "0"), "lora_rank"),
         (("--weight-decay", "-1"), "weight_decay"),

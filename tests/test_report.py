@@ -22,7 +22,7 @@ from othink_jax.errors import UserError
 from othink_jax.report import model_card, write_report
 from othink_jax.report.checks import is_result
 from othink_jax.report.comparison import compare, difference
-from othink_jax.report.curves import smooth, smoothing_window
+from othink_jax.report.curves import GRPO_CURVES, draw, smooth, smoothing_window
 from othink_jax.report.text import as_code
 from othink_jax.statistics import wilson_interval
 
@@ -204,6 +204,29 @@ def test_constant_weight_is_called_grpo(tmp_path):
     assert "GRPO on counting" in page.text
     assert "a constant KL weight β = 0.04" in page.text
     assert "GRPO-D" not in page.text
+
+
+def test_the_target_of_a_controller_stands_in_the_curve_of_the_kl(tmp_path, page):
+    kl = KLConfig(kl_schedule="dual", kl_target=0.05, kl_args={"rate": 0.1})
+    run = make_run(tmp_path / "run", steps=3, config=GRPOConfig(**SETTINGS, kl=kl))
+    rows = [{**row, "kl_target": 0.05, "beta_reason": "it <rises>"} for row in metric_rows(3)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    controlled = Page(write_report(run))
+    assert "β by the control dual (target 0.05, first weight 0.04, rate 0.1)" in controlled.text
+    for name in (">target<", ">measured<"):
+        assert name in controlled.source
+        assert name not in page.source
+
+
+@pytest.mark.parametrize(("kl", "ticks"), [(0.02, []), (-0.05, ["-0.03"])])
+def test_an_estimate_of_the_kl_below_zero_is_not_cut_off(kl, ticks):
+    """That of k1 can be; beside a target, an axis begins at zero only where no value is below.
+
+    Ticks stand at -0.03, 0 and 0.03.
+    """
+    (curve,) = (curve for curve in GRPO_CURVES if curve.name == "kl")
+    svg = draw(curve, [{"step": 1, "kl": kl, "kl_target": 0.05, "beta": 0.1}])
+    assert re.findall(r">(-[\d.]+)<", svg) == ticks
 
 
 def test_a_run_of_fine_tuning_shows_its_loss_and_nothing_of_rewards_or_samples(tmp_path):

@@ -31,8 +31,8 @@ def model_card(path: Path, *, library: Literal["transformers", "peft"] = "transf
         "",
         f"# {model}, post-trained with {method.name} on {data}",
         "",
-        f"Trained with othink_jax by {method.name}: {method.explained}"
-        " (as in OThink-MR1, arXiv 2503.16081).",
+        "Trained with othink_jax, a reimplementation of OThink-MR1 (arXiv 2503.16081), by"
+        f" {method.name}: {method.explained}.",
         "",
         "| setting | value |",
         "|---|---|",

@@ -102,7 +102,7 @@ GRPO_CURVES = (
     Curve(
         "kl",
         "KL divergence and its weight",
-        "KL to the starting model (k3, Eq. 5) above the weight β that the update used (Eq. 3).",
+        "KL to the reference, as the loss estimates it, above the weight β that the update used.",
         (
             Panel(
                 "KL, nats per token",
@@ -172,12 +172,14 @@ def _draw_panel(axes: Axes, panel: Panel, rows: Sequence[Mapping[str, Any]]) -> 
     axes.set_axisbelow(True)
     steps = _values(rows, "step")
     marker = "o" if len(rows) == 1 else None
-    drawn = 0
+    drawn: list[Series] = []
+    lowest = 0.0
     for series, colour in zip(panel.series, (_BLUE, _ORANGE), strict=False):
         values = _values(rows, series.metric)
         if not np.isfinite(values).any():
             continue
-        drawn += 1
+        drawn.append(series)
+        lowest = min(lowest, np.nanmin(values))
         if not series.exact:
             axes.plot(steps, values, ".", color=colour, alpha=0.35, markersize=4.5, mew=0)
             values = smooth(values, smoothing_window(len(rows)))
@@ -190,12 +192,12 @@ def _draw_panel(axes: Axes, panel: Panel, rows: Sequence[Mapping[str, Any]]) -> 
         axes.set_ylim(-0.04, 1.04)
         axes.set_yticks([0.0, 0.5, 1.0])
     else:
-        if any(series.exact for series in panel.series):
+        if lowest == 0 and any(series.exact for series in drawn):
             axes.set_ylim(bottom=0)
         axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
         # One common factor above the axis ("1e-5") is easily overlooked.
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.6g}")
-    if drawn > 1:
+    if len(drawn) > 1:
         axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 0.98), borderpad=0)
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 
 class KLCoefState(NamedTuple):
@@ -42,24 +42,34 @@ def carry_kl_coef(schedule: optax.Schedule) -> optax.GradientTransformationExtra
 
 
 def adapt_kl_coef(
-    initial: float, target: float, *, gain: float = 0.1, limit: float = 0.2
+    initial: float,
+    target: float,
+    *,
+    gain: float = 0.1,
+    limit: float = 0.2,
+    low: float = 0.0,
+    high: float = math.inf,
 ) -> optax.GradientTransformationExtraArgs:
     """A KL weight that reacts to the measured KL, in the state of `carry_kl_coef`.
 
     After each update, beta is multiplied by 1 + gain * e, where e = KL / target - 1, cut to
     [-limit, limit] (Ziegler et al. 2019, arXiv 1909.08593, section 2.2): above the target it rises,
     below it falls. `grpo_update` hands the measured KL to the optimizer as the extra argument `kl`.
+    One that is not finite changes nothing.
 
     Args:
         initial: beta of the first update.
         target: of the measured KL, nats per token.
         gain: of the controller.
         limit: of the relative error.
+        low, high: bounds of beta. The paper has none; without, a KL that stays on one side of its
+            target for thousands of updates takes beta to 0 or to inf, which it never leaves.
 
     Raises:
-        ValueError: a number is not positive.
+        ValueError: a number is not positive, or `initial` out of bounds.
     """
     _require_positive(initial=initial, target=target, gain=gain, limit=limit)
+    _require_between(initial, low, high)
 
     def init(params: PyTree) -> KLCoefState:
         del params
@@ -70,7 +80,8 @@ def adapt_kl_coef(
     ) -> tuple[PyTree, KLCoefState]:
         del params, extra_args
         error = jnp.clip(kl / target - 1.0, -limit, limit)
-        return updates, _advance(state, state.kl_coef * (1.0 + gain * error), kl)
+        coef = jnp.clip(state.kl_coef * (1.0 + gain * error), low, high)
+        return updates, _advance(state, coef, kl)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -96,8 +107,8 @@ def pid_kl_coef(
     """A KL weight set by a PID controller, in the manner of PID Lagrangians (arXiv 2007.03964).
 
     log beta = log initial + P e + I sum(e) + D (e - last e), with e = KL / target - 1, cut to
-    [-1, 1]; beta is cut to [low, high], and the sum to what leads there (anti-windup). A measured
-    KL that is not finite changes nothing.
+    [-1, 1], and no last e, so no D, in the first update; beta is cut to [low, high], and the sum to
+    what leads there (anti-windup). A measured KL that is not finite changes nothing.
 
     Args:
         initial: beta of the first update.
@@ -106,7 +117,8 @@ def pid_kl_coef(
         low, high: bounds of beta.
 
     Raises:
-        ValueError: a gain is negative, or another number not positive, or `initial` out of bounds.
+        ValueError: a gain is negative, or all of them are zero, or another number is not positive,
+            or `initial` out of bounds.
     """
     _require_positive(initial=initial, target=target, low=low, high=high)
     _require_between(initial, low, high)
@@ -117,6 +129,8 @@ def pid_kl_coef(
     ):
         if not 0 <= gain < math.inf:
             raise ValueError(f"{name} must be >= 0 and finite, got {gain}")
+    if proportional == integral == derivative == 0:
+        raise ValueError("one of proportional, integral and derivative must be > 0")
 
     def init(params: PyTree) -> PIDState:
         del params
@@ -127,7 +141,8 @@ def pid_kl_coef(
     ) -> tuple[PyTree, PIDState]:
         del params, extra_args
         error = _error(kl, target, otherwise=state.error)
-        log_coef = math.log(initial) + proportional * error + derivative * (error - state.error)
+        change = jnp.where(state.coef.kl_step == 0, 0.0, error - state.error)
+        log_coef = math.log(initial) + proportional * error + derivative * change
         summed = jnp.where(jnp.isfinite(kl), state.integral + error, state.integral)
         if integral > 0:
             ends = ((math.log(end) - log_coef) / integral for end in (low, high))
@@ -157,8 +172,9 @@ def dual_kl_coef(
     """A KL weight that is the multiplier of the constraint KL <= target, by dual ascent.
 
     log beta climbs the error KL / target - 1, cut to [-1, 1], by an optimizer of its own, as the
-    multipliers of MPO (arXiv 1806.06920; rlax's `LagrangePenalty`) do; beta is cut to [low, high].
-    A measured KL that is not finite changes nothing.
+    multipliers of MPO (arXiv 1806.06920; rlax's `LagrangePenalty`) do; beta is cut to [low, high],
+    and where it is, the optimizer begins anew: its momentum would go on pushing against the bound
+    after the error has turned. A measured KL that is not finite changes nothing.
 
     Args:
         initial: beta of the first update.
@@ -185,11 +201,10 @@ def dual_kl_coef(
         error = _error(kl, target, otherwise=jnp.float32(0))
         step, optimizer = ascent.update(-error, state.optimizer, state.log_coef)
         moved = jnp.clip(state.log_coef + step, math.log(low), math.log(high))
-        moved, optimizer = jax.tree.map(
-            lambda new, old: jnp.where(jnp.isfinite(kl), new, old),
-            (moved, optimizer),
-            (state.log_coef, state.optimizer),
-        )
+        is_cut = moved != state.log_coef + step
+        optimizer = _choose(is_cut, ascent.init(moved), optimizer)
+        old = state.log_coef, state.optimizer
+        moved, optimizer = _choose(jnp.isfinite(kl), (moved, optimizer), old)
         return updates, DualState(_advance(state.coef, jnp.exp(moved), kl), moved, optimizer)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -208,6 +223,10 @@ def _error(kl: Array, target: float, *, otherwise: Array) -> Float[Array, ""]:
     """How far a measured KL is from its target, relative to that, cut to [-1, 1]."""
     error = jnp.clip(kl / target - 1.0, -1.0, 1.0).astype(jnp.float32)
     return jnp.where(jnp.isfinite(kl), error, otherwise)
+
+
+def _choose(condition: Bool[Array, ""], one: PyTree, other: PyTree) -> PyTree:
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), one, other)
 
 
 def _require_positive(**given: float) -> None:

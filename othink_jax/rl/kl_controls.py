@@ -5,6 +5,7 @@ transformation whose state holds the weight (`KLCoefState`): a schedule, or a co
 handed the measured KL as the extra argument `kl`. So all go into an optimizer by the same door.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
@@ -51,21 +52,32 @@ def cyclic(updates: int, *, low: float = 0.0, high: float = 0.1, cycles: float =
     return carry_kl_coef(cyclic_kl(low, high, updates, cycles))
 
 
-def step(updates: int, *, start: float = 0.1, factor: float = 0.5, steps: float = 4.0) -> Control:
-    """`start`, multiplied by `factor` at the end of each of `steps` equal parts of the run."""
+def step(updates: int, *, start: float = 0.1, factor: float = 0.5, steps: int = 4) -> Control:
+    """`start`, multiplied by `factor` from each of `steps` equal parts of the run to the next."""
     _require_weights(start=start, factor=factor)
     if not steps >= 1:
         raise ValueError(f"steps must be >= 1, got {steps}")
-    bounds = {round(updates * part / steps): factor for part in range(1, int(steps))}
-    return carry_kl_coef(optax.piecewise_constant_schedule(start, bounds))
+    scales: dict[int, float] = {}
+    for part in range(1, steps):
+        first = -(-updates * part // steps)  # of its updates; those of short parts coincide
+        scales[first] = scales.get(first, 1.0) * factor
+    return carry_kl_coef(optax.piecewise_constant_schedule(start, scales))
 
 
 def ziegler(
-    updates: int, *, kl_target: float, kl_value: float = 0.04, gain: float = 0.1, limit: float = 0.2
+    updates: int,
+    *,
+    kl_target: float,
+    kl_value: float = 0.04,
+    gain: float = 0.1,
+    limit: float = 0.2,
+    low: float = 1e-4,
+    high: float = 10.0,
 ) -> Control:
     """In proportion to the error of the measured KL (arXiv 1909.08593, section 2.2)."""
     del updates
-    return adapt_kl_coef(kl_value, kl_target, gain=gain, limit=limit)
+    _require_first(kl_value, low, high)
+    return adapt_kl_coef(kl_value, kl_target, gain=gain, limit=limit, low=low, high=high)
 
 
 def pid(
@@ -81,6 +93,7 @@ def pid(
 ) -> Control:
     """A PID controller of log beta (arXiv 2007.03964)."""
     del updates
+    _require_first(kl_value, low, high)
     return pid_kl_coef(
         kl_value,
         kl_target,
@@ -104,16 +117,24 @@ def dual(
 ) -> Control:
     """Dual ascent on a KL budget, as the multipliers of MPO (arXiv 1806.06920)."""
     del updates
-    if not (rate > 0 and 0 <= momentum < 1):
-        raise ValueError(f"rate must be > 0, momentum in [0, 1), got {rate} and {momentum}")
+    _require_first(kl_value, low, high)
+    if not (0 < rate < math.inf and 0 <= momentum < 1):
+        raise ValueError(
+            f"rate must be > 0 and finite, momentum in [0, 1), got {rate} and {momentum}"
+        )
     ascent = optax.sgd(rate, momentum=momentum or None)
     return dual_kl_coef(kl_value, kl_target, optimizer=ascent, low=low, high=high)
 
 
 def _require_weights(**given: float) -> None:
     for name, value in given.items():
-        if not 0 <= value < float("inf"):
+        if not 0 <= value < math.inf:
             raise ValueError(f"{name} must be >= 0 and finite, got {value}")
+
+
+def _require_first(kl_value: float, low: float, high: float) -> None:
+    if not low <= kl_value <= high:
+        raise ValueError(f"kl_value must be in [low, high] = [{low:g}, {high:g}], got {kl_value:g}")
 
 
 KL_CONTROLS: Mapping[str, Callable[..., Control]] = {

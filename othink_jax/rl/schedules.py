@@ -85,7 +85,9 @@ def cyclic_kl(low: float, high: float, total_steps: int, cycles: float = 4.0) ->
         raise ValueError(f"total_steps and cycles must be > 0, got {total_steps} and {cycles}")
 
     def schedule(count: ArrayLike) -> Float[Array, "..."]:
-        turn = jnp.asarray(count, jnp.float32) * (cycles / total_steps)
-        return low + (high - low) * (turn - jnp.floor(turn))
+        # Exact where a cycle begins: the fraction of count * (cycles / total_steps) rounds to just
+        # below one there, and gives `high`.
+        into_cycle = jnp.mod(jnp.asarray(count, jnp.float32) * cycles, total_steps) / total_steps
+        return low + (high - low) * into_cycle
 
     return schedule

@@ -29,7 +29,7 @@ from othink_jax.training.losses import (
     resolved,
     token_weights,
 )
-from othink_jax.training.optimizer import make_kl, make_optimizer, resolved_kl
+from othink_jax.training.optimizer import check_kl, make_kl, make_optimizer, resolved_kl
 from othink_jax.training.partial import Params, join, own_of_reference
 from othink_jax.training.programs import GRPOPrograms, compile_grpo
 from othink_jax.training.records import Clock, reason, rollout_metrics, rollout_record, sample_rows
@@ -139,8 +139,11 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         target = self.config.kl.kl_target
         if target is None or "kl" not in row:
             return {}
-        after = float(rl.kl_coef(self.parallel.unreplicate(state).opt_state))
-        return {"kl_target": target, "beta_reason": reason(row["kl"], target, row["beta"], after)}
+        # Not `rl.kl_coef` of an unreplicated state: that copies all of it.
+        after = float(self.parallel.unreplicate(optax.tree.get(state.opt_state, "kl_coef")))
+        bounds = tuple(self.config.kl.kl_args.get(name) for name in ("low", "high"))
+        said = reason(row["kl"], target, row["beta"], after, bounds)
+        return {"kl_target": target, "beta_reason": said}
 
     def graded(
         self, examples: list[Example], encoded: list[EncodedPrompt], rollout: Rollout
@@ -245,6 +248,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
 
 def train(config: GRPOConfig) -> Path:
     """Start a run in `config.out` and take it to its end; see `runs.begin`."""
+    check_kl(config.kl)
     return begin(GRPOTrainer, config)
 
 

@@ -27,7 +27,8 @@ def bound(
       shared: numbers that others of the table take too; None stands for one that is not known.
 
     Raises:
-      UserError: the name is not known, or a number, or one is missing.
+      UserError: the name is not known, or a number, or one is missing, or one of `shared` is among
+        those `given`: it would contradict its own setting.
     """
     if name not in table:
         raise UserError(f"--{option} {name} is not known; what is known: {', '.join(table)}")
@@ -36,10 +37,13 @@ def bound(
     if unknown:
         has = f"it has {', '.join(known)}" if known else "it has none"
         raise UserError(f"--{option} {name} has no number {', '.join(unknown)}: {has}")
+    shared = shared or {}
+    if own := [number for number in given if number in shared]:
+        raise UserError(
+            f"--{option} {name}: {', '.join(own)} has an option of its own: give it there alone"
+        )
     taken = {
-        number: value
-        for number, value in (shared or {}).items()
-        if number in known and value is not None
+        number: value for number, value in shared.items() if number in known and value is not None
     }
     typed = {number: _typed(known[number], value, option) for number, value in given.items()}
     numbers = {**taken, **typed}
@@ -76,6 +80,6 @@ def _typed(parameter: inspect.Parameter, value: float, option: str) -> float:
     """A number as its function takes it: whole ones are given as floats."""
     if parameter.annotation not in (int, "int"):
         return value
-    if value != int(value):
+    if not float(value).is_integer():  # nor are nan and inf
         raise UserError(f"--{option}: {parameter.name} must be a whole number, got {value:g}")
     return int(value)

@@ -87,16 +87,10 @@ def make_kl(config: KLConfig, updates: int) -> optax.GradientTransformationExtra
       updates: of the whole run.
 
     Raises:
-      UserError: the name or a number is not known, one is missing or out of range, or a number is
-        given that the control does not take.
+      UserError: the name or a number is not known, or one is missing or out of range.
     """
     shared = {name: getattr(config, name) for name in _SHARED}
     control = bound(KL_CONTROLS, "kl-schedule", config.kl_schedule, config.kl_args, shared)
-    known, usual = keywords(KL_CONTROLS[config.kl_schedule]), KLConfig()
-    for name, value in shared.items():
-        if name not in known and value != getattr(usual, name):
-            option = "--" + name.replace("_", "-")
-            raise UserError(f"--kl-schedule {config.kl_schedule} does not take {option}")
     try:
         made: optax.GradientTransformationExtraArgs = control(updates)
     except ValueError as error:
@@ -105,6 +99,22 @@ def make_kl(config: KLConfig, updates: int) -> optax.GradientTransformationExtra
         return made
     moving = moving_reference(config.reference_every, config.reference_mix)
     return optax.with_extra_args_support(optax.chain(made, moving))
+
+
+def check_kl(config: KLConfig) -> None:
+    """Refuse to begin with a number that the control does not take.
+
+    Not a part of `make_kl`: a run of a version that passed over such a number goes on.
+
+    Raises:
+      UserError: there is one; or as `make_kl`.
+    """
+    make_kl(config, 1)
+    known, usual = keywords(KL_CONTROLS[config.kl_schedule]), KLConfig()
+    for name in _SHARED:
+        if name not in known and getattr(config, name) != getattr(usual, name):
+            option = "--" + name.replace("_", "-")
+            raise UserError(f"--kl-schedule {config.kl_schedule} does not take {option}")
 
 
 def resolved_kl(config: KLConfig) -> KLConfig:

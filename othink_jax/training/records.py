@@ -1,5 +1,6 @@
 """What a step leaves behind: its times, figures of its rollout, and completions to read."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -79,11 +80,25 @@ def rollout_metrics(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def reason(kl: float, target: float, before: float, after: float) -> str:
-    """Why a controller has changed the KL weight from one update to the next, or has not."""
+def reason(
+    kl: float, target: float, before: float, after: float, bounds: Sequence[float | None]
+) -> str:
+    """Why a controller has changed the KL weight from one update to the next, or has not.
+
+    Args:
+        kl: measured, nats per token.
+        target: of the controller.
+        before: the weight of the update.
+        after: that of the next one.
+        bounds: lowest and highest weight; None for one that is not known.
+    """
     side = "above" if kl > target else "below" if kl < target else "at"
-    change = "rises" if after > before else "falls" if after < before else "stays"
-    return f"KL {kl:.3g} {side} its target {target:g}: the weight {change}, to {after:.3g}"
+    change = "rises to" if after > before else "falls to" if after < before else "stays at"
+    words = f"KL {kl:.3g} {side} its target {target:g}: the weight {change} {after:.3g}"
+    for name, bound in zip(("lowest", "highest"), bounds, strict=True):
+        if bound is not None and math.isclose(after, bound, rel_tol=1e-6):  # it is float32
+            return f"{words}, the {name} that is allowed"
+    return words
 
 
 def sample_rows(
