@@ -1,8 +1,8 @@
 """Which KL terms descend KL(pi || pi_ref), and at what variance: estimator, gradient, placement.
 
 Claim (ours): of a term in the loss, the estimator's value says nothing of what is descended. On the
-    policy's own samples k1 is noise, k2 descends the KL of each token, k3 (Eq. 5) the reversed
-    divergence; only k1 in the reward descends the KL of whole sequences.
+    policy's own samples k1 is noise, k2 descends the KL of each token, k3 (Eq. 5) that of the
+    reference to the policy; only k1 in the reward descends the KL of whole sequences.
 Command: python -m experiments.kl_gradients
 Cost: ten minutes on two CPU cores, five of them for the policies of the embedded model.
 Shows: bias, direction and noise of the gradient of every term under three reductions, against the
@@ -97,11 +97,8 @@ class KLGradients(LaptopExperiment):
         ]
         numbers = {
             "policies": facts,
-            "enumerated": [
-                _kind_record(kind) | dataclasses.asdict(point) | dataclasses.asdict(one)
-                for kind, found in exact.items()
-                for point, one in zip(points, found, strict=True)
-            ],
+            "points": [dataclasses.asdict(point) for point in points],
+            "enumerated": [_kind_record(kind) | by_point(exact[kind]) for kind in KINDS],
             "embedded": [
                 _kind_record(kind)
                 | {"seed": seed}
@@ -127,6 +124,14 @@ def at(
         for point, one in zip(points, found, strict=True)
         if point.off_policy == off_policy and distance in (None, point.distance)
     ]
+
+
+def by_point(found: Sequence[Quality]) -> dict[str, list[float]]:
+    """Each number at every point, in their order; four digits, of which a page has use."""
+    return {
+        field.name: [float(f"{getattr(one, field.name):.4g}") for one in found]
+        for field in dataclasses.fields(Quality)
+    }
 
 
 def verdict(found: Sequence[Quality]) -> str:

@@ -237,7 +237,9 @@ def test_the_gradients_are_told_in_one_table_with_a_verdict_a_term(tmp_path, mon
     record = json.loads(json.dumps(result.numbers))
     assert len(record["embedded"]) == 27 * 2
     assert record["enumerated"][0]["gradient"] == "own"
-    assert len(record["enumerated"]) == len(TERMS) * 3 * 4 * 2 * experiment.policies
+    assert len(record["enumerated"]) == 27
+    assert len(record["points"]) == 4 * 2 * experiment.policies
+    assert record["enumerated"][0]["noise"] == [3.0] * len(record["points"])
 
 
 def metrics(root, cell, kl: float) -> None:
