@@ -176,13 +176,13 @@ def test_gradients_of_a_models_terms_are_those_of_the_loss(model):
     np.testing.assert_allclose(long[0][KINDS.index((IN_REWARD, "sum"))], in_reward, atol=1e-5)
 
 
-def noisy(mean_of_k2: float, batches: int = 40) -> Gradients:
+def noisy(mean_of_k2: float, batches: int = 40, size: int = 10_000) -> Gradients:
     """True gradients of length 1, k2 along them as far as told, in noise five times as long.
 
     The noise of a batch is the same in all of them.
     """
     rng = np.random.default_rng(0)
-    rows = np.repeat(rng.normal(size=(batches, 1, 10_000)), len(KINDS) + 2, axis=1) / 20
+    rows = np.repeat(rng.normal(size=(batches, 1, size)), len(KINDS) + 2, axis=1) / 20
     rows[:, :, 0] += 1.0
     rows[:, KINDS.index((K2, "sum")), 0] += mean_of_k2 - 1.0
     return Gradients(rows=rows.astype(np.float32), length=5.0, kl=0.1, size=4)
@@ -221,8 +221,9 @@ def test_the_gradients_are_told_in_one_table_with_a_verdict_a_term(tmp_path, mon
         return {(term, way): [by_term.get(term, plain)] * len(logits) for term, way in kinds}
 
     monkeypatch.setattr(kl_gradients, "enumerate_gradients", enumerated)
-    monkeypatch.setattr(KLGradients, "_sampled", lambda self, seed: noisy(mean_of_k2=1.0))
+    monkeypatch.setattr(KLGradients, "_sampled", lambda self, seed: noisy(1.0, batches=6, size=10))
     monkeypatch.setattr(KLGradients, "draws", 20)
+    monkeypatch.setattr(KLGradients, "policies", 2)
     result = experiment.result()
     answer, by_distance, by_seed = result.tables
     verdicts = {row[0]: row[2] for row in answer.rows}
