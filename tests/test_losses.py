@@ -99,3 +99,8 @@ def test_a_kl_term_that_has_no_gradient_is_said():
         assert not notes(LossConfig(kl_estimator="k1", kl_gradient=gradient))
     assert not notes(LossConfig(kl_estimator="k1", kl_placement="reward"))
     assert not notes(LossConfig())
+
+
+def test_a_length_that_is_counted_twice_is_said():
+    assert "counts again" in notes(LossConfig(objective="luspo", reduction="token"))[0]
+    assert not notes(LossConfig(objective="luspo"))

@@ -247,6 +247,30 @@ def test_slices_in_place_updates_and_faster_memory_are_counted_as_what_they_are(
     assert costs.traffic(Program(MEMORY)) == read_slice + near + wide + written_back
 
 
+def test_what_a_fusion_in_a_fusion_passes_on_is_read():
+    """As a TPU's program reads a weight from its main memory: laid out anew, then multiplied."""
+    program = Program("""
+%laid_out (w: bf16[4,8]) -> bf16[4,8,1] {
+  %w = bf16[4,8]{1,0} parameter(0)
+  ROOT %weight = bf16[4,8,1]{1,0,2} bitcast(%w)
+}
+
+%multiplied (x: bf16[2,4], w: bf16[4,8]) -> bf16[2,8,1] {
+  %x = bf16[2,4]{1,0} parameter(0)
+  %w = bf16[4,8]{1,0} parameter(1)
+  %weight = bf16[4,8,1]{1,0,2} fusion(%w), kind=kLoop, calls=%laid_out
+  ROOT %product = bf16[2,8,1]{1,0,2} convolution(%x, %weight), dim_labels=bf_io0->bf0
+}
+
+ENTRY %main (x: bf16[2,4], w: bf16[4,8]) -> bf16[2,8,1] {
+  %x = bf16[2,4]{1,0} parameter(0)
+  %w = bf16[4,8]{1,0} parameter(1)
+  ROOT %out = bf16[2,8,1]{1,0,2} fusion(%x, %w), kind=kOutput, calls=%multiplied
+}
+""")
+    assert costs.traffic(program) == 2 * (2 * 4 + 4 * 8 + 2 * 8)
+
+
 def test_the_largest_buffers_are_named_with_the_lines_that_ask_for_them():
     """What is updated in place, or in another memory, is no new buffer."""
     found = largest(Program(MEMORY))

@@ -235,7 +235,10 @@ class RewardConfig:
             self.overlong_cache is None or self.overlong_cache >= 1,
             f"overlong_cache must be >= 1, got {self.overlong_cache}",
         )
-        require(self.format_weight >= 0, f"format_weight must be >= 0, got {self.format_weight}")
+        require(
+            0 <= self.format_weight < math.inf,
+            f"format_weight must be >= 0 and finite, got {self.format_weight}",
+        )
         require(
             self.grading_timeout_s > 0,
             f"grading_timeout_s must be > 0, got {self.grading_timeout_s}",

@@ -156,6 +156,8 @@ def _copied(each: Instruction, operands: list[Instruction]) -> int:
 
 def _read(program: Program, inside: Computation, given: Instruction) -> int:
     """Bytes of one of its parameters that a fusion reads: of a slice of it, no more than that."""
+    if given is inside.root:  # of a fusion in another, which passes all of it on
+        return given.nbytes
     total = 0
     for user in inside.users[given.name]:
         first = user.operands[0] == given.name

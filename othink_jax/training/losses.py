@@ -162,9 +162,15 @@ def known_names() -> dict[str, dict[str, tuple[str, str]]]:
 
 def notes(config: LossConfig) -> list[str]:
     """What a user should know of a loss before it is descended."""
+    found = []
     if config.kl_placement == "loss" and (config.kl_estimator, config.kl_gradient) == ("k1", "own"):
-        return [
+        found.append(
             "--kl-estimator k1 in the loss has an expected gradient of zero: the KL weight does"
             " nothing but add noise. --kl-gradient reverse or --kl-placement reward descend the KL"
-        ]
-    return []
+        )
+    if config.objective == "luspo" and config.reduction != "sequence":
+        found.append(
+            "--objective luspo is multiplied by a sequence's length already, which --reduction"
+            f" {config.reduction} counts again: LUSPO has --reduction sequence"
+        )
+    return found
