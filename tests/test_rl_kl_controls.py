@@ -132,10 +132,13 @@ def test_pid_by_hand():
     np.testing.assert_allclose(logs, [-0.1 - 0.05, 0.1 + 0.0 + 0.4, 0.1 + 0.05], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", CONTROLLERS)
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [("ziegler", {}), ("pid", {"derivative": 0.1}), ("dual", {}), ("dual", {"momentum": 0.9})],
+)
 @pytest.mark.parametrize("kl", [np.nan, np.inf, -np.inf])
-def test_a_measurement_that_is_not_finite_changes_nothing_but_the_count(name, kl):
-    tx = control_of(name)
+def test_a_measurement_that_is_not_finite_changes_nothing_but_the_count(name, numbers, kl):
+    tx = control_of(name, **numbers)
     found, before = weights(tx, [0.2, 0.2])
     _, after = weights(tx, [kl], before)
     assert rl.kl_coef(after) > found[-1]
@@ -203,8 +206,11 @@ def weights_of_chain(tx, kls, state=None):
     ],
 )
 def test_what_makes_no_sense_is_one_line(settings, said):
+    config = KLConfig(**settings)
     with pytest.raises(UserError, match=said):
-        make_kl(KLConfig(**settings), 10)
+        make_kl(config, 10)
+    with pytest.raises(UserError, match=said):
+        check_kl(config)
 
 
 @pytest.mark.parametrize(
