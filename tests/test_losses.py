@@ -46,6 +46,7 @@ def test_without_settings_it_is_the_loss_of_the_paper_to_the_last_bit():
         ({"kl_estimator": "k4"}, "--kl-estimator k4 is not known; what is known: k1, k2, k3, abs"),
         ({"kl_gradient": "up"}, "--kl-gradient up is not known; what is known: own, reverse"),
         ({"reduction": "mean"}, "--reduction mean is not known; what is known: sequence, token"),
+        ({"objective_args": {"clip_low": 0.1}}, "clip_low has an option of its own"),
         ({"objective_args": {"d": 1.0}}, "--objective ppo has no number d: it has clip_low, clip_"),
     ],
 )

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from othink_jax import rl
 from othink_jax.config import LossConfig
+from othink_jax.errors import UserError
 from othink_jax.training.named import bound, defaults, tried
 from othink_jax.types import Rollout
 
@@ -36,6 +37,10 @@ def make_loss(config: LossConfig, *, longest: int | None = None) -> LossFn:
       UserError: a name or a number is not known, or a number is out of range.
     """
     clips = {"clip_low": config.clip_low, "clip_high": config.clip_high}
+    if own := [name for name in clips if name in config.objective_args]:
+        raise UserError(
+            f"--objective-args: {', '.join(own)} has an option of its own: give it there"
+        )
     given = {name: value for name, value in clips.items() if value is not None}
     objective = bound(rl.OBJECTIVES, "objective", config.objective, given | config.objective_args)
     estimator = bound(rl.KL_ESTIMATORS, "kl-estimator", config.kl_estimator, {})
