@@ -220,9 +220,6 @@ class RewardConfig:
     """R = R_accuracy + format_weight * R_format (Eq. 1)."""
 
     format_weight: float = 1.0  # alpha
-    # Tokens before the length limit over which the reward of a completion falls by one (DAPO's soft
-    # overlong punishment, arXiv 2503.14476, Eq. 13); none if not given
-    overlong_cache: int | None = None
     grader: Grader = "strict"  # `r1v` reproduces R1-V's published verdicts, quirks included
     # Of a data set: what its questions ask for. R1-V's grader has a rule for each and must be told;
     # the strict one treats both alike
@@ -231,10 +228,6 @@ class RewardConfig:
     grading_workers: int = 2  # processes that grade what the fast path cannot
 
     def __post_init__(self) -> None:
-        require(
-            self.overlong_cache is None or self.overlong_cache >= 1,
-            f"overlong_cache must be >= 1, got {self.overlong_cache}",
-        )
         require(
             0 <= self.format_weight < math.inf,
             f"format_weight must be >= 0 and finite, got {self.format_weight}",

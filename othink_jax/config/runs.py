@@ -96,6 +96,9 @@ class GRPOConfig(TrainingConfig):
     # Times in a step that other prompts are drawn for those whose completions all have one reward
     # (DAPO's dynamic sampling, arXiv 2503.14476, section 3.2); each is a whole rollout
     redraw: int = 0
+    # Tokens before the length limit over which the reward of a completion falls by one (DAPO's soft
+    # overlong punishment, Eq. 13); none if not given
+    overlong_cache: int | None = None
     inner_updates: int = 1  # updates made from one rollout; 1 is strictly on-policy
     sampling: SamplingConfig = SamplingConfig()  # how completions are drawn
     loss: LossConfig = LossConfig()  # the surrogate of Eq. 4 and the advantages of Eq. 2
@@ -115,10 +118,10 @@ class GRPOConfig(TrainingConfig):
             self.sampling.temperature > 0,
             "sampling.temperature must be > 0: greedy completions of one prompt are all the same",
         )
-        longest, cache = self.sampling.max_new_tokens, self.reward.overlong_cache
+        longest, cache = self.sampling.max_new_tokens, self.overlong_cache
         require(
-            cache is None or cache <= longest,
-            f"--overlong-cache {cache} must be at most --max-new-tokens {longest}",
+            cache is None or 1 <= cache <= longest,
+            f"--overlong-cache {cache} must be at least 1, and at most --max-new-tokens {longest}",
         )
         self.reward.task_of(self.data)
 

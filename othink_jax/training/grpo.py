@@ -232,7 +232,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
             np.array([grade.format for grade in grades], np.float32),
             alpha=self.config.reward.format_weight,
         )
-        if (cache := self.config.reward.overlong_cache) is not None:
+        if (cache := self.config.overlong_cache) is not None:
             limit = self.config.sampling.max_new_tokens
             rewards += rl.soft_overlong_penalty(mask.sum(axis=-1), limit=limit, cache=cache)
         return texts, grades, np.asarray(rewards).reshape(batch, group)
