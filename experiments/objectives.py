@@ -64,7 +64,7 @@ class Objectives(LaptopExperiment):
 
     @functools.cached_property
     def rates(self) -> dict[str, float]:
-        """What the finished trials choose: the most right answers; of equals, the smallest."""
+        """Rate of each objective, by finished trials: most right answers; of equals, the least."""
 
         def best(scores: Mapping[float, Sequence[Score]]) -> float:
             return max(RATES, key=lambda rate: sum(sum(one.correct) for one in scores[rate]))

@@ -92,17 +92,12 @@ def with_preset(command: str, arguments: Sequence[str]) -> list[str]:
 
     Raises SystemExit(2) where there is no such preset, and UserError for a broken run directory.
     """
-    rest = list(arguments)
+    given, rest = without_option(arguments, "--preset")
     options = [argument.partition("=")[0] for argument in rest]
     name, model = "paper", option_value(rest, "--model")
     run, _ = run_and_step(as_path(model or ""))
-    if "--preset" in options:
-        at = options.index("--preset")
-        _, equals, name = rest[at].partition("=")
-        if not equals:
-            name = rest[at + 1] if at + 1 < len(rest) else ""
-            del rest[at + 1 : at + 2]
-        del rest[at]
+    if given is not None:
+        name = given
     elif model == "tiny":
         name = "tiny"
     elif command == "evaluate" and model and is_run(run):
@@ -146,6 +141,21 @@ def option_value(arguments: Sequence[str], option: str) -> str | None:
         if argument.startswith(option + "="):
             return argument.partition("=")[2]
     return None
+
+
+def without_option(arguments: Sequence[str], option: str) -> tuple[str | None, list[str]]:
+    """What stands behind an option, None without it, and the arguments without either."""
+    rest = list(arguments)
+    words = [argument.partition("=") for argument in rest]
+    at = next((i for i, (name, _, _) in enumerate(words) if name == option), None)
+    if at is None:
+        return None, rest
+    _, equals, value = words[at]
+    if not equals:
+        value = rest[at + 1] if at + 1 < len(rest) else ""
+        del rest[at + 1 : at + 2]
+    del rest[at]
+    return value, rest
 
 
 def generation_defaults(model: str) -> Preset:

@@ -8,6 +8,8 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 
+from othink_jax.presets import without_option
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -72,16 +74,9 @@ def with_recipe(arguments: Sequence[str]) -> list[str]:
 
     Raises SystemExit(2) where there is no such recipe.
     """
-    rest = list(arguments)
-    words = [word.partition("=") for word in rest]
-    at = next((i for i, (option, _, _) in enumerate(words) if option == "--recipe"), None)
-    if at is None:
+    name, rest = without_option(arguments, "--recipe")
+    if name is None:
         return rest
-    _, equals, name = words[at]
-    if not equals:
-        name = rest[at + 1] if at + 1 < len(rest) else ""
-        del rest[at + 1 : at + 2]
-    del rest[at]
     if name not in RECIPES:
         print(f"othink-jax: --recipe must be one of {', '.join(RECIPES)}", file=sys.stderr)
         raise SystemExit(2)

@@ -81,7 +81,7 @@ def _with_numbers(name: str, numbers: Mapping[str, float]) -> str:
 
 
 def reference_in_words(kl: KLConfig) -> str:
-    """What the KL is measured to."""
+    """The reference of the KL, in words."""
     if kl.reference_every is None:
         return "the starting model"
     move = "copied from" if kl.reference_mix == 1 else f"moved by {kl.reference_mix:g} to"

@@ -19,6 +19,7 @@ from othink_jax.rl.advantages import (
     rloo_advantages,
     soft_overlong_penalty,
     total_reward,
+    without_signal,
 )
 from othink_jax.rl.averages import (
     REDUCTIONS,
@@ -169,4 +170,5 @@ __all__ = [
     "two_sided",
     "two_sided_ppo_clip",
     "vespo",
+    "without_signal",
 ]

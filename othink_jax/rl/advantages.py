@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from othink_jax.rl.checks import require
 
@@ -78,7 +78,7 @@ def group_advantages(
         raise ValueError(f"a group must hold more than ddof={ddof} rewards, got {group_size}")
     if eps < 0:
         raise ValueError(f"eps must be >= 0, got {eps}")
-    no_signal = _without_signal(rewards_BG)
+    no_signal = without_signal(rewards_BG)[:, None]
     centred = rewards_BG - rewards_BG.mean(axis=-1, keepdims=True)
     scale = rewards_BG.std(axis=-1, ddof=ddof, keepdims=True) + eps
     return jnp.where(no_signal, 0.0, centred / jnp.where(no_signal, 1.0, scale))
@@ -204,23 +204,23 @@ ADVANTAGES: dict[str, Advantage] = {
 }
 
 
+def without_signal(rewards_BG: Rewards) -> Bool[Array | np.ndarray, " B"]:
+    """True for groups whose rewards are all equal: none of them is better than another."""
+    # Compared, not inferred from std = 0: the mean of three times 0.1 is not 0.1, and with a small
+    # eps the rounding error would be blown up into an advantage of order one.
+    return (rewards_BG == rewards_BG[:, :1]).all(axis=-1)
+
+
 def _grouped(rewards_BG: Rewards) -> Float[Array, "B G"]:
     rewards_BG = jnp.asarray(rewards_BG)
     require(rewards_BG.shape[-1] > 1, "a group of one completion has none to be compared with")
     return rewards_BG
 
 
-def _without_signal(rewards_BG: Float[Array, "B G"]) -> Array:
-    """True for groups whose rewards are all equal, [B, 1]."""
-    # Compared, not inferred from std = 0: the mean of three times 0.1 is not 0.1, and with a small
-    # eps the rounding error would be blown up into an advantage of order one.
-    return jnp.all(rewards_BG == rewards_BG[:, :1], axis=-1, keepdims=True)
-
-
 def _centred(rewards_BG: Float[Array, "B G"]) -> Float[Array, "B G"]:
     """r - mean of the group; exact zeros in groups without signal."""
     centred = rewards_BG - rewards_BG.mean(axis=-1, keepdims=True)
-    return jnp.where(_without_signal(rewards_BG), 0.0, centred)
+    return jnp.where(without_signal(rewards_BG)[:, None], 0.0, centred)
 
 
 def _scaled(

@@ -16,7 +16,7 @@ class Average(NamedTuple):
     """A mean as its numerator and denominator."""
 
     total: Float[Array, ""]
-    # What the total is divided by. It follows from masks alone, not from what a policy computes
+    # Divisor of the total. It follows from masks alone, not from what a policy computes
     divisor: Float[Array, ""] | float
 
     @property

@@ -13,3 +13,9 @@ def require_positive(**numbers: float) -> None:
     """Raise a ValueError that names the number which is not > 0 and finite."""
     for name, value in numbers.items():
         require(0 < value < math.inf, f"{name} must be > 0 and finite, got {value}")
+
+
+def require_not_negative(**numbers: float) -> None:
+    """Raise a ValueError that names the number which is not >= 0 and finite."""
+    for name, value in numbers.items():
+        require(0 <= value < math.inf, f"{name} must be >= 0 and finite, got {value}")

@@ -21,14 +21,17 @@ from jaxtyping import Array, Bool, Float
 
 from othink_jax.rl.checks import require, require_positive
 from othink_jax.rl.ratios import (
+    Mask,
+    Values,
     sequence_log_ratio,
     to_ratio,
     token_log_ratio,
     trajectory_log_ratio,
 )
 
-Values = Float[Array, "*n T"]
-Mask = Bool[Array, "*n T"]
+# (logp, old_logp, sampler_logp, advantages, mask), all [*n, T] -> weights [*n, T] of an objective's
+# values; old_logp is what the trainer's model, sampler_logp what the sampler gave the tokens
+Correction = Callable[..., Array]
 
 
 def truncated_weights(
@@ -188,9 +191,7 @@ def off_policy_sequences(
     return jnp.where(mask & kept[..., None], 1.0, 0.0)
 
 
-# (logp, old_logp, sampler_logp, advantages, mask), all [*n, T] -> weights [*n, T] of an objective's
-# values; old_logp is what the trainer's model, sampler_logp what the sampler gave the tokens
-CORRECTIONS: Mapping[str, Callable[..., Values]] = {
+CORRECTIONS: Mapping[str, Correction] = {
     "token_truncate": token_truncate,
     "sequence_truncate": sequence_truncate,
     "token_mask": token_mask,

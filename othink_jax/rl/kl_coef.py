@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from othink_jax.rl.checks import require, require_not_negative, require_positive
+from othink_jax.rl.states import states_of
+
 
 class KLCoefState(NamedTuple):
     """State of `carry_kl_coef`. Whatever controls beta keeps it here, and `kl_coef` finds it."""
@@ -68,7 +71,7 @@ def adapt_kl_coef(
     Raises:
         ValueError: a number is not positive, or `initial` out of bounds.
     """
-    _require_positive(initial=initial, target=target, gain=gain, limit=limit)
+    require_positive(initial=initial, target=target, gain=gain, limit=limit)
     _require_between(initial, low, high)
 
     def init(params: PyTree) -> KLCoefState:
@@ -120,17 +123,11 @@ def pid_kl_coef(
         ValueError: a gain is negative, or all of them are zero, or another number is not positive,
             or `initial` out of bounds.
     """
-    _require_positive(initial=initial, target=target, low=low, high=high)
+    require_positive(initial=initial, target=target, low=low, high=high)
     _require_between(initial, low, high)
-    for name, gain in (
-        ("proportional", proportional),
-        ("integral", integral),
-        ("derivative", derivative),
-    ):
-        if not 0 <= gain < math.inf:
-            raise ValueError(f"{name} must be >= 0 and finite, got {gain}")
-    if proportional == integral == derivative == 0:
-        raise ValueError("one of proportional, integral and derivative must be > 0")
+    require_not_negative(proportional=proportional, integral=integral, derivative=derivative)
+    gains = proportional + integral + derivative
+    require(gains > 0, "one of proportional, integral and derivative must be > 0")
 
     def init(params: PyTree) -> PIDState:
         del params
@@ -185,7 +182,7 @@ def dual_kl_coef(
     Raises:
         ValueError: a number is not positive, or `initial` out of bounds.
     """
-    _require_positive(initial=initial, target=target, low=low, high=high)
+    require_positive(initial=initial, target=target, low=low, high=high)
     _require_between(initial, low, high)
     ascent = optax.sgd(0.05) if optimizer is None else optimizer
 
@@ -229,15 +226,8 @@ def _choose(condition: Bool[Array, ""], one: PyTree, other: PyTree) -> PyTree:
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), one, other)
 
 
-def _require_positive(**given: float) -> None:
-    for name, value in given.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be > 0 and finite, got {value}")
-
-
 def _require_between(initial: float, low: float, high: float) -> None:
-    if not low <= initial <= high:
-        raise ValueError(f"initial must be in [{low}, {high}], got {initial}")
+    require(low <= initial <= high, f"initial must be in [{low}, {high}], got {initial}")
 
 
 def kl_coef(opt_state: optax.OptState) -> Float[Array, ""]:
@@ -246,8 +236,7 @@ def kl_coef(opt_state: optax.OptState) -> Float[Array, ""]:
     Raises:
         ValueError: the state holds none, or more than one.
     """
-    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, KLCoefState))
-    found = [node for node in nodes if isinstance(node, KLCoefState)]
+    found = states_of(opt_state, KLCoefState)
     if len(found) != 1:
         raise ValueError(
             f"the optimizer state must hold one KLCoefState, found {len(found)}: put"

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import optax
 
+from othink_jax.rl.checks import require, require_not_negative
 from othink_jax.rl.kl_coef import adapt_kl_coef, carry_kl_coef, dual_kl_coef, pid_kl_coef
 from othink_jax.rl.schedules import constant_kl, cyclic_kl, dynamic_kl
 
@@ -36,13 +37,13 @@ def dynamic(
 
 def linear(updates: int, *, start: float = 0.1, end: float = 0.0) -> Control:
     """A straight line from `start` to `end`."""
-    _require_weights(start=start, end=end)
+    require_not_negative(start=start, end=end)
     return carry_kl_coef(optax.linear_schedule(start, end, updates))
 
 
 def cosine(updates: int, *, start: float = 0.1, end: float = 0.0) -> Control:
     """Half a cosine from `start` to `end`."""
-    _require_weights(start=start, end=end)
+    require_not_negative(start=start, end=end)
     decay = optax.cosine_decay_schedule(1.0, updates)
     return carry_kl_coef(lambda count: end + (start - end) * decay(count))
 
@@ -54,9 +55,8 @@ def cyclic(updates: int, *, low: float = 0.0, high: float = 0.1, cycles: float =
 
 def step(updates: int, *, start: float = 0.1, factor: float = 0.5, steps: int = 4) -> Control:
     """`start`, multiplied by `factor` from each of `steps` equal parts of the run to the next."""
-    _require_weights(start=start, factor=factor)
-    if not steps >= 1:
-        raise ValueError(f"steps must be >= 1, got {steps}")
+    require_not_negative(start=start, factor=factor)
+    require(steps >= 1, f"steps must be >= 1, got {steps}")
     scales: dict[int, float] = {}
     for part in range(1, steps):
         first = -(-updates * part // steps)  # of its updates; those of short parts coincide
@@ -118,23 +118,19 @@ def dual(
     """Dual ascent on a KL budget, as the multipliers of MPO (arXiv 1806.06920)."""
     del updates
     _require_first(kl_value, low, high)
-    if not (0 < rate < math.inf and 0 <= momentum < 1):
-        raise ValueError(
-            f"rate must be > 0 and finite, momentum in [0, 1), got {rate} and {momentum}"
-        )
+    require(
+        0 < rate < math.inf and 0 <= momentum < 1,
+        f"rate must be > 0 and finite, momentum in [0, 1), got {rate} and {momentum}",
+    )
     ascent = optax.sgd(rate, momentum=momentum or None)
     return dual_kl_coef(kl_value, kl_target, optimizer=ascent, low=low, high=high)
 
 
-def _require_weights(**given: float) -> None:
-    for name, value in given.items():
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be >= 0 and finite, got {value}")
-
-
 def _require_first(kl_value: float, low: float, high: float) -> None:
-    if not low <= kl_value <= high:
-        raise ValueError(f"kl_value must be in [low, high] = [{low:g}, {high:g}], got {kl_value:g}")
+    require(
+        low <= kl_value <= high,
+        f"kl_value must be in [low, high] = [{low:g}, {high:g}], got {kl_value:g}",
+    )
 
 
 KL_CONTROLS: Mapping[str, Callable[..., Control]] = {

@@ -1,7 +1,6 @@
 """The loss of GRPO (Eq. 4), to be minimised, and the family that it belongs to."""
 
 import functools
-from collections.abc import Callable
 
 import chex
 import jax
@@ -9,13 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from othink_jax.rl.averages import Average, Reduction, mean_over_sequences
+from othink_jax.rl.corrections import Correction
 from othink_jax.rl.kl import Estimator, KLTerm, kl_k3, kl_to_go, own_gradient
 from othink_jax.rl.objectives import Objective, per_token, ppo
 from othink_jax.rl.ratios import to_ratio
 from othink_jax.rl.surrogates import ppo_clip
 
-K3 = own_gradient(kl_k3)
-Correction = Callable[[Array, Array, Array, Array, Array], Array]
+_OF_PAPER = own_gradient(kl_k3)
 
 
 def clipped_surrogate(
@@ -52,7 +51,7 @@ def policy_loss(
     weights: Float[Array, "*n T"] | None = None,
     sampler_logp: Float[Array, "*n T"] | None = None,
     objective: Objective = ppo,
-    kl_term: KLTerm = K3,
+    kl_term: KLTerm = _OF_PAPER,
     reduce: Reduction = mean_over_sequences,
     kl_in_reward: bool = False,
     correction: Correction | None = None,
@@ -75,7 +74,7 @@ def policy_loss(
         kept: false for sequences that are left out of every mean; None keeps all.
         weights: of the objective's values, constants such as `top_entropy_mask`.
         sampler_logp: nats, as the engine said that sampled; for the correction.
-        objective: of (logp, old_logp, advantages, mask); one of `OBJECTIVES`.
+        objective: of (logp, old_logp, advantages, mask), all [*n, T]; one of `OBJECTIVES`.
         kl_term: of (logp, old_logp, ref_logp); an estimator of `KL_ESTIMATORS` with a gradient of
             `KL_GRADIENTS`.
         reduce: of (values, mask); one of `REDUCTIONS`.
@@ -89,11 +88,9 @@ def policy_loss(
         gradient) and `ratio` (pi / pi_old of a token).
     """
     chex.assert_equal_shape([logp, old_logp, mask, *([] if ref_logp is None else [ref_logp])])
-    whole = jnp.ndim(advantages) < mask.ndim
-    chex.assert_shape(advantages, mask.shape[:-1] if whole else mask.shape)
     # Before any exp: a mask that comes after it leaves nan gradients, for 0 * inf is nan.
     logp, old_logp = (jnp.where(mask, x, 0.0) for x in (logp, old_logp))
-    old_logp, advantages = jax.lax.stop_gradient((old_logp, advantages))
+    old_logp, advantages = jax.lax.stop_gradient(old_logp), per_token(advantages, mask)
     loss_of_kl: dict[str, Average] = {}
     if ref_logp is not None:
         ref_logp = jax.lax.stop_gradient(jnp.where(mask, ref_logp, 0.0))
@@ -103,13 +100,12 @@ def policy_loss(
         loss_of_kl["kl"] = mean_over_sequences(kl, mask, kept)
         loss_of_kl["kl_loss"] = kl_loss._replace(total=coef_in_loss * kl_loss.total)
         if kl_in_reward:
-            to_go = kl_to_go(old_logp, ref_logp, mask)
-            advantages = per_token(advantages, mask) - kl_coef * to_go
+            advantages = advantages - kl_coef * kl_to_go(old_logp, ref_logp, mask)
 
     now = jax.lax.stop_gradient(logp)
     if correction is not None:
         sampled = old_logp if sampler_logp is None else jnp.where(mask, sampler_logp, 0.0)
-        further = correction(now, old_logp, sampled, per_token(advantages, mask), mask)
+        further = correction(now, old_logp, sampled, advantages, mask)
         weights = further if weights is None else weights * further
 
     def values(logp: Array) -> Array:
@@ -118,7 +114,7 @@ def policy_loss(
 
     gain = reduce(values(logp), mask, kept)
     slope = jax.grad(lambda logp: values(logp).sum())(now)
-    clipped = (slope == 0) & (per_token(advantages, mask) != 0)
+    clipped = (slope == 0) & (advantages != 0)
     metrics = {
         "policy_loss": gain,
         **loss_of_kl,

@@ -24,12 +24,14 @@ from collections.abc import Callable
 import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from othink_jax.rl import surrogates
 from othink_jax.rl.checks import require, require_positive
 from othink_jax.rl.ratios import (
+    Mask,
     RatioLevel,
+    Values,
     gspo_token_log_ratio,
     sequence_log_ratio,
     to_ratio,
@@ -37,8 +39,6 @@ from othink_jax.rl.ratios import (
 )
 
 Objective = Callable[..., Array]  # (logp, old_logp, advantages, mask, *, numbers) -> [*n, T]
-Values = Float[Array, "*n T"]
-Mask = Bool[Array, "*n T"]
 Advantages = Float[Array, "*n"] | Float[Array, "*n T"]
 
 # Keeps the logarithm of 1 - p finite where a probability is rounded to one; verl has the same.

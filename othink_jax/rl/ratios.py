@@ -15,6 +15,8 @@ from jaxtyping import Array, Bool, Float
 
 from othink_jax.rl.kl import MAX_LOG_RATIO
 
+Values = Float[Array, "*n T"]
+Mask = Bool[Array, "*n T"]
 RatioLevel = Callable[[Array, Array, Array], Array]  # (logp, old_logp, mask) -> log ratio
 
 
@@ -23,9 +25,7 @@ def to_ratio(log_ratio: Float[Array, "*d"]) -> Float[Array, "*d"]:
     return jnp.exp(jnp.minimum(log_ratio, MAX_LOG_RATIO))
 
 
-def token_log_ratio(
-    logp: Float[Array, "*n T"], old_logp: Float[Array, "*n T"], mask: Bool[Array, "*n T"]
-) -> Float[Array, "*n T"]:
+def token_log_ratio(logp: Values, old_logp: Values, mask: Mask) -> Values:
     """log pi - log pi_old of each token (PPO, arXiv 1707.06347; GRPO)."""
     chex.assert_equal_shape([logp, old_logp, mask])
     # Before any exp: a mask that comes after it leaves nan gradients, for 0 * inf is nan.
@@ -33,9 +33,7 @@ def token_log_ratio(
     return logp - jax.lax.stop_gradient(old_logp)
 
 
-def sequence_log_ratio(
-    logp: Float[Array, "*n T"], old_logp: Float[Array, "*n T"], mask: Bool[Array, "*n T"]
-) -> Float[Array, "*n T"]:
+def sequence_log_ratio(logp: Values, old_logp: Values, mask: Mask) -> Values:
     """Mean of the token log ratios of a sequence, at each of its tokens (GSPO, Eq. 7).
 
     The ratio is the geometric mean of those of the tokens, (pi(o) / pi_old(o))^(1/|o|)
@@ -45,9 +43,7 @@ def sequence_log_ratio(
     return jnp.where(mask, total / jnp.maximum(mask.sum(axis=-1, keepdims=True), 1), 0.0)
 
 
-def gspo_token_log_ratio(
-    logp: Float[Array, "*n T"], old_logp: Float[Array, "*n T"], mask: Bool[Array, "*n T"]
-) -> Float[Array, "*n T"]:
+def gspo_token_log_ratio(logp: Values, old_logp: Values, mask: Mask) -> Values:
     """Value of `sequence_log_ratio`, gradient of `token_log_ratio` (GSPO-token, Eq. 14).
 
     sg(log s) + log pi - sg(log pi), with s the ratio of the sequence: so advantages may differ
@@ -58,9 +54,7 @@ def gspo_token_log_ratio(
     return jax.lax.stop_gradient(value) + (per_token - jax.lax.stop_gradient(per_token))
 
 
-def trajectory_log_ratio(
-    logp: Float[Array, "*n T"], old_logp: Float[Array, "*n T"], mask: Bool[Array, "*n T"]
-) -> Float[Array, "*n T"]:
+def trajectory_log_ratio(logp: Values, old_logp: Values, mask: Mask) -> Values:
     """Sum of the token log ratios of a sequence, at each of its tokens: log pi(o) / pi_old(o).
 
     Without bias as an importance weight, and of a variance that grows with length. It is what TRL

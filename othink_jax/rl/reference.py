@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
+from othink_jax.rl.checks import require
+from othink_jax.rl.states import states_of
+
 
 class ReferenceState(NamedTuple):
     """State of `moving_reference`."""
@@ -29,10 +32,8 @@ def moving_reference(every: int = 1, mix: float = 1.0) -> optax.GradientTransfor
     Raises:
         ValueError: `every` is below 1, or `mix` not in (0, 1].
     """
-    if every < 1:
-        raise ValueError(f"every must be >= 1, got {every}")
-    if not 0 < mix <= 1:
-        raise ValueError(f"mix must be in (0, 1], got {mix}")
+    require(every >= 1, f"every must be >= 1, got {every}")
+    require(0 < mix <= 1, f"mix must be in (0, 1], got {mix}")
 
     def init(params: PyTree) -> ReferenceState:
         return ReferenceState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
@@ -65,8 +66,6 @@ def reference_params(opt_state: optax.OptState) -> PyTree:
     Raises:
         ValueError: it carries none, or more than one.
     """
-    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, ReferenceState))
-    found = [node.params for node in nodes if isinstance(node, ReferenceState)]
-    if len(found) != 1:
-        raise ValueError(f"the optimizer state must carry one reference, found {len(found)}")
-    return found[0]
+    found = states_of(opt_state, ReferenceState)
+    require(len(found) == 1, f"the optimizer state must carry one reference, found {len(found)}")
+    return found[0].params

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
@@ -26,6 +25,7 @@ from othink_jax.training.losses import (
     make_advantages,
     make_loss,
     notes,
+    of_whole_batch,
     resolved,
     token_weights,
 )
@@ -73,7 +73,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         return make_optimizer(self.config.optimizer, make_kl(self.config.kl, updates), updates)
 
     def loss(self) -> LossFn:
-        """That the settings ask for."""
+        """The loss that the settings name."""
         return make_loss(self.config.loss, longest=self.config.sampling.max_new_tokens)
 
     @contextlib.contextmanager
@@ -135,7 +135,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         return state, row | self.steering(state, row)
 
     def steering(self, state: TrainState, row: Mapping[str, Any]) -> dict[str, Any]:
-        """What a controller of the KL weight has made of a step; nothing of a schedule."""
+        """Target of a controlled KL weight and the reason of its change; nothing for a schedule."""
         target = self.config.kl.kl_target
         if target is None or "kl" not in row:
             return {}
@@ -148,7 +148,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
     def graded(
         self, examples: list[Example], encoded: list[EncodedPrompt], rollout: Rollout
     ) -> Draw:
-        """What has been drawn for these prompts, with its rewards."""
+        """Completions of these prompts with their grades and rewards."""
         texts, grades, rewards = self.grade(examples, rollout)
         return Draw(
             examples=examples,
@@ -195,13 +195,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
     def _without_padding(self, prompts: Prompts, rollout: Rollout) -> Rollout:
         """Drop the columns that no completion reaches, up to a common length of all processes."""
         kept = self.common_length(prompts, int(rollout.mask.sum(axis=-1).max()))
-        return dataclasses.replace(
-            rollout,
-            tokens=rollout.tokens[..., :kept],
-            mask=rollout.mask[..., :kept],
-            logp=rollout.logp[..., :kept],
-            entropy=rollout.entropy[..., :kept],
-        )
+        return with_columns(rollout, kept)
 
     def log_probs(
         self, state: TrainState, prompts: Prompts, completions: Int[Array, "B G T"]
@@ -239,11 +233,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
 
     def advantages(self, rewards: Float[np.ndarray, "b G"]) -> Float[np.ndarray, "b G"]:
         """Of this process's prompts, among those of all: some standardise over the whole batch."""
-        index, _ = self.share
-        every = processes.exchange(rewards.tolist())
-        whole = self.advantages_of_batch(jnp.asarray(np.concatenate(every), jnp.float32))
-        begin = sum(map(len, every[:index]))
-        return np.asarray(whole)[begin : begin + len(rewards)]
+        return of_whole_batch(self.advantages_of_batch, rewards, self.share[0], processes.exchange)
 
 
 def train(config: GRPOConfig) -> Path:

@@ -16,8 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from othink_jax import rl
 from othink_jax.config import LossConfig
-from othink_jax.errors import UserError
-from othink_jax.training.named import bound, defaults, tried
+from othink_jax.training.named import bound, defaults, refuse_own, tried
 from othink_jax.types import Rollout
 
 # (logp, old_logp, ref_logp, advantages, mask, *, kl_coef) -> loss and metrics. `kept`, `weights`,
@@ -37,10 +36,7 @@ def make_loss(config: LossConfig, *, longest: int | None = None) -> LossFn:
       UserError: a name or a number is not known, or a number is out of range.
     """
     clips = {"clip_low": config.clip_low, "clip_high": config.clip_high}
-    if own := [name for name in clips if name in config.objective_args]:
-        raise UserError(
-            f"--objective-args: {', '.join(own)} has an option of its own: give it there"
-        )
+    refuse_own("objective", config.objective, config.objective_args, clips)
     given = {name: value for name, value in clips.items() if value is not None}
     objective = bound(rl.OBJECTIVES, "objective", config.objective, given | config.objective_args)
     estimator = bound(rl.KL_ESTIMATORS, "kl-estimator", config.kl_estimator, {})
@@ -88,15 +84,14 @@ def kept_completions(
     if config.mask_truncated:
         kept &= np.asarray(rollout.finished)
     if config.drop_no_signal:
-        # Compared, not inferred from a spread of 0: rounding leaves equal rewards one of 1e-8.
-        kept &= (rewards != rewards[:, :1]).any(axis=1, keepdims=True)
+        kept &= ~np.asarray(rl.without_signal(rewards))[:, None]
     return kept
 
 
 def token_weights(
     config: LossConfig, rollout: Rollout, index: int, exchange: Callable[[Any], list[Any]]
 ) -> Float[np.ndarray, "B G T"] | None:
-    """What the values of the objective are multiplied by; None for one.
+    """Weights of the objective's values; None where all of them are one.
 
     Args:
       config: names and numbers.
@@ -106,12 +101,33 @@ def token_weights(
     """
     if config.top_entropy is None:
         return None
-    mask = np.asarray(rollout.mask)
-    every = exchange(np.where(mask, rollout.entropy, np.nan).tolist())
-    whole = jnp.asarray(np.concatenate(every), jnp.float32)
-    chosen = rl.top_entropy_mask(whole, ~jnp.isnan(whole), share=config.top_entropy)
+    share = config.top_entropy
+
+    def chosen(entropy: Float[Array, "B G T"]) -> Bool[Array, "B G T"]:
+        return rl.top_entropy_mask(entropy, ~jnp.isnan(entropy), share=share)
+
+    entropy = np.where(rollout.mask, rollout.entropy, np.nan)
+    return of_whole_batch(chosen, entropy, index, exchange).astype(np.float32)
+
+
+def of_whole_batch(
+    function: Callable[[Array], Array],
+    rows: Float[np.ndarray, "b ..."],
+    index: int,
+    exchange: Callable[[Any], list[Any]],
+) -> np.ndarray:
+    """This process's rows of a function of the rows of all processes.
+
+    Args:
+      function: of [B, ...] float32, row for row.
+      rows: of this process.
+      index: of this process.
+      exchange: of JSON values with the others.
+    """
+    every = exchange(rows.tolist())
+    whole = function(jnp.asarray(np.concatenate(every), jnp.float32))
     begin = sum(map(len, every[:index]))
-    return np.asarray(chosen[begin : begin + len(mask)], np.float32)
+    return np.asarray(whole)[begin : begin + len(rows)]
 
 
 def resolved(config: LossConfig) -> LossConfig:
@@ -166,7 +182,7 @@ def known_names() -> dict[str, dict[str, tuple[str, str]]]:
 
 
 def notes(config: LossConfig) -> list[str]:
-    """What a user should know of a loss before it is descended."""
+    """Warnings about a loss, a line each, before it is descended."""
     found = []
     if config.kl_placement == "loss" and (config.kl_estimator, config.kl_gradient) == ("k1", "own"):
         found.append(

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -38,10 +38,7 @@ def bound(
         has = f"it has {', '.join(known)}" if known else "it has none"
         raise UserError(f"--{option} {name} has no number {', '.join(unknown)}: {has}")
     shared = shared or {}
-    if own := [number for number in given if number in shared]:
-        raise UserError(
-            f"--{option} {name}: {', '.join(own)} has an option of its own: give it there alone"
-        )
+    refuse_own(option, name, given, shared)
     taken = {
         number: value for number, value in shared.items() if number in known and value is not None
     }
@@ -51,6 +48,18 @@ def bound(
     if missing := [number for number in required if number not in numbers]:
         raise UserError(f"--{option} {name} needs {', '.join(missing)}")
     return functools.partial(table[name], **numbers) if numbers else table[name]
+
+
+def refuse_own(option: str, name: str, given: Mapping[str, float], own: Collection[str]) -> None:
+    """Refuse a number among those `given` that has an option of its own: they could contradict.
+
+    Raises:
+      UserError: there is one.
+    """
+    if doubled := [number for number in given if number in own]:
+        raise UserError(
+            f"--{option} {name}: {', '.join(doubled)} has an option of its own: give it there alone"
+        )
 
 
 def keywords(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:

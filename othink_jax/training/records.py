@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from othink_jax import rl
 from othink_jax.data.example import Example
 from othink_jax.rewards import Grade
 from othink_jax.types import Rollout
@@ -65,15 +66,13 @@ def rollout_metrics(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         return sum(record[name] for record in records)
 
     rewards = every("rewards")
-    # Compared, not inferred from a spread of 0: rounding leaves equal rewards a spread of 1e-8.
-    no_signal = (rewards == rewards[:, :1]).all(axis=1)
     return {
         "reward": float(rewards.mean()),
         "reward_std": float(rewards.std()),
         "reward_accuracy": float(every("accuracy").mean()),
         "reward_format": float(every("format").mean()),
         "group_std": float(rewards.std(axis=1, ddof=1).mean()),
-        "no_signal_share": float(no_signal.mean()),
+        "no_signal_share": float(rl.without_signal(rewards).mean()),
         "entropy": total("entropy") / total("tokens"),
         "truncated_share": float(1 - every("finished").mean()),
         "ungradable": total("ungradable"),

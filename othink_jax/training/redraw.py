@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
+from othink_jax import rl
 from othink_jax.data.example import Example
 from othink_jax.data.processing import EncodedPrompt
 from othink_jax.rewards import Grade
@@ -29,8 +30,7 @@ class Draw:
     @property
     def has_signal(self) -> Bool[np.ndarray, " B"]:
         """Whether the rewards of a prompt's completions differ."""
-        # Compared, not inferred from a spread of 0: rounding leaves equal rewards one of 1e-8.
-        return (self.rewards != self.rewards[:, :1]).any(axis=1)
+        return np.asarray(~rl.without_signal(self.rewards))
 
 
 def replaced(draw: Draw, other: Draw) -> tuple[Draw, int]:

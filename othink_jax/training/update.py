@@ -184,7 +184,7 @@ def _make_step(
 def _share_of(
     count: Float[Array, ""] | float, pieces: int, axis_name: str | None
 ) -> Float[Array, ""] | float:
-    """What a piece of a batch is divided by, so that the mean over all of them is the batch's."""
+    """Divisor of a piece of a batch, with which the mean over all of them is that of the batch."""
     share = count / (pieces * axis_size(FSDP))
     if isinstance(share, float):
         return share
