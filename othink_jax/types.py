@@ -80,6 +80,14 @@ class Rollout:
 
 
 @pytree
+class TokenStats:
+    """What a policy makes of completion tokens. Values at padding are finite and mean nothing."""
+
+    logp: Float[Array, "*n"]  # float32 nats
+    entropy: Float[Array, "*n"] | None = None  # float32 nats, of the next-token distribution
+
+
+@pytree
 class GRPOBatch:
     """All that one GRPO update needs."""
 

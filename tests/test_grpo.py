@@ -19,6 +19,7 @@ from othink_jax.checkpoint.store import TrainingStore
 from othink_jax.config import (
     TINY_TEMPLATE,
     DataConfig,
+    EntropyConfig,
     GRPOConfig,
     KLConfig,
     OptimizerConfig,
@@ -404,6 +405,18 @@ def test_a_weight_of_zero_needs_no_reference(tmp_path, monkeypatch):
     for row in rows_of(run):
         assert row["beta"] == 0
         assert not {"kl", "kl_loss"} & row.keys()
+
+
+def test_an_entropy_bonus_follows_the_entropy_that_the_rollout_has_too(tmp_path):
+    """Strictly on-policy, what the update measures is what the sampler saw."""
+    entropy = EntropyConfig(entropy_coef=0.1, entropy_target=50.0)
+    rows = rows_of(train(config_for(tmp_path / "run", steps=3, entropy=entropy)))
+    assert [row["entropy_coef"] for row in rows] == pytest.approx([0.0, 0.105, 0.11])
+    for row in rows:
+        assert row["policy_entropy"] == pytest.approx(row["entropy"], rel=1e-4)
+        assert row["entropy_loss"] == pytest.approx(-row["entropy_coef"] * row["policy_entropy"])
+        parts = row["policy_loss"] + row["kl_loss"] + row["entropy_loss"]
+        assert row["loss"] == pytest.approx(parts, abs=1e-6)
 
 
 @pytest.mark.parametrize("parallel", [{}, {"strategy": "mesh", "devices": 2}])

@@ -1,6 +1,7 @@
 """Log-probabilities of completions: three ways to the same numbers, a chunk of logits at a time."""
 
 import dataclasses
+import functools
 import re
 from typing import get_args
 
@@ -14,7 +15,13 @@ from hypothesis import strategies as st
 from othink_jax.checkpoint.load import abstract_model
 from othink_jax.config import ComputeConfig
 from othink_jax.model.config import Qwen2VLConfig
-from othink_jax.model.log_probs import Mode, completion_logp, token_logp
+from othink_jax.model.log_probs import (
+    Mode,
+    completion_logp,
+    completion_stats,
+    token_logp,
+    token_stats,
+)
 from othink_jax.model.qwen2_vl import merge
 from othink_jax.rl import grpo_loss
 from othink_jax.types import Prompts
@@ -217,11 +224,41 @@ def test_log_probs_do_not_depend_on_the_chunk(in_one_chunk, chunk):
     assert_every_leaf_close(gradient, in_one_chunk[1], 1e-12)
 
 
+def test_entropies_are_those_of_whole_distributions_and_so_is_their_gradient(x64):
+    """In three chunks, against all logits at once."""
+    graphdef, params = random_params(CONFIG)
+    params = jax.tree.map(lambda leaf: leaf.astype("float64"), params)
+    graphdef, _ = abstract_model(CONFIG, ComputeConfig(dtype="float64", param_dtype="float64"))
+    rng = np.random.default_rng(0)
+    width, vocabulary = CONFIG.text.hidden_size, CONFIG.text.vocab_size
+    hidden = jnp.asarray(rng.normal(size=(10, width)))
+    targets = jnp.asarray(rng.integers(0, vocabulary, 10), jnp.int32)
+    weights = jnp.asarray(rng.normal(size=10))
+
+    def chunked(params, hidden):
+        stats = token_stats(merge(graphdef, params), hidden, targets, 4, entropy=True)
+        return weights @ stats.entropy, stats
+
+    def whole(params, hidden):
+        text = merge(graphdef, params).text
+        logp = jax.nn.log_softmax(text.logits(hidden, text.head_matrix()))
+        entropy = -(jnp.exp(logp) * logp).sum(axis=-1)
+        return weights @ entropy, (logp[jnp.arange(10), targets], entropy)
+
+    gradients = functools.partial(jax.grad, argnums=(0, 1), has_aux=True)
+    found, stats = gradients(chunked)(params, hidden)
+    expected, (logp, entropy) = gradients(whole)(params, hidden)
+    close(stats.logp, logp, 1e-12)
+    close(stats.entropy, entropy, 1e-12)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        close(ours, theirs, 1e-12)
+
+
 LARGE_VOCABULARY = Setup(config=make_config(depth=1, vision_depth=1, text={"vocab_size": 5003}))
 
 
-def gradient_program(setup: Setup, mode: Mode, dtype: str):
-    """Log-probs and their gradient, forward and backward, lowered."""
+def gradient_program(setup: Setup, mode: Mode, dtype: str, entropy: bool = False):
+    """Log-probs, entropies if asked for, and their gradient, forward and backward, lowered."""
     graphdef, params = abstract_model(
         setup.config, ComputeConfig(dtype=dtype, param_dtype="float32")
     )
@@ -229,16 +266,17 @@ def gradient_program(setup: Setup, mode: Mode, dtype: str):
     completions = jnp.zeros((len(setup.layouts), setup.group, setup.length), jnp.int32)
 
     def loss(params):
-        model = merge(graphdef, params)
-        return completion_logp(model, prompts, completions, chunk=setup.chunk, mode=mode).sum()
+        model, settings = merge(graphdef, params), {"chunk": setup.chunk, "mode": mode}
+        stats = completion_stats(model, prompts, completions, entropy=entropy, **settings)
+        return sum(each.sum() for each in jax.tree.leaves(stats))
 
     return jax.jit(jax.value_and_grad(loss)).lower(params)
 
 
-def largest_buffer(chunk: int, mode: Mode, dtype: str) -> int:
+def largest_buffer(chunk: int, mode: Mode, dtype: str, entropy: bool = False) -> int:
     """Numbers in the largest array of the compiled program."""
     setup = dataclasses.replace(LARGE_VOCABULARY, chunk=chunk)
-    program = gradient_program(setup, mode, dtype).compile(FAST_TO_COMPILE).as_text()
+    program = gradient_program(setup, mode, dtype, entropy).compile(FAST_TO_COMPILE).as_text()
     shapes = re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", program)
     return max(int(np.prod([int(side) for side in shape.split(",")])) for shape in shapes)
 
@@ -248,6 +286,10 @@ def largest_buffer(chunk: int, mode: Mode, dtype: str) -> int:
 )
 def test_no_buffer_holds_logits_of_all_tokens_forward_or_backward(mode, dtype):
     assert largest_buffer(12, mode, dtype) < 3 * 4 * 9 * 5003
+
+
+def test_nor_does_one_where_entropies_are_asked_for():
+    assert largest_buffer(12, "shared", "float32", entropy=True) < 3 * 4 * 9 * 5003
 
 
 def test_one_chunk_of_all_tokens_does_hold_their_logits():

@@ -7,6 +7,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from othink_jax import rl
@@ -17,7 +18,7 @@ from othink_jax.training.optimizer import make_optimizer
 from othink_jax.training.parallel import make_parallel
 from othink_jax.training.state import TrainState
 from othink_jax.training.update import grpo_update
-from tests.toy_policy import toy_batch, toy_logp, toy_params
+from tests.toy_policy import toy_batch, toy_logp, toy_params, toy_stats
 
 ONE = ParallelConfig(strategy="jit")
 EIGHT = ParallelConfig(strategy="pmap")
@@ -29,9 +30,17 @@ def optimizer():
     return make_optimizer(config, rl.carry_kl_coef(rl.dynamic_kl(0.1, 1.0, 3)), 3)
 
 
-def train(config, logp_fn=toy_logp, micro_batches=1, loss=None, left_out=False, **batch_settings):
+def train(
+    config,
+    logp_fn=toy_logp,
+    micro_batches=1,
+    loss=None,
+    left_out=False,
+    control=None,
+    **batch_settings,
+):
     """Three updates; the host's copy of the state, and the metrics of each."""
-    parallel, tx = make_parallel(config), optimizer()
+    parallel, tx = make_parallel(config), optax.chain(optimizer(), *(control or ()))
     update = parallel.update(
         functools.partial(
             grpo_update,
@@ -90,6 +99,22 @@ def test_a_batch_that_is_cut_is_reduced_as_a_whole_one(name, left_out):
     cuts = ((ONE, 4), (EIGHT, 2), (ParallelConfig(strategy="mesh", tensor=2), 2))
     for config, pieces in cuts:
         other, other_rows = train(config, micro_batches=pieces, loss=loss, left_out=left_out)
+        for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(x, y, rtol=0, atol=1e-6)
+        for x, y in zip(one_rows, other_rows, strict=True):
+            assert x == pytest.approx(y, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("left_out", [False, True])
+def test_an_entropy_bonus_of_a_batch_that_is_cut_is_that_of_a_whole_one(left_out):
+    """By tokens, beside a loss by sequences; the coefficient follows the entropy of the batch."""
+    settings = {"logp_fn": toy_stats, "left_out": left_out}
+    settings["control"] = [rl.adapt_entropy_coef(0.3, 1.9, delta=0.1)]
+    one, one_rows = train(ONE, **settings)
+    assert one_rows[1]["entropy_coef"] > 0
+    cuts = ((ONE, 4), (EIGHT, 2), (ParallelConfig(strategy="mesh", tensor=2), 2))
+    for config, pieces in cuts:
+        other, other_rows = train(config, micro_batches=pieces, **settings)
         for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
             np.testing.assert_allclose(x, y, rtol=0, atol=1e-6)
         for x, y in zip(one_rows, other_rows, strict=True):

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
@@ -20,7 +21,7 @@ from othink_jax.config import (
 from othink_jax.errors import UserError
 from othink_jax.model.config import WindowsConfig
 from othink_jax.model.linear import Linear
-from othink_jax.model.log_probs import completion_logp
+from othink_jax.model.log_probs import completion_logp, completion_stats
 from othink_jax.model.qwen2_vl import Qwen2VL, merge
 from othink_jax.model.sharding import cut_of, partition
 from othink_jax.plan.hlo import Program
@@ -65,13 +66,18 @@ def batch():
     )
 
 
+def stats(params, batch, graphdef=GRAPHDEF):
+    model = merge(graphdef, params)
+    return completion_stats(model, batch.prompts, batch.completions, chunk=32, entropy=True)
+
+
 def logp(params, batch, graphdef=GRAPHDEF):
     return completion_logp(merge(graphdef, params), batch.prompts, batch.completions, chunk=32)
 
 
-def train(config, micro_batches=1, model=(GRAPHDEF, PARAMS), updates=3):
+def train(config, micro_batches=1, model=(GRAPHDEF, PARAMS), updates=3, logp=logp, control=()):
     """Some updates; the host's copy of the state."""
-    parallel, tx = make_parallel(config), optimizer()
+    parallel, tx = make_parallel(config), optax.chain(optimizer(), *control)
     update = parallel.update(
         functools.partial(
             grpo_update,
@@ -102,6 +108,18 @@ def test_three_updates_give_the_parameters_of_one_device(config, micro_batches):
     moved = jax.tree.map(lambda new, old: np.abs(new - old).max(), one.params, PARAMS)
     assert min(jax.tree.leaves(moved)) > 1e-4
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-6), other, one)
+
+
+def test_an_entropy_bonus_is_that_of_one_device_where_the_vocabulary_is_cut():
+    settings = {"updates": 1, "logp": stats}
+    with_bonus = settings | {"control": [rl.carry_entropy_coef(5.0)]}
+    one, other = (train(config, **with_bonus) for config in (ONE, MESHES[1]))
+    without = train(ONE, **settings | {"logp": logp})
+    changed = jax.tree.map(lambda x, y: np.abs(x - y).max(), one.params, without.params)
+    assert min(jax.tree.leaves(changed)) > 1e-5
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-6), other.params, one.params
+    )
 
 
 @pytest.mark.parametrize(("kv_heads", "tied"), [(1, True), (2, False)])

@@ -15,7 +15,7 @@ from othink_jax.training.optimizer import make_optimizer
 from othink_jax.training.state import TrainState
 from othink_jax.training.update import grpo_update
 from tests.test_rl_losses import numpy_loss
-from tests.toy_policy import numpy_toy_logp, toy_batch, toy_logp, toy_params
+from tests.toy_policy import numpy_toy_logp, toy_batch, toy_logp, toy_params, toy_stats
 
 CONFIG = LossConfig(clip_low=0.1, clip_high=0.3)
 METRICS = {
@@ -83,6 +83,55 @@ def test_update_descends_the_gradient_of_equation_4(compiled):
             ]
             slope = sum(np.sum((params[k] - state.params[k]) * direction[k]) for k in params)
             np.testing.assert_allclose(slope, (shifted[0] - shifted[1]) / 2e-6, atol=1e-7)
+
+
+def test_an_entropy_bonus_is_subtracted_from_the_loss_with_its_gradient():
+    """The gradient differs by that of the mean entropy of all tokens, whatever the reduction."""
+    batch = toy_batch()
+    states = []
+    for coef in (None, 0.25):
+        carried = () if coef is None else (rl.carry_entropy_coef(coef),)
+        tx, logp_fn = optax.chain(descent(), *carried), toy_logp if coef is None else toy_stats
+        update = make_update(tx, logp_fn)
+        states.append(update(TrainState.create(toy_params(), tx), batch))
+    (without, lone), (state, metrics) = states
+
+    def mean_entropy(params):
+        entropy = toy_stats(params, batch).entropy
+        return jnp.where(batch.mask, entropy, 0.0).sum() / batch.mask.sum()
+
+    value, gradient = jax.value_and_grad(mean_entropy)(toy_params())
+    for name, slope in gradient.items():
+        assert np.abs(slope).max() > 1e-3
+        moved = state.params[name] - without.params[name]
+        np.testing.assert_allclose(moved, 0.25 * slope, atol=1e-6)
+    assert set(metrics) == METRICS | {"entropy_coef", "entropy_loss", "policy_entropy"}
+    np.testing.assert_allclose(metrics["policy_entropy"], value, rtol=1e-6)
+    np.testing.assert_allclose(metrics["entropy_loss"], -0.25 * value, rtol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], lone["loss"] - 0.25 * value, rtol=1e-5)
+    assert metrics["entropy_coef"] == 0.25
+
+
+def test_a_controller_is_handed_the_entropy_of_the_update():
+    """What it makes of it is the coefficient of the next one."""
+    target = float(toy_stats(toy_params(), toy_batch()).entropy.mean()) + 1
+    adaptive = rl.adapt_entropy_coef(0.1, target, delta=0.02)
+    tx = optax.chain(descent(), adaptive)
+    update, state = jax.jit(make_update(tx, toy_stats)), TrainState.create(toy_params(), tx)
+    found = []
+    for seed in range(3):
+        state, metrics = update(state, toy_batch(seed))
+        found.append(metrics["entropy_coef"])
+    np.testing.assert_allclose(found, [0.0, 0.12, 0.14], rtol=1e-6)
+
+
+def test_a_bonus_needs_both_an_entropy_and_a_coefficient():
+    for tx, logp_fn, said in (
+        (descent(), toy_stats, "has no coefficient for it: put carry_entropy_coef"),
+        (optax.chain(descent(), rl.carry_entropy_coef(0.1)), toy_logp, "must give an entropy"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            make_update(tx, logp_fn)(TrainState.create(toy_params(), tx), toy_batch())
 
 
 def test_metrics_are_what_they_are_called():

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from othink_jax.types import GRPOBatch, Prompts
+from othink_jax.types import GRPOBatch, Prompts, TokenStats
 
 VOCABULARY, WIDTH, CHANNELS = 7, 4, 6
 
@@ -18,6 +18,19 @@ def toy_params(seed=0):
 
 def toy_logp(params, batch):
     """Log-probabilities [B, G, T] of the completions. Every row depends on its own row only."""
+    logps = toy_logps(params, batch)
+    return jnp.take_along_axis(logps, batch.completions[..., None], axis=-1)[..., 0]
+
+
+def toy_stats(params, batch):
+    """The same with the entropies."""
+    logps = toy_logps(params, batch)
+    entropy = -(jnp.exp(logps) * logps).sum(axis=-1)
+    return TokenStats(logp=toy_logp(params, batch), entropy=entropy)
+
+
+def toy_logps(params, batch):
+    """Log-probabilities [B, G, T, V] of every token in the place of one of the completions."""
     prompts = batch.prompts
     embedded = jnp.where(prompts.mask[..., None], params["prompt"][prompts.tokens], 0.0)
     state = embedded.sum(axis=1) / prompts.mask.sum(axis=1)[:, None]
@@ -26,8 +39,7 @@ def toy_logp(params, batch):
         state += jnp.einsum("bikc,cw->bw", patches, params["image"])
     previous = jnp.pad(batch.completions[..., :-1], ((0, 0), (0, 0), (1, 0)))
     hidden = jnp.tanh(state[:, None, None] + params["token"][previous])
-    logps = jax.nn.log_softmax(hidden @ params["out"], axis=-1)
-    return jnp.take_along_axis(logps, batch.completions[..., None], axis=-1)[..., 0]
+    return jax.nn.log_softmax(hidden @ params["out"], axis=-1)
 
 
 def numpy_toy_logp(params, batch):

@@ -21,7 +21,9 @@ class _Model(torch.nn.Module):
     is_gradient_checkpointing = False
 
 
-def trl_loss(values, loss_type, *, length, trainer=GRPOTrainer, config=(), **attributes):
+def trl_loss(
+    values, loss_type, *, length, trainer=GRPOTrainer, config=(), entropy=None, **attributes
+):
     """A trainer's loss, and its gradient by log-probabilities.
 
     Without more, it has no KL, no entropy and no correction, and clips at 0.9 and 1.3.
@@ -30,10 +32,12 @@ def trl_loss(values, loss_type, *, length, trainer=GRPOTrainer, config=(), **att
         values: as the arguments of `rl.grpo_loss`.
         length: the limit of a completion, tokens.
         config: what differs in the trainer's config.
+        entropy: of the tokens; zero if not given.
         attributes: what differs in the trainer.
     """
     logp = torch.tensor(values["logp"], requires_grad=True)
     mask = torch.tensor(values["mask"]).long()
+    entropy = torch.zeros_like(logp) if entropy is None else torch.tensor(entropy)
     prompts = torch.zeros(len(logp), 1, dtype=torch.long)
     config = {
         "delta": None,
@@ -41,7 +45,7 @@ def trl_loss(values, loss_type, *, length, trainer=GRPOTrainer, config=(), **att
         "use_bias_correction_kl": False,
     } | dict(config)
     usual = {
-        "_get_per_token_logps_and_entropies": lambda *_, **__: (logp, torch.zeros_like(logp), None),
+        "_get_per_token_logps_and_entropies": lambda *_, **__: (logp, entropy, None),
         "_metrics": defaultdict(lambda: defaultdict(list)),
         "_entropy_bonus_enabled": False,
         "accelerator": ACCELERATOR,

@@ -19,6 +19,7 @@ from othink_jax.config.data import (
     Difficulty,
     Task,
 )
+from othink_jax.config.entropy import EntropyConfig
 from othink_jax.config.parts import (
     Grader,
     KLConfig,
@@ -51,6 +52,7 @@ __all__ = [
     "ComputeConfig",
     "DataConfig",
     "Difficulty",
+    "EntropyConfig",
     "EvaluateConfig",
     "GRPOConfig",
     "Grader",

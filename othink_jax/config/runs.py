@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from othink_jax.config.checks import require, require_seed
 from othink_jax.config.compute import Attention, ComputeConfig, Remat, ScanLayers
 from othink_jax.config.data import DataConfig
+from othink_jax.config.entropy import EntropyConfig
 from othink_jax.config.parts import (
     KLConfig,
     LoRAConfig,
@@ -103,6 +104,7 @@ class GRPOConfig(TrainingConfig):
     sampling: SamplingConfig = SamplingConfig()  # how completions are drawn
     loss: LossConfig = LossConfig()  # the surrogate of Eq. 4 and the advantages of Eq. 2
     kl: KLConfig = KLConfig()  # the weight of the KL term (Eq. 3)
+    entropy: EntropyConfig = EntropyConfig()  # the entropy bonus
     reward: RewardConfig = RewardConfig()  # what a completion is worth (Eq. 1)
     sample_every: int = 10  # steps between stored sample completions
 

@@ -271,3 +271,19 @@ def log_prob_of(logits: Array, targets: Array, vocabulary: int) -> Array:
     top = jax.lax.pmax(jax.lax.stop_gradient(logits.max(axis=-1)), TENSOR)
     total = leave(jnp.exp(logits - top[:, None]).sum(axis=-1))
     return leave(jnp.where(here, chosen, 0.0)) - top - jnp.log(total)
+
+
+def log_softmax_of(logits: Array, vocabulary: int) -> Array:
+    """log_softmax(logits) in f32: [n, V], or a device's shard of them."""
+    if logits.shape[-1] == vocabulary:
+        return jax.nn.log_softmax(logits, axis=-1)
+    # The maximum cancels, so it needs no gradient.
+    top = jax.lax.pmax(jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)), TENSOR)
+    total = leave(jnp.exp(logits - top).sum(axis=-1, keepdims=True))
+    return logits - top - enter(jnp.log(total))  # each device subtracts it from its own shard
+
+
+def sum_over_vocabulary(values: Array, vocabulary: int) -> Array:
+    """values.sum(axis=-1), of values [n, V] or a device's shard of them."""
+    total = values.sum(axis=-1)
+    return total if values.shape[-1] == vocabulary else leave(total)

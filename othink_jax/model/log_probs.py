@@ -1,5 +1,7 @@
 """Log-probabilities of completions, without ever holding logits of a whole batch.
 
+What needs the whole next-token distribution, such as its entropy, is computed with them.
+
 Three ways to compute the same. Training takes `shared`; the others are what it is measured against,
 in tests and benchmarks:
 
@@ -15,9 +17,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int, PyTree
 
-from othink_jax.model.collectives import log_prob_of
+from othink_jax.model.collectives import log_prob_of, log_softmax_of, sum_over_vocabulary
 from othink_jax.model.qwen2_vl import Qwen2VL
-from othink_jax.types import Array, Prompts
+from othink_jax.rl import entropy_terms
+from othink_jax.types import Array, Prompts, TokenStats
 
 Mode = Literal["naive", "vision_once", "shared"]
 
@@ -41,12 +44,31 @@ def completion_logp(
       chunk: tokens whose logits exist at one time; the backward pass computes them again.
       mode: how the states are computed that predict the tokens; the numbers are the same.
     """
+    return completion_stats(model, prompts, completions, chunk=chunk, mode=mode).logp
+
+
+def completion_stats(
+    model: Qwen2VL,
+    prompts: Prompts,
+    completions: Int[Array, "B G T"],
+    *,
+    chunk: int,
+    mode: Mode = "shared",
+    entropy: bool = False,
+) -> TokenStats:
+    """`completion_logp` and, if asked for, the entropy of each token's distribution; [B, G, T] all.
+
+    Args:
+      model, prompts, completions, chunk, mode: as of `completion_logp`.
+      entropy: whether to compute the entropy too, from the same chunks of logits.
+    """
     if mode == "shared":
         hidden = _states_by_extending(model, prompts, completions)
     else:
         hidden = _states_of_whole_texts(model, prompts, completions, mode)
-    logp = token_logp(model, hidden.reshape(-1, hidden.shape[-1]), completions.reshape(-1), chunk)
-    return logp.reshape(completions.shape)
+    rows = hidden.reshape(-1, hidden.shape[-1]), completions.reshape(-1)
+    stats = token_stats(model, *rows, chunk, entropy=entropy)
+    return jax.tree.map(lambda values: values.reshape(completions.shape), stats)
 
 
 def _states_by_extending(
@@ -98,13 +120,28 @@ def token_logp(
     model: Qwen2VL, hidden: Float[Array, "n D"], targets: Int[Array, " n"], chunk: int
 ) -> Float[Array, " n"]:
     """Log-probability of `targets[i]` after state `hidden[i]`, f32 nats, `chunk` rows at a time."""
+    return token_stats(model, hidden, targets, chunk).logp
 
-    matrix = model.text.head_matrix()
+
+def token_stats(
+    model: Qwen2VL,
+    hidden: Float[Array, "n D"],
+    targets: Int[Array, " n"],
+    chunk: int,
+    *,
+    entropy: bool = False,
+) -> TokenStats:
+    """`token_logp` and, if asked for, the entropy after each state; [n] all."""
+    matrix, vocabulary = model.text.head_matrix(), model.config.text.vocab_size
 
     @jax.checkpoint
-    def of_rows(hidden: Array, targets: Array) -> Array:
+    def of_rows(hidden: Array, targets: Array) -> TokenStats:
         logits = model.text.logits(hidden, matrix)
-        return log_prob_of(logits, targets, model.config.text.vocab_size)
+        logp = log_prob_of(logits, targets, vocabulary)
+        if not entropy:
+            return TokenStats(logp=logp)
+        terms = entropy_terms(log_softmax_of(logits, vocabulary))
+        return TokenStats(logp=logp, entropy=sum_over_vocabulary(terms, vocabulary))
 
     count = targets.shape[0]
     if count <= chunk:
@@ -113,4 +150,5 @@ def token_logp(
     padding = rows * chunk - count
     hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(rows, chunk, -1)
     targets = jnp.pad(targets, (0, padding)).reshape(rows, chunk)
-    return jax.lax.map(lambda row: of_rows(*row), (hidden, targets)).reshape(-1)[:count]
+    stats = jax.lax.map(lambda row: of_rows(*row), (hidden, targets))
+    return jax.tree.map(lambda values: values.reshape(-1)[:count], stats)

@@ -17,7 +17,7 @@ from othink_jax.model.qwen2_vl import computing_weights
 from othink_jax.model.stack import unrolled
 from othink_jax.rl import reference_params
 from othink_jax.training.layout import DiskLayout
-from othink_jax.training.optimizer import check_kl, make_kl, make_optimizer
+from othink_jax.training.optimizer import check_kl, make_control, make_optimizer
 from othink_jax.training.parallel import Parallel, placed
 from othink_jax.training.partial import Params, divide, join, own_of_reference
 from othink_jax.training.programs import compile_grpo
@@ -57,7 +57,7 @@ def lowering(config: GRPOConfig, model: Model, parallel: Parallel) -> Lowering:
         weight cannot be used.
     """
     check_kl(config.kl)
-    tx = make_optimizer(config.optimizer, make_kl(config.kl, _STEPS), _STEPS)
+    tx = make_optimizer(config.optimizer, make_control(config, _STEPS), _STEPS)
     programs: Any = compile_grpo(model, config, parallel, tx)
     begun = jax.eval_shape(functools.partial(_begin, model, config, tx), model.params)
     state, frozen, reference = map(parallel.replicated, begun)

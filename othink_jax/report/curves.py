@@ -142,6 +142,15 @@ GRPO_CURVES = (
     ),
     _SPEED,
 )
+ENTROPY_BONUS = Curve(
+    "entropy-bonus",
+    "Entropy bonus",
+    "Entropy that the update measured, above the coefficient of the bonus that it used.",
+    (
+        Panel("entropy of the policy, nats per token", (Series("policy_entropy"),)),
+        Panel("coefficient", (Series("entropy_coef", exact=True),)),
+    ),
+)
 
 
 def smoothing_window(steps: int) -> int:

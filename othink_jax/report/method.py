@@ -3,8 +3,15 @@
 import dataclasses
 from collections.abc import Mapping
 
-from othink_jax.config import GRPOConfig, KLConfig, LossConfig, SFTConfig, TrainingConfig
-from othink_jax.report.curves import GRPO_CURVES, SFT_CURVES, Curve
+from othink_jax.config import (
+    EntropyConfig,
+    GRPOConfig,
+    KLConfig,
+    LossConfig,
+    SFTConfig,
+    TrainingConfig,
+)
+from othink_jax.report.curves import ENTROPY_BONUS, GRPO_CURVES, SFT_CURVES, Curve
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,8 +56,13 @@ def _grpo(config: GRPOConfig) -> Method:
             ("loss", loss_in_words(config.loss)),
             ("KL to", reference_in_words(config.kl)),
             ("reward", f"accuracy ({reward.grader}) + {reward.format_weight:g} format"),
+            *(
+                (("entropy bonus", entropy_in_words(config.entropy)),)
+                if config.entropy.used
+                else ()
+            ),
         ),
-        curves=GRPO_CURVES,
+        curves=(*GRPO_CURVES, ENTROPY_BONUS) if config.entropy.used else GRPO_CURVES,
         samples=True,
     )
 
@@ -86,6 +98,17 @@ def reference_in_words(kl: KLConfig) -> str:
         return "the starting model"
     move = "copied from" if kl.reference_mix == 1 else f"moved by {kl.reference_mix:g} to"
     return f"a reference {move} the policy every {kl.reference_every} updates"
+
+
+def entropy_in_words(entropy: EntropyConfig) -> str:
+    """The coefficient of the entropy bonus over the run."""
+    if entropy.entropy_target is None:
+        return f"coefficient {entropy.entropy_coef:g}"
+    return (
+        f"target {entropy.entropy_target:g} nats per token, coefficient from"
+        f" {entropy.entropy_coef:g} by {entropy.entropy_coef_delta:g} an update within"
+        f" {entropy.entropy_coef_min:g} and {entropy.entropy_coef_max:g}"
+    )
 
 
 def weight_in_words(kl: KLConfig) -> str:

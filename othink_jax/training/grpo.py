@@ -29,7 +29,12 @@ from othink_jax.training.losses import (
     resolved,
     token_weights,
 )
-from othink_jax.training.optimizer import check_kl, make_kl, make_optimizer, resolved_kl
+from othink_jax.training.optimizer import (
+    check_kl,
+    make_control,
+    make_optimizer,
+    resolved_kl,
+)
 from othink_jax.training.partial import Params, join, own_of_reference
 from othink_jax.training.programs import GRPOPrograms, compile_grpo
 from othink_jax.training.records import Clock, reason, rollout_metrics, rollout_record, sample_rows
@@ -51,7 +56,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
     compiled: GRPOPrograms
 
     def __init__(self, config: GRPOConfig, checkpoint: Checkpoint) -> None:
-        make_kl(config.kl, 1)  # before the data are read
+        make_control(config, 1)  # before the data are read
         config = dataclasses.replace(config, loss=resolved(config.loss), kl=resolved_kl(config.kl))
         super().__init__(config, checkpoint, updates_per_step=config.inner_updates)
         self.reference: Params | None = None  # one that stays
@@ -69,8 +74,8 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         return quarters(self.config.sampling.max_new_tokens)
 
     def optimizer(self, updates: int) -> optax.GradientTransformationExtraArgs:
-        """With the control of the KL weight that the settings ask for."""
-        return make_optimizer(self.config.optimizer, make_kl(self.config.kl, updates), updates)
+        """With the controls of the loss's weights that the settings ask for."""
+        return make_optimizer(self.config.optimizer, make_control(self.config, updates), updates)
 
     def loss(self) -> LossFn:
         """The loss that the settings name."""

@@ -1,4 +1,4 @@
-"""The optimizer of a run: clip, AdamW, and the KL weight that rides along."""
+"""The optimizer of a run: clip, AdamW, and the weights of the loss that ride along."""
 
 import dataclasses
 import math
@@ -8,9 +8,14 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from othink_jax.config import KLConfig, OptimizerConfig
+from othink_jax.config import EntropyConfig, GRPOConfig, KLConfig, OptimizerConfig
 from othink_jax.errors import UserError
-from othink_jax.rl import KL_CONTROLS, moving_reference
+from othink_jax.rl import (
+    KL_CONTROLS,
+    adapt_entropy_coef,
+    carry_entropy_coef,
+    moving_reference,
+)
 from othink_jax.training.named import bound, defaults, keywords
 
 # Settings that several controls take; each takes further ones by `kl_args`.
@@ -18,9 +23,9 @@ _SHARED = ("kl_min", "kl_max", "exploration_fraction", "kl_value", "kl_target")
 
 
 def make_optimizer(
-    config: OptimizerConfig, kl: optax.GradientTransformation | None, total_updates: int
+    config: OptimizerConfig, control: optax.GradientTransformation | None, total_updates: int
 ) -> optax.GradientTransformationExtraArgs:
-    """Global-norm clip, then AdamW, then the control of the KL weight.
+    """Global-norm clip, then AdamW, then the control of the loss's weights.
 
     The clip comes first, so that one outlier cannot fill Adam's moments; weight decay (decoupled,
     on every parameter) comes after it and is not clipped. A control leaves gradients alone, so its
@@ -28,8 +33,8 @@ def make_optimizer(
 
     Args:
         config: the optimizer's settings.
-        kl: control of the KL weight, such as `make_kl`; None for a loss without one, and a state
-            that holds none.
+        control: of the weights of the loss, such as `make_control`; None for a loss without any,
+            and a state that holds none.
         total_updates: updates of the whole run, over which the learning rate decays.
 
     Raises:
@@ -44,8 +49,8 @@ def make_optimizer(
         mu_dtype=config.mu_dtype,
     )
     clip = optax.clip_by_global_norm(config.max_grad_norm)
-    control = () if kl is None else (kl,)
-    return optax.with_extra_args_support(optax.chain(clip, adamw, *control))
+    controls = () if control is None else (control,)
+    return optax.with_extra_args_support(optax.chain(clip, adamw, *controls))
 
 
 def learning_rate_schedule(config: OptimizerConfig, total_updates: int) -> optax.Schedule:
@@ -75,6 +80,42 @@ def learning_rate_schedule(config: OptimizerConfig, total_updates: int) -> optax
         return jnp.where(count < warmup, rising, decay(count - warmup)).astype(jnp.float32)
 
     return schedule
+
+
+def make_control(config: GRPOConfig, updates: int) -> optax.GradientTransformationExtraArgs:
+    """The controls of the loss's weights that the settings name: of the KL, and of the entropy.
+
+    Args:
+      config: of the run.
+      updates: of the whole run.
+
+    Raises:
+      UserError: as `make_kl` and `make_entropy`.
+    """
+    kl = make_kl(config.kl, updates)
+    if not config.entropy.used:
+        return kl
+    return optax.with_extra_args_support(optax.chain(kl, make_entropy(config.entropy)))
+
+
+def make_entropy(config: EntropyConfig) -> optax.GradientTransformationExtraArgs:
+    """The control of the coefficient of the entropy bonus.
+
+    Raises:
+      UserError: a number is out of range.
+    """
+    if config.entropy_target is None:
+        return carry_entropy_coef(config.entropy_coef)
+    try:
+        return adapt_entropy_coef(
+            config.entropy_coef,
+            config.entropy_target,
+            delta=config.entropy_coef_delta,
+            low=config.entropy_coef_min,
+            high=config.entropy_coef_max,
+        )
+    except ValueError as error:
+        raise UserError(f"the coefficient of the --entropy-target: {error}") from error
 
 
 def make_kl(config: KLConfig, updates: int) -> optax.GradientTransformationExtraArgs:

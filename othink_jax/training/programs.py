@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from othink_jax.checkpoint.load import Model
 from othink_jax.config import GRPOConfig, SFTConfig, TrainingConfig
-from othink_jax.model.log_probs import completion_logp
+from othink_jax.model.log_probs import completion_logp, completion_stats
 from othink_jax.model.qwen2_vl import computing_weights, merge
 from othink_jax.model.stack import unrolled
 from othink_jax.rows import cut_rows, join_rows
@@ -21,7 +21,7 @@ from othink_jax.training.parallel import Parallel
 from othink_jax.training.partial import Params, decoding_graphdef, policy_graphdef
 from othink_jax.training.state import TrainState
 from othink_jax.training.update import Metrics, grpo_update, sft_update
-from othink_jax.types import Prompts, Rollout
+from othink_jax.types import Prompts, Rollout, TokenStats
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,14 @@ def compile_grpo(
         sample=parallel.sampler(sampler),
         logp=policy_logp,
         ref_logp=policy_logp if same else parallel.apply(functools.partial(logp, reference)),
-        update=_compile_update(update, policy, config, parallel, chunk=config.loss.logp_chunk),
+        update=_compile_update(
+            update,
+            policy,
+            config,
+            parallel,
+            chunk=config.loss.logp_chunk,
+            entropy=config.entropy.used,
+        ),
     )
 
 
@@ -134,6 +141,7 @@ def _compile_update(
     parallel: Parallel,
     *,
     chunk: int,
+    entropy: bool = False,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """One of the updates, of a policy a part of which may be frozen."""
 
@@ -142,9 +150,11 @@ def _compile_update(
     ) -> tuple[TrainState, Metrics]:
         frozen, batch = given
 
-        def logp_fn(params: Params, batch: Any) -> Float[Array, "B G T"]:
-            model = merge(graphdef, params)
-            return completion_logp(model, batch.prompts, batch.completions, chunk=chunk)
+        def logp_fn(params: Params, batch: Any) -> Float[Array, "B G T"] | TokenStats:
+            model, given = merge(graphdef, params), (batch.prompts, batch.completions)
+            if entropy:
+                return completion_stats(model, *given, chunk=chunk, entropy=True)
+            return completion_logp(model, *given, chunk=chunk)
 
         return update(
             state,

@@ -1,6 +1,7 @@
 """One update of each method, a pure function. How it is spread over devices is decided outside."""
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -12,12 +13,19 @@ from jaxtyping import Array, Float, PyTree
 from othink_jax.config import LossConfig
 from othink_jax.model.collectives import axis_size, mean_gradient
 from othink_jax.model.sharding import FSDP
-from othink_jax.rl import Average, kl_coef, mean_over_tokens, sum_over_tokens
+from othink_jax.rl import (
+    Average,
+    entropy_coef,
+    entropy_loss,
+    kl_coef,
+    mean_over_tokens,
+    sum_over_tokens,
+)
 from othink_jax.rows import cut_rows
 from othink_jax.training.losses import LossFn, make_loss
 from othink_jax.training.partial import join
 from othink_jax.training.state import TrainState
-from othink_jax.types import GRPOBatch, SFTBatch
+from othink_jax.types import GRPOBatch, SFTBatch, TokenStats
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -28,6 +36,11 @@ _Batch = TypeVar("_Batch", GRPOBatch, SFTBatch)
 # or of a piece. What it returns outside `batch.mask` does not matter.
 LogpFn = Callable[[PyTree, _Batch], Float[Array, "B G T"]]
 
+# The same, or what else an update needs of the tokens, such as their entropy.
+StatsFn = Callable[[PyTree, GRPOBatch], Float[Array, "B G T"] | TokenStats]
+
+_Averages = dict[str, Average]
+
 # Of trained parameters, frozen ones and a piece of a batch: its share of the loss, and metrics.
 _ShareFn = Callable[[PyTree, PyTree, _Batch], tuple[Float[Array, ""], dict[str, Average]]]
 
@@ -36,7 +49,7 @@ def grpo_update(
     state: TrainState,
     batch: GRPOBatch,
     *,
-    logp_fn: LogpFn[GRPOBatch],
+    logp_fn: StatsFn,
     tx: optax.GradientTransformation,
     config: LossConfig,
     frozen: PyTree | None = None,
@@ -55,11 +68,15 @@ def grpo_update(
     approximation.
 
     Args:
-        state: before the update; `opt_state` must hold the KL weight (`rl.carry_kl_coef`).
+        state: before the update; `opt_state` must hold the KL weight (`rl.carry_kl_coef`). Where it
+            holds the coefficient of an entropy bonus too (`rl.carry_entropy_coef`), the loss has
+            one.
         batch: old_logp = None makes the update strictly on-policy, with a ratio of one; ref_logp =
             None leaves the KL out, of the loss and of the metrics.
-        logp_fn: of the policy, see `LogpFn`.
-        tx: an optimizer; it is handed the measured KL, if there is one, as the extra argument `kl`.
+        logp_fn: of the policy, see `LogpFn`; for an entropy bonus it gives `TokenStats` with the
+            entropy.
+        tx: an optimizer; it is handed what is measured of `kl` and `entropy` as extra arguments of
+            these names.
         config: of the loss.
         frozen: parameters that `logp_fn` gets beside those of the state, and that stay as they are;
             nested dicts, as those are.
@@ -73,44 +90,80 @@ def grpo_update(
         The state after the update, and metrics, float32 scalars: `loss`, `beta` (the KL weight that
         was used), `grad_norm` (before the clip), `completion_length` (mean, tokens), `finite` (1 if
         loss, gradient and the change of the parameters are finite, else 0, and the new state is
-        spoilt), and those of the loss.
+        spoilt), and those of the loss; with an entropy bonus also `entropy_coef` (that was used),
+        `entropy_loss` (its share of the loss) and `policy_entropy` (nats per token).
 
     Raises:
-        ValueError: `opt_state` holds no KL weight, or the loss is no `rl.Average`.
+        ValueError: `opt_state` holds no KL weight, or the loss is no `rl.Average`, or only one of
+            `opt_state` and `logp_fn` has an entropy.
     """
-    beta = kl_coef(state.opt_state)
+    beta, bonus = kl_coef(state.opt_state), entropy_coef(state.opt_state)
     measure = make_loss(config) if loss is None else loss
 
-    def loss_of(logp: Array, batch: GRPOBatch) -> tuple[Average, dict[str, Average]]:
-        old_logp = logp if batch.old_logp is None else batch.old_logp
+    def terms_of(stats: TokenStats, batch: GRPOBatch) -> tuple[_Averages, _Averages]:
+        """The terms of the loss, each with a divisor of its own, and metrics."""
+        old_logp = stats.logp if batch.old_logp is None else batch.old_logp
         further = {
             name: value
             for name in ("kept", "weights", "sampler_logp")
             if (value := getattr(batch, name)) is not None
         }
-        given = (logp, old_logp, batch.ref_logp, batch.advantages, batch.mask)
-        return measure(*given, kl_coef=beta, **further)
+        given = (stats.logp, old_logp, batch.ref_logp, batch.advantages, batch.mask)
+        value, metrics = measure(*given, kl_coef=beta, **further)
+        if not isinstance(value, Average):
+            raise ValueError(
+                "a loss must be an rl.Average, as that of rl.policy_loss: pieces add up"
+            )
+        if bonus is None or stats.entropy is None:
+            return {"loss": value}, metrics
+        of_tokens = (stats.entropy, batch.mask, batch.kept)
+        terms = {"loss": value, "entropy_loss": entropy_loss(*of_tokens, coef=bonus)}
+        return terms, metrics | {"policy_entropy": mean_over_tokens(*of_tokens)}
 
-    # What a loss is divided by does not depend on log-probabilities.
-    whole, _ = loss_of(jnp.zeros(batch.mask.shape), batch)
-    if not isinstance(whole, Average):
-        raise ValueError("a loss must be an rl.Average, as that of rl.policy_loss: pieces add up")
-    divisor = _share_of(whole.divisor, micro_batches, axis_name)
+    # What a term is divided by does not depend on what the policy makes of the tokens.
+    nothing = jnp.zeros(batch.mask.shape)
+    whole, _ = terms_of(TokenStats(logp=nothing, entropy=None if bonus is None else nothing), batch)
+    divisors = {
+        name: _share_of(term.divisor, micro_batches, axis_name) for name, term in whole.items()
+    }
 
     def share_fn(
         params: PyTree, frozen: PyTree, batch: GRPOBatch
     ) -> tuple[Float[Array, ""], dict[str, Average]]:
-        logp = logp_fn(join(params, frozen) if frozen else params, batch)
-        value, metrics = loss_of(logp, batch)
+        given = logp_fn(join(params, frozen) if frozen else params, batch)
+        terms, metrics = terms_of(_stats(given, entropy=bonus is not None), batch)
+        shares = [term.total / divisors[name] for name, term in terms.items()]
         length = sum_over_tokens(jnp.ones(batch.mask.shape), batch.mask)
-        return value.total / divisor, metrics | {"loss": value, "completion_length": length}
+        metrics |= terms | {"completion_length": length}
+        return functools.reduce(operator.add, shares), metrics
 
     gradient, metrics = _mean_gradient(
         share_fn, state.params, frozen or {}, batch, micro_batches, axis_name
     )
     metrics |= {"beta": beta}
-    measured = {"kl": metrics["kl"]} if "kl" in metrics else {}
+    if bonus is not None:
+        metrics |= {"loss": metrics["loss"] + metrics["entropy_loss"], "entropy_coef": bonus}
+    measured = {
+        argument: metrics[name]
+        for argument, name in (("kl", "kl"), ("entropy", "policy_entropy"))
+        if name in metrics
+    }
     return _make_step(state, gradient, metrics, tx, skip_nonfinite, **measured)
+
+
+def _stats(given: Array | TokenStats, *, entropy: bool) -> TokenStats:
+    """What a `logp_fn` gave, of which an entropy is asked for or not."""
+    stats = given if isinstance(given, TokenStats) else TokenStats(logp=given)
+    if entropy and stats.entropy is None:
+        raise ValueError(
+            "the optimizer state has an entropy coefficient: logp_fn must give an entropy"
+        )
+    if not entropy and stats.entropy is not None:
+        raise ValueError(
+            "logp_fn gives an entropy, but the optimizer state has no coefficient for it: put"
+            " carry_entropy_coef(coef) into the optimizer's chain"
+        )
+    return stats
 
 
 def sft_update(
