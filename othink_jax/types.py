@@ -85,6 +85,7 @@ class TokenStats:
 
     logp: Float[Array, "*n"]  # float32 nats
     entropy: Float[Array, "*n"] | None = None  # float32 nats, of the next-token distribution
+    kl: Float[Array, "*n"] | None = None  # float32 nats, of that distribution and the reference's
 
 
 @pytree

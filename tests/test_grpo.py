@@ -22,6 +22,7 @@ from othink_jax.config import (
     EntropyConfig,
     GRPOConfig,
     KLConfig,
+    LossConfig,
     OptimizerConfig,
     ParallelConfig,
     RewardConfig,
@@ -436,6 +437,17 @@ def test_a_reference_that_moves_is_stored_and_goes_on_bit_for_bit(tmp_path, para
     assert without_times(rows_of(config.out)) == without_times(rows)
     for ours, whole in zip(final_params(config.out), params, strict=True):
         assert np.array_equal(ours, whole)
+
+
+@pytest.mark.parametrize("settings", [{}, {"train": "lora"}, {"kl": KLConfig(reference_every=1)}])
+def test_a_kl_over_the_vocabulary_is_that_to_the_reference_of_the_run(tmp_path, settings):
+    """Zero but for rounding where policy and reference are one, and positive where not."""
+    loss = LossConfig(kl_estimator="full", logp_chunk=8)
+    rows = rows_of(train(config_for(tmp_path / "run", steps=2, loss=loss, **settings)))
+    first, second = (row["kl"] for row in rows)
+    assert abs(first) < 1e-7
+    assert abs(second) < 1e-7 if "kl" in settings else 1e-6 < second < 1
+    assert rows[1]["kl_loss"] == pytest.approx(rows[1]["beta"] * second, rel=1e-5)
 
 
 def test_a_directory_in_use_is_refused(finished):

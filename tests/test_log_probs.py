@@ -12,11 +12,13 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from othink_jax import rl
 from othink_jax.checkpoint.load import abstract_model
 from othink_jax.config import ComputeConfig
 from othink_jax.model.config import Qwen2VLConfig
 from othink_jax.model.log_probs import (
     Mode,
+    Reference,
     completion_logp,
     completion_stats,
     token_logp,
@@ -224,32 +226,44 @@ def test_log_probs_do_not_depend_on_the_chunk(in_one_chunk, chunk):
     assert_every_leaf_close(gradient, in_one_chunk[1], 1e-12)
 
 
-def test_entropies_are_those_of_whole_distributions_and_so_is_their_gradient(x64):
+@pytest.mark.parametrize("name", rl.KL_DIVERGENCES)
+def test_entropies_and_divergences_are_those_of_whole_distributions_and_so_are_their_gradients(
+    name, x64
+):
     """In three chunks, against all logits at once."""
-    graphdef, params = random_params(CONFIG)
+    _, params = random_params(CONFIG)
     params = jax.tree.map(lambda leaf: leaf.astype("float64"), params)
+    ref_params = jax.tree.map(lambda leaf: leaf * 1.1 + 0.01, params)
     graphdef, _ = abstract_model(CONFIG, ComputeConfig(dtype="float64", param_dtype="float64"))
     rng = np.random.default_rng(0)
     width, vocabulary = CONFIG.text.hidden_size, CONFIG.text.vocab_size
-    hidden = jnp.asarray(rng.normal(size=(10, width)))
+    hidden, ref_hidden = (jnp.asarray(rng.normal(size=(10, width))) for _ in range(2))
     targets = jnp.asarray(rng.integers(0, vocabulary, 10), jnp.int32)
-    weights = jnp.asarray(rng.normal(size=10))
+    weights, others = (jnp.asarray(rng.normal(size=10)) for _ in range(2))
 
     def chunked(params, hidden):
-        stats = token_stats(merge(graphdef, params), hidden, targets, 4, entropy=True)
-        return weights @ stats.entropy, stats
+        reference = Reference(model=merge(graphdef, ref_params), terms=rl.KL_DIVERGENCES[name])
+        settings = {"entropy": True, "reference": reference, "ref_hidden": ref_hidden}
+        stats = token_stats(merge(graphdef, params), hidden, targets, 4, **settings)
+        return weights @ stats.entropy + others @ stats.kl, stats
 
     def whole(params, hidden):
-        text = merge(graphdef, params).text
-        logp = jax.nn.log_softmax(text.logits(hidden, text.head_matrix()))
+        models = (merge(graphdef, each).text for each in (params, ref_params))
+        logp, ref_logp = (
+            jax.nn.log_softmax(text.logits(states, text.head_matrix()))
+            for text, states in zip(models, (hidden, ref_hidden), strict=True)
+        )
         entropy = -(jnp.exp(logp) * logp).sum(axis=-1)
-        return weights @ entropy, (logp[jnp.arange(10), targets], entropy)
+        one, other = (logp, ref_logp) if name == "full" else (ref_logp, logp)
+        kl = (jnp.exp(one) * (one - other)).sum(axis=-1)
+        return weights @ entropy + others @ kl, (logp[jnp.arange(10), targets], entropy, kl)
 
     gradients = functools.partial(jax.grad, argnums=(0, 1), has_aux=True)
     found, stats = gradients(chunked)(params, hidden)
-    expected, (logp, entropy) = gradients(whole)(params, hidden)
+    expected, (logp, entropy, kl) = gradients(whole)(params, hidden)
     close(stats.logp, logp, 1e-12)
     close(stats.entropy, entropy, 1e-12)
+    close(stats.kl, kl, 1e-12)
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         close(ours, theirs, 1e-12)
 
@@ -257,8 +271,11 @@ def test_entropies_are_those_of_whole_distributions_and_so_is_their_gradient(x64
 LARGE_VOCABULARY = Setup(config=make_config(depth=1, vision_depth=1, text={"vocab_size": 5003}))
 
 
-def gradient_program(setup: Setup, mode: Mode, dtype: str, entropy: bool = False):
-    """Log-probs, entropies if asked for, and their gradient, forward and backward, lowered."""
+def gradient_program(setup: Setup, mode: Mode, dtype: str, whole: bool = False):
+    """Log-probs and their gradient, forward and backward, lowered.
+
+    With `whole`, entropies and divergences from a second model too.
+    """
     graphdef, params = abstract_model(
         setup.config, ComputeConfig(dtype=dtype, param_dtype="float32")
     )
@@ -267,16 +284,20 @@ def gradient_program(setup: Setup, mode: Mode, dtype: str, entropy: bool = False
 
     def loss(params):
         model, settings = merge(graphdef, params), {"chunk": setup.chunk, "mode": mode}
-        stats = completion_stats(model, prompts, completions, entropy=entropy, **settings)
+        if whole:
+            other = merge(graphdef, jax.tree.map(lambda leaf: leaf * 1.1, params))
+            settings |= {"entropy": True}
+            settings |= {"reference": Reference(model=other, terms=rl.reverse_kl_terms)}
+        stats = completion_stats(model, prompts, completions, **settings)
         return sum(each.sum() for each in jax.tree.leaves(stats))
 
     return jax.jit(jax.value_and_grad(loss)).lower(params)
 
 
-def largest_buffer(chunk: int, mode: Mode, dtype: str, entropy: bool = False) -> int:
+def largest_buffer(chunk: int, mode: Mode, dtype: str, whole: bool = False) -> int:
     """Numbers in the largest array of the compiled program."""
     setup = dataclasses.replace(LARGE_VOCABULARY, chunk=chunk)
-    program = gradient_program(setup, mode, dtype, entropy).compile(FAST_TO_COMPILE).as_text()
+    program = gradient_program(setup, mode, dtype, whole).compile(FAST_TO_COMPILE).as_text()
     shapes = re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", program)
     return max(int(np.prod([int(side) for side in shape.split(",")])) for shape in shapes)
 
@@ -288,8 +309,8 @@ def test_no_buffer_holds_logits_of_all_tokens_forward_or_backward(mode, dtype):
     assert largest_buffer(12, mode, dtype) < 3 * 4 * 9 * 5003
 
 
-def test_nor_does_one_where_entropies_are_asked_for():
-    assert largest_buffer(12, "shared", "float32", entropy=True) < 3 * 4 * 9 * 5003
+def test_nor_does_one_where_entropies_and_divergences_are_asked_for():
+    assert largest_buffer(12, "shared", "float32", whole=True) < 3 * 4 * 9 * 5003
 
 
 def test_one_chunk_of_all_tokens_does_hold_their_logits():

@@ -46,6 +46,8 @@ def test_without_settings_it_is_the_loss_of_the_paper_to_the_last_bit():
         ({"kl_estimator": "k4"}, "--kl-estimator k4 is not known; what is known: k1, k2, k3, abs"),
         ({"kl_gradient": "up"}, "--kl-gradient up is not known; what is known: own, reverse"),
         ({"reduction": "mean"}, "--reduction mean is not known; what is known: sequence, token"),
+        ({"kl_estimator": "full", "kl_gradient": "ratio"}, "full is exact: it stands in the loss"),
+        ({"kl_estimator": "full_forward", "kl_placement": "reward"}, "so leave --kl-gradient and"),
         ({"objective_args": {"clip_low": 0.1}}, "clip_low has an option of its own"),
         ({"objective_args": {"d": 1.0}}, "--objective ppo has no number d: it has clip_low, clip_"),
     ],
@@ -53,6 +55,12 @@ def test_without_settings_it_is_the_loss_of_the_paper_to_the_last_bit():
 def test_names_and_numbers_that_are_not_known_are_one_line_with_those_that_are(settings, said):
     with pytest.raises(UserError, match=said):
         make_loss(LossConfig(**settings))
+
+
+def test_a_kl_over_the_vocabulary_is_not_taken_from_sampled_tokens():
+    loss, values = make_loss(LossConfig(kl_estimator="full")), jax.tree.map(jnp.asarray, arrays())
+    with pytest.raises(ValueError, match="comes as `kl`, not from ref_logp"):
+        loss(**values, kl_coef=0.1)
 
 
 def test_advantages_that_are_not_known_or_cannot_be_are_one_line():

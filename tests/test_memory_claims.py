@@ -16,7 +16,7 @@ from othink_jax.checkpoint.load import abstract_model
 from othink_jax.config import ComputeConfig, OptimizerConfig, ParallelConfig, SamplingConfig
 from othink_jax.model.attention import SelfMask, reference
 from othink_jax.model.linear import Linear
-from othink_jax.model.log_probs import completion_logp, token_stats
+from othink_jax.model.log_probs import Reference, completion_logp, token_stats
 from othink_jax.model.qwen2_vl import computing_weights, merge
 from othink_jax.sampling import kth_largest, sample
 from othink_jax.training.optimizer import make_optimizer
@@ -188,15 +188,19 @@ def test_a_scanned_program_is_no_longer_for_a_deeper_model():
 # Logits
 
 
-@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("tokens", [5, 48], ids=["one chunk", "six chunks"])
-def test_no_logits_are_kept_for_the_backward_pass(tokens, entropy):
+def test_no_logits_are_kept_for_the_backward_pass(tokens, whole):
     graphdef, params = model("bfloat16")
     vocabulary = CONFIG.text.vocab_size
 
     def total(params, hidden):
         targets = jnp.zeros(tokens, jnp.int32)
-        stats = token_stats(merge(graphdef, params), hidden, targets, 8, entropy=entropy)
+        settings = {}
+        if whole:
+            other = Reference(model=merge(graphdef, params), terms=rl.reverse_kl_terms)
+            settings = {"entropy": True, "reference": other, "ref_hidden": 0.5 * hidden}
+        stats = token_stats(merge(graphdef, params), hidden, targets, 8, **settings)
         return sum(each.sum() for each in jax.tree.leaves(stats))
 
     hidden = jax.ShapeDtypeStruct((tokens, CONFIG.text.hidden_size), jnp.bfloat16)

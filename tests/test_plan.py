@@ -14,6 +14,7 @@ from othink_jax.config import (
     DataConfig,
     GRPOConfig,
     KLConfig,
+    LossConfig,
     OptimizerConfig,
     ParallelConfig,
     SamplingConfig,
@@ -84,6 +85,7 @@ def test_what_is_frozen_is_there_once_and_has_no_moments():
         ({"train": "text"}, ["images", "rollout", "reference", "update"]),
         ({"kl": KLConfig(kl_schedule="constant", kl_value=0.0)}, ["rollout", "update"]),
         ({"inner_updates": 2}, ["rollout", "reference", "policy", "update"]),
+        ({"loss": LossConfig(kl_estimator="full")}, ["rollout", "update"]),
         (
             {"parallel": ParallelConfig(strategy="mesh")},
             ["gathering", "rollout", "reference", "update"],

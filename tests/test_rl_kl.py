@@ -140,6 +140,33 @@ def test_times_the_ratio_it_is_the_reverse_divergence_whichever_policy_has_sampl
     np.testing.assert_allclose(found, jax.grad(reverse_kl)(logits, ref_logits), atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("name", "divergence"), [("full", reverse_kl), ("full_forward", forward_kl)]
+)
+def test_over_the_vocabulary_value_and_gradient_are_those_of_the_divergence(x64, name, divergence):
+    logits, ref_logits = two_policies()
+
+    def total(logits):
+        terms = rl.KL_DIVERGENCES[name](*map(jax.nn.log_softmax, (logits, ref_logits)))
+        return terms.sum()
+
+    found = jax.value_and_grad(total)(logits)
+    expected = jax.value_and_grad(divergence)(logits, ref_logits)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-12), found, expected)
+
+
+def test_over_the_vocabulary_impossible_tokens_add_nothing_unless_the_other_has_them():
+    half, other = (jnp.log(jnp.array(p)) for p in ([0.5, 0.5, 0.0], [0.25, 0.75, 0.0]))
+    for terms, by_hand in ((rl.reverse_kl_terms, 0.5 * np.log(4 / 3)), (rl.forward_kl_terms, None)):
+        value, gradient = jax.value_and_grad(lambda x, terms=terms: terms(x, other).sum())(half)
+        assert np.isfinite(gradient).all()
+        if by_hand is not None:
+            np.testing.assert_allclose(value, by_hand, rtol=1e-6)
+    certain = jnp.log(jnp.array([1.0, 0.0, 0.0]))
+    assert np.isposinf(rl.reverse_kl_terms(half, certain).sum())
+    np.testing.assert_allclose(rl.forward_kl_terms(half, certain).sum(), np.log(2), rtol=1e-6)
+
+
 @pytest.mark.parametrize("gradient", rl.KL_GRADIENTS)
 @pytest.mark.parametrize("estimator", rl.KL_ESTIMATORS)
 def test_another_gradient_leaves_the_value_of_an_estimator(estimator, gradient):

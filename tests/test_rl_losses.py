@@ -274,6 +274,31 @@ def test_loss_is_made_of_the_estimator_and_the_reduction_that_are_given(estimato
     assert metrics["ratio"] == pytest.approx(float(ratio))
 
 
+def test_a_kl_over_the_vocabulary_stands_in_the_place_of_the_estimator():
+    values = jax.tree.map(jnp.asarray, arrays())
+    values.pop("ref_logp")
+    mask = values["mask"]
+    kl = jnp.where(mask, jnp.arange(1.0, 6.0), jnp.nan)
+
+    def total(kl, **settings):
+        loss, metrics = rl.policy_loss(
+            **values, ref_logp=None, kl=kl, reduce=rl.mean_over_tokens, **settings
+        )
+        return loss.value, metrics
+
+    (value, metrics), gradient = jax.value_and_grad(total, has_aux=True)(kl, kl_coef=0.3)
+    kl_loss = 0.3 * jnp.where(mask, kl, 0.0).sum() / mask.sum()
+    np.testing.assert_allclose(value, metrics["policy_loss"].value + kl_loss, rtol=1e-6)
+    np.testing.assert_allclose(metrics["kl_loss"].value, kl_loss, rtol=1e-6)
+    expected = rl.mean_over_sequences(jnp.where(mask, kl, 0.0), mask).value
+    np.testing.assert_allclose(metrics["kl"].value, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient, np.where(mask, 0.3 / mask.sum(), 0.0), rtol=1e-6)
+    with pytest.raises(ValueError, match="ref_logp or kl, not both"):
+        rl.policy_loss(**values, ref_logp=values["logp"], kl=kl, kl_coef=0.3)
+    with pytest.raises(ValueError, match="is a term of the loss only"):
+        total(kl, kl_coef=0.3, kl_in_reward=True)
+
+
 def test_weights_and_a_correction_multiply_the_objective_and_not_the_kl():
     values = jax.tree.map(jnp.asarray, arrays())
     rng = np.random.default_rng(1)

@@ -1,5 +1,6 @@
 """A model cut over a mesh of devices: every layer by its rule, and the numbers of one device."""
 
+import dataclasses
 import functools
 
 import jax
@@ -21,7 +22,7 @@ from othink_jax.config import (
 from othink_jax.errors import UserError
 from othink_jax.model.config import WindowsConfig
 from othink_jax.model.linear import Linear
-from othink_jax.model.log_probs import completion_logp, completion_stats
+from othink_jax.model.log_probs import Reference, completion_logp, completion_stats
 from othink_jax.model.qwen2_vl import Qwen2VL, merge
 from othink_jax.model.sharding import cut_of, partition
 from othink_jax.plan.hlo import Program
@@ -71,25 +72,50 @@ def stats(params, batch, graphdef=GRAPHDEF):
     return completion_stats(model, batch.prompts, batch.completions, chunk=32, entropy=True)
 
 
+def stats_with_kl(params, batch, graphdef=GRAPHDEF):
+    own = {name: part for name, part in params.items() if name != "reference"}
+    model, other = merge(graphdef, own), merge(graphdef, params["reference"])
+    reference = Reference(model=other, terms=rl.forward_kl_terms)
+    given = batch.prompts, batch.completions
+    return completion_stats(model, *given, chunk=32, reference=reference)
+
+
 def logp(params, batch, graphdef=GRAPHDEF):
     return completion_logp(merge(graphdef, params), batch.prompts, batch.completions, chunk=32)
 
 
-def train(config, micro_batches=1, model=(GRAPHDEF, PARAMS), updates=3, logp=logp, control=()):
+def train(
+    config,
+    micro_batches=1,
+    model=(GRAPHDEF, PARAMS),
+    updates=3,
+    logp=logp,
+    control=(),
+    reference=None,
+):
     """Some updates; the host's copy of the state."""
     parallel, tx = make_parallel(config), optax.chain(optimizer(), *control)
-    update = parallel.update(
-        functools.partial(
-            grpo_update,
+
+    def of_rows(state, given, *, axis_name):
+        frozen, rows = given
+        return grpo_update(
+            state,
+            rows,
             logp_fn=functools.partial(logp, graphdef=model[0]),
             tx=tx,
             config=LossConfig(),
+            frozen=frozen,
             micro_batches=micro_batches,
+            axis_name=axis_name,
         )
-    )
+
+    update, rows, frozen = parallel.update(of_rows), batch(), {}
+    if reference is not None:
+        frozen = {"reference": parallel.replicate(reference)}
+        rows = dataclasses.replace(rows, ref_logp=None)
     state = parallel.replicate(TrainState.create(model[1], tx))
     for _ in range(updates):
-        state, _ = update(state, parallel.shard(batch()))
+        state, _ = update(state, (frozen, parallel.shard(rows)))
     return jax.device_get(parallel.unreplicate(state))
 
 
@@ -115,6 +141,18 @@ def test_an_entropy_bonus_is_that_of_one_device_where_the_vocabulary_is_cut():
     with_bonus = settings | {"control": [rl.carry_entropy_coef(5.0)]}
     one, other = (train(config, **with_bonus) for config in (ONE, MESHES[1]))
     without = train(ONE, **settings | {"logp": logp})
+    changed = jax.tree.map(lambda x, y: np.abs(x - y).max(), one.params, without.params)
+    assert min(jax.tree.leaves(changed)) > 1e-5
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-6), other.params, one.params
+    )
+
+
+def test_a_kl_over_a_vocabulary_that_is_cut_is_that_of_one_device():
+    reference = jax.tree.map(lambda leaf: 1.1 * leaf + 0.01, PARAMS)
+    settings = {"updates": 1, "logp": stats_with_kl, "reference": reference}
+    one, other = (train(config, **settings) for config in (ONE, MESHES[1]))
+    without = train(ONE, **settings | {"reference": PARAMS})
     changed = jax.tree.map(lambda x, y: np.abs(x - y).max(), one.params, without.params)
     assert min(jax.tree.leaves(changed)) > 1e-5
     jax.tree.map(

@@ -171,7 +171,9 @@ class LossConfig:
     advantage_eps: float = 1e-4  # added to the group's standard deviation; R1-V: 1e-4
     # Further numbers of the advantages, such as `k 4`; their own ones if not given
     advantage_args: dict[str, float] = dataclasses.field(default_factory=dict)
-    kl_estimator: str = "k3"  # name in rl.KL_ESTIMATORS; Eq. 5 has k3
+    # Name in rl.KL_ESTIMATORS, of the sampled token, or in rl.KL_DIVERGENCES, over the whole
+    # vocabulary; Eq. 5 has k3
+    kl_estimator: str = "k3"
     kl_gradient: str = "own"  # name in rl.KL_GRADIENTS: of what the KL term has the gradient
     # Whether the KL is a term of the loss, or lowers the reward of each token by that of all later
     # ones

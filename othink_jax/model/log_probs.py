@@ -11,6 +11,7 @@ in tests and benchmarks:
     shared       a prompt and its images once; its completions extend it
 """
 
+import dataclasses
 from typing import Literal
 
 import jax
@@ -19,10 +20,18 @@ from jaxtyping import Float, Int, PyTree
 
 from othink_jax.model.collectives import log_prob_of, log_softmax_of, sum_over_vocabulary
 from othink_jax.model.qwen2_vl import Qwen2VL
-from othink_jax.rl import entropy_terms
+from othink_jax.rl import DivergenceTerms, entropy_terms
 from othink_jax.types import Array, Prompts, TokenStats
 
 Mode = Literal["naive", "vision_once", "shared"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A model, and the divergence from it that is measured over the whole vocabulary."""
+
+    model: Qwen2VL
+    terms: DivergenceTerms  # one of `rl.KL_DIVERGENCES`
 
 
 def completion_logp(
@@ -55,19 +64,35 @@ def completion_stats(
     chunk: int,
     mode: Mode = "shared",
     entropy: bool = False,
+    reference: Reference | None = None,
 ) -> TokenStats:
-    """`completion_logp` and, if asked for, the entropy of each token's distribution; [B, G, T] all.
+    """`completion_logp` and, if asked for, what the whole next-token distribution tells.
 
     Args:
       model, prompts, completions, chunk, mode: as of `completion_logp`.
       entropy: whether to compute the entropy too, from the same chunks of logits.
+      reference: if given, the divergence from it is computed too, from such chunks of both models.
+
+    Returns:
+      [B, G, T] all.
     """
-    if mode == "shared":
-        hidden = _states_by_extending(model, prompts, completions)
-    else:
-        hidden = _states_of_whole_texts(model, prompts, completions, mode)
-    rows = hidden.reshape(-1, hidden.shape[-1]), completions.reshape(-1)
-    stats = token_stats(model, *rows, chunk, entropy=entropy)
+
+    def states(model: Qwen2VL) -> Float[Array, "n D"]:
+        if mode == "shared":
+            hidden = _states_by_extending(model, prompts, completions)
+        else:
+            hidden = _states_of_whole_texts(model, prompts, completions, mode)
+        return hidden.reshape(-1, hidden.shape[-1])
+
+    stats = token_stats(
+        model,
+        states(model),
+        completions.reshape(-1),
+        chunk,
+        entropy=entropy,
+        reference=reference,
+        ref_hidden=None if reference is None else states(reference.model),
+    )
     return jax.tree.map(lambda values: values.reshape(completions.shape), stats)
 
 
@@ -130,25 +155,44 @@ def token_stats(
     chunk: int,
     *,
     entropy: bool = False,
+    reference: Reference | None = None,
+    ref_hidden: Float[Array, "n D"] | None = None,
 ) -> TokenStats:
-    """`token_logp` and, if asked for, the entropy after each state; [n] all."""
-    matrix, vocabulary = model.text.head_matrix(), model.config.text.vocab_size
+    """`token_logp` and, if asked for, entropy and divergence after each state; [n] all.
+
+    Args:
+      model, hidden, targets, chunk: as of `token_logp`.
+      entropy: whether to compute the entropy.
+      reference: if given, the divergence from it is computed.
+      ref_hidden: states of the reference, with one.
+    """
+    vocabulary = model.config.text.vocab_size
+    matrix = model.text.head_matrix()
+    ref_matrix = None if reference is None else reference.model.text.head_matrix()
 
     @jax.checkpoint
-    def of_rows(hidden: Array, targets: Array) -> TokenStats:
+    def of_rows(hidden: Array, targets: Array, ref_hidden: Array | None) -> TokenStats:
         logits = model.text.logits(hidden, matrix)
-        logp = log_prob_of(logits, targets, vocabulary)
-        if not entropy:
-            return TokenStats(logp=logp)
-        terms = entropy_terms(log_softmax_of(logits, vocabulary))
-        return TokenStats(logp=logp, entropy=sum_over_vocabulary(terms, vocabulary))
+        stats = TokenStats(logp=log_prob_of(logits, targets, vocabulary))
+        if entropy:
+            terms = entropy_terms(log_softmax_of(logits, vocabulary))
+            stats = dataclasses.replace(stats, entropy=sum_over_vocabulary(terms, vocabulary))
+        if reference is not None:
+            ref_logits = reference.model.text.logits(ref_hidden, ref_matrix)
+            both = (log_softmax_of(x, vocabulary) for x in (logits, ref_logits))
+            kl = sum_over_vocabulary(reference.terms(*both), vocabulary)
+            stats = dataclasses.replace(stats, kl=kl)
+        return stats
 
     count = targets.shape[0]
+    given = hidden, targets, ref_hidden
     if count <= chunk:
-        return of_rows(hidden, targets)
+        return of_rows(*given)
     rows = -(-count // chunk)
-    padding = rows * chunk - count
-    hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(rows, chunk, -1)
-    targets = jnp.pad(targets, (0, padding)).reshape(rows, chunk)
-    stats = jax.lax.map(lambda row: of_rows(*row), (hidden, targets))
+
+    def in_chunks(x: Array) -> Array:
+        padding = [(0, rows * chunk - count), *[(0, 0)] * (x.ndim - 1)]
+        return jnp.pad(x, padding).reshape(rows, chunk, *x.shape[1:])
+
+    stats = jax.lax.map(lambda row: of_rows(*row), jax.tree.map(in_chunks, given))
     return jax.tree.map(lambda values: values.reshape(-1)[:count], stats)

@@ -17,9 +17,10 @@ from othink_jax.model.qwen2_vl import computing_weights
 from othink_jax.model.stack import unrolled
 from othink_jax.rl import reference_params
 from othink_jax.training.layout import DiskLayout
+from othink_jax.training.losses import over_vocabulary
 from othink_jax.training.optimizer import check_kl, make_control, make_optimizer
 from othink_jax.training.parallel import Parallel, placed
-from othink_jax.training.partial import Params, divide, join, own_of_reference
+from othink_jax.training.partial import REFERENCE, Params, divide, join, own_of_reference
 from othink_jax.training.programs import compile_grpo
 from othink_jax.training.state import TrainState
 from othink_jax.types import GRPOBatch, Prompts
@@ -99,19 +100,23 @@ def lowering(config: GRPOConfig, model: Model, parallel: Parallel) -> Lowering:
         device_bytes(policy) if model.scanned else _common_bytes(weights, policy),
         cut=True,
     )
-    if config.kl.reference_every is not None:
+    exact = over_vocabulary(config.loss)  # then the update runs the reference itself
+    if config.kl.reference_every is not None and not exact:
         under = join(reference_params(state.opt_state), frozen)
         held = device_bytes(under)
         add("reference", lambda: programs.logp.lower(under, *given), held, cut=True)
-    elif not config.kl.is_zero:
+    elif not config.kl.is_zero and not exact:
         held = device_bytes(under)
         add("reference", lambda: programs.ref_logp.lower(under, *given), held, cut=True)
     if config.inner_updates > 1:
         add("policy", lambda: programs.logp.lower(policy, *given), device_bytes(policy), cut=True)
+    fixed = frozen
+    if exact and not config.kl.is_zero and config.kl.reference_every is None:
+        fixed = frozen | {REFERENCE: under}
     add(
         "update",
-        lambda: programs.update.lower(state, (frozen, batch)),
-        device_bytes((state, frozen)),
+        lambda: programs.update.lower(state, (fixed, batch)),
+        device_bytes((state, fixed)),
         times=config.inner_updates,
         cut=True,
     )
@@ -167,7 +172,9 @@ def _batch(config: GRPOConfig, model: Model) -> GRPOBatch:
         completions=array(G, T),
         mask=array(G, T, dtype=bool),
         advantages=array(G, dtype=np.float32),
-        ref_logp=None if config.kl.is_zero else array(G, T, dtype=np.float32),
+        ref_logp=None
+        if config.kl.is_zero or over_vocabulary(config.loss)
+        else array(G, T, dtype=np.float32),
         old_logp=None if config.inner_updates == 1 else array(G, T, dtype=np.float32),
     )
 

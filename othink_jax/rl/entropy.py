@@ -16,25 +16,6 @@ from othink_jax.rl.averages import Average, mean_over_tokens
 from othink_jax.rl.checks import require, require_positive
 
 
-def entropy_terms(logp: Float[Array, "*d"]) -> Float[Array, "*d"]:
-    """-p log p, elementwise: what one token of the vocabulary adds to the entropy, nats.
-
-    Zero where p is. Over a vocabulary in pieces the terms are summed piece by piece.
-    """
-    return -_weighted(logp, logp)
-
-
-def token_entropy(logp: Float[Array, "*d V"]) -> Float[Array, "*d"]:
-    """Entropy of next-token distributions, nats, from the log-probabilities of a vocabulary."""
-    return entropy_terms(logp).sum(axis=-1)
-
-
-def _weighted(logp: Float[Array, "*d"], values: Float[Array, "*d"]) -> Float[Array, "*d"]:
-    """p times values; zero where p is, whose logarithm is -inf. So is the gradient."""
-    probability = jnp.exp(logp)
-    return probability * jnp.where(probability > 0, values, 0.0)
-
-
 def entropy_loss(
     entropy: Float[Array, "*n T"],
     mask: Bool[Array, "*n T"],

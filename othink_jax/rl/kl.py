@@ -13,7 +13,8 @@ pi, and E[grad log pi(x)] = 0, the expected gradients are
 
 of one token's distribution: none sees how a token changes the divergence of those after it. A test
 proves each by enumeration. `KL_GRADIENTS` gives an estimator another gradient; `kl_to_go` puts the
-divergence of later tokens into the reward.
+divergence of later tokens into the reward. `KL_DIVERGENCES` of `rl.distributions` measures over the
+whole vocabulary, without noise.
 """
 
 from collections.abc import Callable, Mapping

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from othink_jax.rl.averages import Average, Reduction, mean_over_sequences
+from othink_jax.rl.checks import require
 from othink_jax.rl.corrections import Correction
 from othink_jax.rl.kl import Estimator, KLTerm, kl_k3, kl_to_go, own_gradient
 from othink_jax.rl.objectives import Objective, per_token, ppo
@@ -50,6 +51,7 @@ def policy_loss(
     kept: Bool[Array, "*n"] | None = None,
     weights: Float[Array, "*n T"] | None = None,
     sampler_logp: Float[Array, "*n T"] | None = None,
+    kl: Float[Array, "*n T"] | None = None,
     objective: Objective = ppo,
     kl_term: KLTerm = _OF_PAPER,
     reduce: Reduction = mean_over_sequences,
@@ -61,19 +63,22 @@ def policy_loss(
     reduce(objective) + kl_coef * reduce(kl_term). With `kl_in_reward` the term is measured only:
     the reward of a token is lowered by kl_coef * `kl_to_go` of the policy that sampled.
 
-    The gradient flows through `logp` alone. Where `mask` is false any value may stand, nan and
-    infinities included.
+    The gradient flows through `logp` and `kl` alone. Where `mask` is false any value may stand, nan
+    and infinities included.
 
     Args:
         logp: nats, under the policy that is trained.
         old_logp: nats, under the policy that sampled.
-        ref_logp: nats, under the reference; None leaves the KL out, of the loss and of the metrics.
+        ref_logp: nats, under the reference; None leaves the KL out, of the loss and of the metrics,
+            unless there is `kl`.
         advantages: one a sequence, or one a token.
         mask: true where a token is real.
         kl_coef: beta, the weight of the KL.
         kept: false for sequences that are left out of every mean; None keeps all.
         weights: of the objective's values, constants such as `top_entropy_mask`.
         sampler_logp: nats, as the engine said that sampled; for the correction.
+        kl: nats, a divergence from the reference after each token, measured over the whole
+            vocabulary by `KL_DIVERGENCES`; in the place of `ref_logp` and `kl_term`.
         objective: of (logp, old_logp, advantages, mask), all [*n, T]; one of `OBJECTIVES`.
         kl_term: of (logp, old_logp, ref_logp); an estimator of `KL_ESTIMATORS` with a gradient of
             `KL_GRADIENTS`.
@@ -86,21 +91,30 @@ def policy_loss(
         whose sum the loss is; and, by `mean_over_sequences` whatever `reduce` is, `kl` (nats per
         token), `clip_fraction` (share of tokens with an advantage that the objective gives no
         gradient) and `ratio` (pi / pi_old of a token).
+
+    Raises:
+        ValueError: `kl` comes with `ref_logp`, or is to belong to the reward.
     """
-    chex.assert_equal_shape([logp, old_logp, mask, *([] if ref_logp is None else [ref_logp])])
+    require(kl is None or ref_logp is None, "a loss takes ref_logp or kl, not both")
+    require(kl is None or not kl_in_reward, "a KL over the vocabulary is a term of the loss only")
+    measured = [values for values in (ref_logp, kl) if values is not None]
+    chex.assert_equal_shape([logp, old_logp, mask, *measured])
     # Before any exp: a mask that comes after it leaves nan gradients, for 0 * inf is nan.
     logp, old_logp = (jnp.where(mask, x, 0.0) for x in (logp, old_logp))
     old_logp, advantages = jax.lax.stop_gradient(old_logp), per_token(advantages, mask)
-    loss_of_kl: dict[str, Average] = {}
     if ref_logp is not None:
         ref_logp = jax.lax.stop_gradient(jnp.where(mask, ref_logp, 0.0))
         kl = kl_term(logp, old_logp, ref_logp)
+        if kl_in_reward:
+            advantages = advantages - kl_coef * kl_to_go(old_logp, ref_logp, mask)
+    elif kl is not None:
+        kl = jnp.where(mask, kl, 0.0)
+    loss_of_kl: dict[str, Average] = {}
+    if kl is not None:
         coef_in_loss = 0.0 if kl_in_reward else kl_coef
         kl_loss = reduce(kl, mask, kept)
         loss_of_kl["kl"] = mean_over_sequences(kl, mask, kept)
         loss_of_kl["kl_loss"] = kl_loss._replace(total=coef_in_loss * kl_loss.total)
-        if kl_in_reward:
-            advantages = advantages - kl_coef * kl_to_go(old_logp, ref_logp, mask)
 
     now = jax.lax.stop_gradient(logp)
     if correction is not None:
@@ -121,7 +135,7 @@ def policy_loss(
         "clip_fraction": mean_over_sequences(clipped.astype(logp.dtype), mask, kept),
         "ratio": mean_over_sequences(to_ratio(now - old_logp), mask, kept),
     }
-    total = gain.total if ref_logp is None else gain.total + metrics["kl_loss"].total
+    total = gain.total if kl is None else gain.total + metrics["kl_loss"].total
     return gain._replace(total=total), metrics
 
 

@@ -26,6 +26,7 @@ from othink_jax.training.losses import (
     make_loss,
     notes,
     of_whole_batch,
+    over_vocabulary,
     resolved,
     token_weights,
 )
@@ -35,7 +36,7 @@ from othink_jax.training.optimizer import (
     make_optimizer,
     resolved_kl,
 )
-from othink_jax.training.partial import Params, join, own_of_reference
+from othink_jax.training.partial import REFERENCE, Params, join, own_of_reference
 from othink_jax.training.programs import GRPOPrograms, compile_grpo
 from othink_jax.training.records import Clock, reason, rollout_metrics, rollout_record, sample_rows
 from othink_jax.training.redraw import Draw, replaced, with_columns
@@ -80,6 +81,13 @@ class GRPOTrainer(Trainer[GRPOConfig]):
     def loss(self) -> LossFn:
         """The loss that the settings name."""
         return make_loss(self.config.loss, longest=self.config.sampling.max_new_tokens)
+
+    @property
+    def fixed(self) -> Params:
+        """With the reference, where the update itself measures the divergence from it."""
+        if self.reference is None or not over_vocabulary(self.config.loss):
+            return self.frozen
+        return self.frozen | {REFERENCE: self.reference}
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
@@ -207,10 +215,11 @@ class GRPOTrainer(Trainer[GRPOConfig]):
     ) -> tuple[Float[Array, "B G T"] | None, Float[Array, "B G T"] | None]:
         """Under reference and sampling policy, as far as an update needs them."""
         ref_logp = old_logp = None
-        if self.config.kl.reference_every is not None:
+        exact = over_vocabulary(self.config.loss)  # then the update runs the reference itself
+        if self.config.kl.reference_every is not None and not exact:
             moving = join(rl.reference_params(state.opt_state), self.frozen)
             ref_logp = self.compiled.logp(moving, prompts, completions)
-        elif self.reference is not None:
+        elif self.reference is not None and not exact:
             ref_logp = self.compiled.ref_logp(self.reference, prompts, completions)
         if self.config.inner_updates > 1:
             old_logp = self.compiled.logp(self.policy(state), prompts, completions)

@@ -266,11 +266,16 @@ class Trainer(abc.ABC, Generic[_Config]):
         """Make the updates of a step from one batch; the figures are those of the last one."""
         made = []
         for _ in range(self.updates_per_step):
-            state, measured = self.compiled.update(state, (self.frozen, batch))
+            state, measured = self.compiled.update(state, (self.fixed, batch))
             made.append(measured)
         made = jax.device_get(made)
         self.nonfinite.count(sum(not measured["finite"] for measured in made))
         return state, {name: float(value) for name, value in made[-1].items() if name != "finite"}
+
+    @property
+    def fixed(self) -> Params:
+        """The parameters that an update takes beside those of its state."""
+        return self.frozen
 
     def policy(self, state: TrainState) -> Params:
         """All parameters of the model as it is now; no array is copied."""

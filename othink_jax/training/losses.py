@@ -16,11 +16,12 @@ from jaxtyping import Array, Bool, Float
 
 from othink_jax import rl
 from othink_jax.config import LossConfig
+from othink_jax.errors import UserError
 from othink_jax.training.named import bound, defaults, refuse_own, tried
 from othink_jax.types import Rollout
 
 # (logp, old_logp, ref_logp, advantages, mask, *, kl_coef) -> loss and metrics. `kept`, `weights`,
-# `sampler_logp` of a batch come by keyword, where the settings ask for them
+# `sampler_logp` of a batch and `kl` come by keyword, where the settings ask for them
 LossFn = Callable[..., tuple[rl.Average, dict[str, rl.Average]]]
 AdvantageFn = Callable[[Float[Array, "B G"]], Float[Array, "B G"]]
 
@@ -39,8 +40,7 @@ def make_loss(config: LossConfig, *, longest: int | None = None) -> LossFn:
     refuse_own("objective", config.objective, config.objective_args, clips)
     given = {name: value for name, value in clips.items() if value is not None}
     objective = bound(rl.OBJECTIVES, "objective", config.objective, given | config.objective_args)
-    estimator = bound(rl.KL_ESTIMATORS, "kl-estimator", config.kl_estimator, {})
-    with_gradient = bound(rl.KL_GRADIENTS, "kl-gradient", config.kl_gradient, {})
+    kl_term = _kl_term(config)
     reduce = bound(rl.REDUCTIONS, "reduction", config.reduction, {}, {"length": longest})
     correction = None
     if config.correction is not None:
@@ -48,15 +48,46 @@ def make_loss(config: LossConfig, *, longest: int | None = None) -> LossFn:
     loss = functools.partial(
         rl.policy_loss,
         objective=objective,
-        kl_term=with_gradient(estimator),
+        kl_term=kl_term,
         reduce=reduce,
         kl_in_reward=config.kl_placement == "reward",
         correction=correction,
     )
     values, advantages = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 2), (1,)))
     mask = jax.ShapeDtypeStruct((1, 2), bool)
-    tried(functools.partial(loss, kl_coef=0.0), values, values, values, advantages, mask)
+    ref_logp = None if over_vocabulary(config) else values
+    tried(functools.partial(loss, kl_coef=0.0), values, values, ref_logp, advantages, mask)
     return loss
+
+
+def over_vocabulary(config: LossConfig) -> bool:
+    """Whether the KL is measured over the whole vocabulary, and not estimated from one token."""
+    return config.kl_estimator in rl.KL_DIVERGENCES
+
+
+def _kl_term(config: LossConfig) -> rl.KLTerm:
+    """The KL term of sampled tokens.
+
+    Raises:
+      UserError: a name is not known, or the gradient or the placement does not go with it.
+    """
+    estimator = bound(
+        {**rl.KL_ESTIMATORS, **rl.KL_DIVERGENCES}, "kl-estimator", config.kl_estimator, {}
+    )
+    with_gradient = bound(rl.KL_GRADIENTS, "kl-gradient", config.kl_gradient, {})
+    if not over_vocabulary(config):
+        return with_gradient(estimator)
+    if config.kl_gradient != "own" or config.kl_placement != "loss":
+        raise UserError(
+            f"--kl-estimator {config.kl_estimator} is exact: it stands in the loss with its own"
+            " gradient, so leave --kl-gradient and --kl-placement out"
+        )
+    return _not_of_tokens
+
+
+def _not_of_tokens(logp: Array, old_logp: Array, ref_logp: Array) -> Array:
+    del logp, old_logp, ref_logp
+    raise ValueError("a KL over the vocabulary comes as `kl`, not from ref_logp of sampled tokens")
 
 
 def make_advantages(config: LossConfig, *, prompts: int, group_size: int) -> AdvantageFn:
@@ -164,7 +195,7 @@ def known_names() -> dict[str, dict[str, tuple[str, str]]]:
         "kl-schedule": rl.KL_CONTROLS,
         "objective": rl.OBJECTIVES,
         "advantage": rl.ADVANTAGES,
-        "kl-estimator": rl.KL_ESTIMATORS,
+        "kl-estimator": {**rl.KL_ESTIMATORS, **rl.KL_DIVERGENCES},
         "kl-gradient": rl.KL_GRADIENTS,
         "reduction": rl.REDUCTIONS,
         "correction": rl.CORRECTIONS,

@@ -77,7 +77,7 @@ def defaults(function: Callable[..., Any]) -> dict[str, float]:
     }
 
 
-def tried(function: Callable[..., Any], *shapes: jax.ShapeDtypeStruct) -> None:
+def tried(function: Callable[..., Any], *shapes: jax.ShapeDtypeStruct | None) -> None:
     """Trace a function: what it says of its numbers, it says to the user."""
     try:
         jax.eval_shape(function, *shapes)

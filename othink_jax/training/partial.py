@@ -20,6 +20,8 @@ from othink_jax.model.stack import laid_out
 
 Params = dict[str, Any]  # nested; of arrays
 
+REFERENCE = "reference"  # where an update finds one, beside the frozen parameters of the policy
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parts:

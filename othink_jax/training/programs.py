@@ -9,19 +9,26 @@ import jax
 import optax
 from jaxtyping import Array, Float, Int
 
+from othink_jax import rl
 from othink_jax.checkpoint.load import Model
 from othink_jax.config import GRPOConfig, SFTConfig, TrainingConfig
-from othink_jax.model.log_probs import completion_logp, completion_stats
+from othink_jax.model.log_probs import Reference, completion_logp, completion_stats
 from othink_jax.model.qwen2_vl import computing_weights, merge
 from othink_jax.model.stack import unrolled
 from othink_jax.rows import cut_rows, join_rows
 from othink_jax.sampling import make_sampler
-from othink_jax.training.losses import LossFn
+from othink_jax.training.losses import LossFn, over_vocabulary
 from othink_jax.training.parallel import Parallel
-from othink_jax.training.partial import Params, decoding_graphdef, policy_graphdef
+from othink_jax.training.partial import (
+    REFERENCE,
+    Params,
+    decoding_graphdef,
+    join,
+    policy_graphdef,
+)
 from othink_jax.training.state import TrainState
 from othink_jax.training.update import Metrics, grpo_update, sft_update
-from othink_jax.types import Prompts, Rollout, TokenStats
+from othink_jax.types import GRPOBatch, Prompts, Rollout, SFTBatch, TokenStats
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +39,7 @@ class Programs:
     """
 
     encode: Callable[..., Float[Array, "B M D"] | None]  # params, prompts
-    update: Callable[..., tuple[TrainState, Metrics]]  # state, (frozen parameters, batch)
+    update: Callable[..., tuple[TrainState, Metrics]]  # state, (fixed parameters, batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +84,24 @@ def compile_grpo(
         rows = cut_rows((prompts, completions), config.micro_batches)
         return join_rows(jax.lax.map(of_piece, rows))
 
+    def stats(params: Params, batch: GRPOBatch) -> TokenStats:
+        own = {name: part for name, part in params.items() if name != REFERENCE}
+        measured = None
+        if REFERENCE in params:
+            terms = rl.KL_DIVERGENCES[config.loss.kl_estimator]
+            like = reference if config.kl.reference_every is None else policy
+            measured = Reference(model=merge(like, params[REFERENCE]), terms=terms)
+        return completion_stats(
+            merge(policy, own),
+            batch.prompts,
+            batch.completions,
+            chunk=config.loss.logp_chunk,
+            entropy=config.entropy.used,
+            reference=measured,
+        )
+
     update = functools.partial(grpo_update, tx=tx, config=config.loss, loss=loss)
+    moving = over_vocabulary(config.loss) and config.kl.reference_every is not None
     sampler = make_sampler(
         decoder,
         processor,
@@ -95,14 +119,7 @@ def compile_grpo(
         sample=parallel.sampler(sampler),
         logp=policy_logp,
         ref_logp=policy_logp if same else parallel.apply(functools.partial(logp, reference)),
-        update=_compile_update(
-            update,
-            policy,
-            config,
-            parallel,
-            chunk=config.loss.logp_chunk,
-            entropy=config.entropy.used,
-        ),
+        update=_compile_update(update, stats, config, parallel, moving=moving),
     )
 
 
@@ -121,10 +138,15 @@ def compile_sft(
 ) -> Programs:
     """The programs of a run of supervised fine-tuning."""
     policy = policy_graphdef(checkpoint, config)
+
+    def logp(params: Params, batch: SFTBatch) -> Float[Array, "B G T"]:
+        given = merge(policy, params), batch.prompts, batch.completions
+        return completion_logp(*given, chunk=config.logp_chunk)
+
     update = functools.partial(sft_update, tx=tx)
     return Programs(
         encode=parallel.apply(functools.partial(_encode, policy)),
-        update=_compile_update(update, policy, config, parallel, chunk=config.logp_chunk),
+        update=_compile_update(update, logp, config, parallel),
     )
 
 
@@ -136,26 +158,27 @@ def _encode(graphdef: Any, params: Params, prompts: Prompts) -> Float[Array, "B 
 
 def _compile_update(
     update: Callable[..., tuple[TrainState, Metrics]],
-    graphdef: Any,
+    logp_fn: Callable[[Params, Any], Any],
     config: TrainingConfig,
     parallel: Parallel,
     *,
-    chunk: int,
-    entropy: bool = False,
+    moving: bool = False,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """One of the updates, of a policy a part of which may be frozen."""
+    """One of the updates.
+
+    Args:
+      update: with its optimizer and loss.
+      logp_fn: of all parameters that it is given, and a batch.
+      config, parallel: of the run.
+      moving: whether `logp_fn` takes the reference of the optimizer state too.
+    """
 
     def with_frozen(
         state: TrainState, given: tuple[Params, Any], *, axis_name: str | None = None
     ) -> tuple[TrainState, Metrics]:
         frozen, batch = given
-
-        def logp_fn(params: Params, batch: Any) -> Float[Array, "B G T"] | TokenStats:
-            model, given = merge(graphdef, params), (batch.prompts, batch.completions)
-            if entropy:
-                return completion_stats(model, *given, chunk=chunk, entropy=True)
-            return completion_logp(model, *given, chunk=chunk)
-
+        if moving:
+            frozen = frozen | {REFERENCE: join(rl.reference_params(state.opt_state), frozen)}
         return update(
             state,
             batch,

@@ -108,6 +108,8 @@ def grpo_update(
             for name in ("kept", "weights", "sampler_logp")
             if (value := getattr(batch, name)) is not None
         }
+        if stats.kl is not None:
+            further["kl"] = stats.kl
         given = (stats.logp, old_logp, batch.ref_logp, batch.advantages, batch.mask)
         value, metrics = measure(*given, kl_coef=beta, **further)
         if not isinstance(value, Average):
