@@ -1,25 +1,23 @@
-"""How to try an idea: another KL schedule, another loss, with the loop of `othink-jax grpo`.
+"""How to try an idea: other settings by name, or a schedule and a loss of one's own.
 
 Claim: none; it shows what a researcher writes.
 Command: python -m experiments.ablation_example [--steps 30]
-Cost: two minutes for all nine on two CPU cores.
+Cost: five minutes for all nine on two CPU cores.
 Shows: the KL weight, and KL and reward in the last tenth of the training, of variants of GRPO on
-    the embedded model: another schedule of the KL weight, one that reacts, another estimator of the
-    KL, another reduction of the loss.
+    the embedded model, all in the loop of `othink-jax grpo`.
 """
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import optax
 import tyro
+from jaxtyping import Array, Bool, Float
 
 from experiments.lab.experiment import as_command
-from othink_jax import compilation_cache, rl
-from othink_jax.config import TINY_TEMPLATE, DataConfig, GRPOConfig, OptimizerConfig, SamplingConfig
+from othink_jax import compilation_cache, config, rl
 from othink_jax.files import read_json_lines
 from othink_jax.training.grpo import GRPOTrainer
 from othink_jax.training.losses import LossFn
@@ -27,68 +25,67 @@ from othink_jax.training.optimizer import make_optimizer
 from othink_jax.training.runs import begin
 
 
-def with_kl(control: Callable[[int], optax.GradientTransformation]) -> type[GRPOTrainer]:
-    """GRPO with another control of the KL weight, which is made for a number of updates."""
-
-    class Controlled(GRPOTrainer):
-        def optimizer(self, updates: int) -> optax.GradientTransformationExtraArgs:
-            return make_optimizer(self.config.optimizer, control(updates), updates)
-
-    return Controlled
-
-
-def scheduled(schedule: Callable[[int], optax.Schedule]) -> type[GRPOTrainer]:
-    """GRPO with a KL weight along a schedule, which is made for a number of updates."""
-    return with_kl(lambda updates: rl.carry_kl_coef(schedule(updates)))
+def reinforce(
+    logp: Float[Array, "*n T"],
+    old_logp: Float[Array, "*n T"],
+    advantages: Float[Array, "*n T"],
+    mask: Bool[Array, "*n T"],
+) -> Float[Array, "*n T"]:
+    """-A log pi: no ratio, and so no clip."""
+    del old_logp, mask
+    return -advantages * logp
 
 
-def with_loss(**changes: Any) -> type[GRPOTrainer]:
-    """GRPO with other arguments of `rl.policy_loss`; any function like it will do."""
+class Own(GRPOTrainer):
+    """GRPO with an objective and a schedule of the KL weight that no table has."""
 
-    class Changed(GRPOTrainer):
-        def loss(self) -> LossFn:
-            return functools.partial(rl.policy_loss, **changes)
+    def optimizer(self, updates: int) -> optax.GradientTransformationExtraArgs:
+        halving = optax.exponential_decay(0.1, transition_steps=updates / 4, decay_rate=0.5)
+        return make_optimizer(self.config.optimizer, rl.carry_kl_coef(halving), updates)
 
-    return Changed
+    def loss(self) -> LossFn:
+        return functools.partial(rl.policy_loss, objective=reinforce)
 
 
-VARIANTS: dict[str, type[GRPOTrainer]] = {
-    "paper": GRPOTrainer,  # the weight of Eq. 3, the estimator k3, a mean over each sequence
-    "constant": scheduled(lambda updates: rl.constant_kl(0.07)),
-    "linear": scheduled(lambda updates: optax.linear_schedule(0.0, 0.1, updates)),
-    "cosine": scheduled(lambda updates: optax.cosine_decay_schedule(0.1, updates)),
-    "reacting": with_kl(lambda _: rl.adapt_kl_coef(0.07, target=0.05)),
-    "k1": with_loss(kl_term=rl.own_gradient(rl.kl_k1)),
-    "k2": with_loss(kl_term=rl.own_gradient(rl.kl_k2)),
-    "per_token": with_loss(reduce=rl.mean_over_tokens),
-    "constant_length": with_loss(reduce=functools.partial(rl.mean_over_length, length=40)),
+VARIANTS: dict[str, dict[str, Any]] = {  # by name: the settings that are others than the paper's
+    "paper": {},
+    "constant": {"kl": config.KLConfig(kl_schedule="constant", kl_value=0.07)},
+    "linear": {"kl": config.KLConfig(kl_schedule="linear", kl_args={"start": 0.0, "end": 0.1})},
+    "dual": {"kl": config.KLConfig(kl_schedule="dual", kl_target=0.05)},
+    "k2": {"loss": config.LossConfig(kl_estimator="k2")},
+    "full": {"loss": config.LossConfig(kl_estimator="full")},
+    "per_token": {"loss": config.LossConfig(reduction="token")},
+    "rloo": {"loss": config.LossConfig(advantage="rloo")},
+    "own": {},
 }
 
 
-def settings(out: Path, steps: int) -> GRPOConfig:
-    """Of a run of the embedded model, the same for all variants."""
-    return GRPOConfig(
-        model="tiny",
-        out=out,
-        data=DataConfig(task="counting", template=TINY_TEMPLATE, min_pixels=None, max_pixels=None),
-        steps=steps,
-        prompts_per_step=8,
-        sampling=SamplingConfig(max_new_tokens=40, top_k=0),
-        optimizer=OptimizerConfig(learning_rate=1e-4, lr_schedule="constant"),
-        remat="none",
-    )
+def settings(out: Path, steps: int, **changes: Any) -> config.GRPOConfig:
+    """Of a run of the embedded model, the same for all variants but for `changes`."""
+    given: dict[str, Any] = {
+        "model": "tiny",
+        "data": config.DataConfig(
+            task="counting", template=config.TINY_TEMPLATE, min_pixels=None, max_pixels=None
+        ),
+        "prompts_per_step": 8,
+        "sampling": config.SamplingConfig(max_new_tokens=40, top_k=0),
+        "optimizer": config.OptimizerConfig(learning_rate=1e-4, lr_schedule="constant"),
+        "remat": "none",
+    }
+    return config.GRPOConfig(out=out, steps=steps, **given, **changes)
 
 
 def main(steps: int = 30, out: Path = Path("runs/ablation")) -> None:
     compilation_cache.enable()
-    print(f"{'variant':<16}{'beta, first and last':>22}{'KL':>8}{'reward':>8}")
-    for name, variant in VARIANTS.items():
-        run = begin(variant, settings(out / name, steps))
+    print(f"{'variant':<12}{'beta, first and last':>22}{'KL':>8}{'reward':>8}")
+    for name, changes in VARIANTS.items():
+        trainer = Own if name == "own" else GRPOTrainer
+        run = begin(trainer, settings(out / name, steps, **changes))
         rows = list(read_json_lines(run / "metrics.jsonl").values())
         betas = f"{rows[0]['beta']:.3f} {rows[-1]['beta']:.3f}"
         end = rows[-max(1, len(rows) // 10) :]
         kl, reward = (fmean(row[column] for row in end) for column in ("kl", "reward"))
-        print(f"{name:<16}{betas:>22}{kl:>8.3f}{reward:>8.2f}")
+        print(f"{name:<12}{betas:>22}{kl:>8.3f}{reward:>8.2f}")
 
 
 if __name__ == "__main__":
