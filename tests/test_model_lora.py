@@ -17,6 +17,7 @@ from othink_jax.model.sharding import partition
 from othink_jax.model.stack import laid_out
 from othink_jax.training.partial import fresh_adapters, join
 from tests.model_cases import make_config, random_case, random_params, to_prompts
+from tests.programs import equations
 
 CONFIG = make_config()
 LORA = LoRAConfig(lora_rank=3, lora_alpha=6.0)
@@ -54,6 +55,14 @@ def test_a_layer_adds_the_scaled_product_of_its_factors():
     layer.lora_a[...], layer.lora_b[...], layer.bias[...] = a, b, jnp.arange(4.0)
     expected = x @ (np.asarray(layer.kernel[...]) + 2.0 * a @ b) + np.arange(4.0)  # 6 / 3
     np.testing.assert_allclose(layer(x), expected, rtol=0, atol=1e-5)
+
+
+def test_products_with_a_kernel_and_with_its_adapter_share_no_operand():
+    """Else compilers for GPUs merge them, and write both matrices side by side at each token."""
+    layer = Linear(4, 6, rngs=nnx.Rngs(0), use_bias=False, lora=LORA)
+    found = equations(layer, jnp.ones((5, 4)))
+    inputs = [each.invars[0] for each in found if each.primitive.name == "dot_general"]
+    assert len(inputs) == len(set(inputs)) == 3
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

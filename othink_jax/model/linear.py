@@ -2,6 +2,7 @@
 
 from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
@@ -96,6 +97,8 @@ class Linear(nnx.Linear):
 
     def _adapted(self, flat: Float[Array, "n In"]) -> Float[Array, "n Out"]:
         """(x A) B, without its scale."""
+        # Compilers for GPUs merge products of one x: they would write [W, A] anew at each token.
+        flat = jax.lax.optimization_barrier(flat)
         a = self._matrix("lora_a")
         b = self._matrix("lora_b")
         # A device that computes some of the outputs has a share of A's gradient.
