@@ -6,11 +6,12 @@ seconds that JAX and the tokenizer library take to import.
 
 import dataclasses
 import errno
+import inspect
 import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,8 @@ from othink_jax.config import (
     GRPOConfig,
     ProcessConfig,
     ResumeConfig,
+    RewardConfig,
+    RewardOption,
     SamplingConfig,
     SFTConfig,
     Task,
@@ -144,6 +147,7 @@ def evaluate(config: EvaluateConfig) -> None:
         f"accuracy {result['accuracy']:.1%} on {config.data.name} (95% interval {low:.1%} to"
         f" {high:.1%}, n = {result['n']}, {result['grader']} grader, {result['decoding']})"
     )
+    _print_rewards(result)
     for name in ("unreadable", "ungradable"):
         if result[name]:
             print(
@@ -254,6 +258,7 @@ def grade(
     *,
     task: Task,
     grader: Grader = "strict",
+    rewards: RewardOption = (),
     json: bool = False,
 ) -> None:
     """Grade stored predictions again.
@@ -262,14 +267,19 @@ def grade(
       predictions: JSONL with question, ground_truth and model_output in each row.
       task: what the questions are.
       grader: `strict`, or `r1v` for R1-V's published verdicts.
-      json: print {"accuracy": ..., "n": ...} instead of a sentence.
+      rewards: a reward function, as of `grpo`; may be given several times.
+      json: print {"accuracy": ..., "n": ...} instead of sentences.
     """
     from othink_jax.rewards import regrade
+    from othink_jax.statistics import summaries
 
+    weights = RewardConfig(functions=rewards).weights if rewards else None
     try:
-        result = regrade(as_path(predictions), task=task, grader=grader)
+        result = regrade(as_path(predictions), task=task, grader=grader, weights=weights)
     except ValueError as error:
         raise UserError(str(error)) from error
+    if rewards:
+        result["rewards"] = summaries(result["rewards"])
     if json:
         print(_json(result))
     else:
@@ -277,6 +287,18 @@ def grade(
         if lines := result["ungradable_lines"]:
             named = ", ".join(map(str, lines[:10])) + (", ..." if len(lines) > 10 else "")
             print(f"{len(lines)} ungradable, counted as wrong: lines {named}")
+        _print_rewards(result)
+
+
+def _print_rewards(result: Mapping[str, Any]) -> None:
+    """A line for each reward function of an evaluation, and one for their weighted sum."""
+    for name, one in result.get("rewards", {}).items():
+        between = "" if one["interval"] is None else " (95% interval {:.3g} to {:.3g})"
+        failed = f", failed on {one['failed']}" if one["failed"] else ""
+        print(
+            f"reward {name} {one['mean']:.3g}{between.format(*one['interval'] or ())},"
+            f" full in {one['full_share']:.1%}{failed}"
+        )
 
 
 def report(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
@@ -366,6 +388,7 @@ def plan(
 
 def recipes() -> None:
     """List the recipes of `grpo --recipe NAME`, and the names that its options know."""
+    from othink_jax.rewards import REWARDS
     from othink_jax.training.losses import known_names
 
     for name, recipe in RECIPES.items():
@@ -377,6 +400,11 @@ def recipes() -> None:
         print(f"--{option}")
         for name, (explained, numbers) in functions.items():
             print(f"    {name}: {explained}{f' ({numbers})' if numbers else ''}")
+    print("--reward")
+    print("    accuracy: 1.0 where the answer is right by --grader, else 0.0")
+    print("    format: 1.0 where reasoning and answer stand in their tags, else 0.0")
+    for name, function in REWARDS.items():
+        print(f"    {name}: {(inspect.getdoc(function) or '').partition(chr(10))[0]}")
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {

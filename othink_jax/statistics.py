@@ -3,8 +3,9 @@
 import collections
 import math
 import statistics
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -63,6 +64,36 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     error = statistics.stdev(values) / math.sqrt(len(values))
     half = float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1)) * error
     return mean, mean - half, mean + half
+
+
+def summaries(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of named measurements the mean, its 95% interval and the share that reaches the maximum.
+
+    The interval is Wilson's where all values are 0 or 1, else by Student's t, and None for a single
+    value of that kind.
+
+    Args:
+      measured: by name `values`, independent, at least one; `maximum`, from which on a value counts
+        as full; and `failed`, how many stand for a failure.
+
+    Returns:
+      By name `mean`, `interval` (a list of two, or None), `full_share` and `failed`.
+    """
+    return {
+        name: {
+            "mean": statistics.fmean(one["values"]),
+            "interval": _interval(one["values"]),
+            "full_share": statistics.fmean(value >= one["maximum"] for value in one["values"]),
+            "failed": one["failed"],
+        }
+        for name, one in measured.items()
+    }
+
+
+def _interval(values: Sequence[float]) -> list[float] | None:
+    if all(value in (0, 1) for value in values):
+        return list(wilson_interval(round(sum(values)), len(values)))
+    return list(mean_interval(values)[1:]) if len(values) > 1 else None
 
 
 def clustered_interval(

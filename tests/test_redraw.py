@@ -29,6 +29,7 @@ def draw_of(rewards, mark):
         ),
         texts=[f"{mark} text {row}" for row in range(batch * group)],
         grades=[f"{mark} grade {row}" for row in range(batch * group)],
+        scores=[f"{mark} score {row}" for row in range(batch * group)],
         rewards=rewards,
     )
 
@@ -46,6 +47,7 @@ def test_groups_without_signal_are_replaced_row_by_row_with_all_that_belongs_to_
         expected = np.stack([theirs[1], ours[1], theirs[3], ours[3]])
         np.testing.assert_array_equal(getattr(made.rollout, name), expected)
     assert made.texts[:4] == ["1000 text 2", "1000 text 3", "0 text 2", "0 text 3"]
+    assert made.scores[4:] == ["1000 score 6", "1000 score 7", "0 score 6", "0 score 7"]
     assert made.grades[4:] == ["1000 grade 6", "1000 grade 7", "0 grade 6", "0 grade 7"]
     np.testing.assert_array_equal(made.has_signal, [True, True, True, False])
 

@@ -134,7 +134,7 @@ class Ours:
             *itertools.islice(prepared, config.prompts_per_step), strict=True
         )
         rollout = _whole(completions.astype(np.int32))
-        _, _, rewards = trainer.grade(examples, rollout)
+        rewards = trainer.graded(list(examples), list(encoded), rollout).rewards
         prompts, sharded = shard(processor.batch(encoded)), shard(rollout.tokens)
         return np.stack([prompt.tokens for prompt in encoded]), GRPOBatch(
             prompts=prompts,

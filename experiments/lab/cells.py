@@ -77,6 +77,8 @@ def _settings(config: Any) -> dict[str, Any]:
     settings = {name: value for name, value in to_dict(config).items() if name not in _PLACES}
     if not settings.get("skip_nonfinite"):
         settings.pop("skip_nonfinite", None)  # nothing is skipped, as by cells without the setting
+    if "reward" in settings and not settings["reward"]["functions"]:
+        del settings["reward"]["functions"]  # the reward is that of Eq. 1, as without the setting
     return settings
 
 

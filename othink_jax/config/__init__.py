@@ -21,14 +21,12 @@ from othink_jax.config.data import (
 )
 from othink_jax.config.entropy import EntropyConfig
 from othink_jax.config.parts import (
-    Grader,
     KLConfig,
     LoRAConfig,
     LossConfig,
     OptimizerConfig,
     ParallelConfig,
     ProcessConfig,
-    RewardConfig,
     SamplingConfig,
 )
 from othink_jax.config.record import (
@@ -41,6 +39,7 @@ from othink_jax.config.record import (
     to_dict,
 )
 from othink_jax.config.resume import ResumeConfig, changed_settings
+from othink_jax.config.reward import Grader, RewardConfig, RewardOption, check_rewards, name_of
 from othink_jax.config.runs import EvaluateConfig, GRPOConfig, SFTConfig, TrainingConfig
 
 __all__ = [
@@ -65,6 +64,7 @@ __all__ = [
     "Remat",
     "ResumeConfig",
     "RewardConfig",
+    "RewardOption",
     "RunRecord",
     "SFTConfig",
     "SamplingConfig",
@@ -72,8 +72,10 @@ __all__ = [
     "Task",
     "TrainingConfig",
     "changed_settings",
+    "check_rewards",
     "from_dict",
     "is_run",
+    "name_of",
     "read_run",
     "run_and_step",
     "to_dict",

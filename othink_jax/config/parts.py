@@ -1,13 +1,10 @@
-"""The settings that runs are made of: sampling, optimizer, loss, reward, devices."""
+"""The settings that runs are made of: sampling, optimizer, loss, devices."""
 
 import dataclasses
 import math
 from typing import Literal
 
 from othink_jax.config.checks import require
-from othink_jax.config.data import DataConfig, Task
-
-Grader = Literal["strict", "r1v"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,45 +212,6 @@ class LossConfig:
         )
         require(self.advantage_eps > 0, f"advantage_eps must be > 0, got {self.advantage_eps}")
         require(self.logp_chunk >= 1, f"logp_chunk must be >= 1, got {self.logp_chunk}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RewardConfig:
-    """R = R_accuracy + format_weight * R_format (Eq. 1)."""
-
-    format_weight: float = 1.0  # alpha
-    grader: Grader = "strict"  # `r1v` reproduces R1-V's published verdicts, quirks included
-    # Of a data set: what its questions ask for. R1-V's grader has a rule for each and must be told;
-    # the strict one treats both alike
-    grade_as: Task | None = None
-    grading_timeout_s: float = 5.0  # wall-clock limit for grading one completion, seconds
-    grading_workers: int = 2  # processes that grade what the fast path cannot
-
-    def __post_init__(self) -> None:
-        require(
-            0 <= self.format_weight < math.inf,
-            f"format_weight must be >= 0 and finite, got {self.format_weight}",
-        )
-        require(
-            self.grading_timeout_s > 0,
-            f"grading_timeout_s must be > 0, got {self.grading_timeout_s}",
-        )
-        require(
-            self.grading_workers >= 1, f"grading_workers must be >= 1, got {self.grading_workers}"
-        )
-
-    def task_of(self, data: DataConfig) -> Task | None:
-        """What questions of this data ask for, as far as it is known.
-
-        Raises:
-          UserError: it is not known, and the grader must be told.
-        """
-        task = data.task or self.grade_as
-        require(
-            self.grader != "r1v" or task is not None,
-            "--grader r1v with a --dataset needs --grade-as counting or --grade-as geometry",
-        )
-        return task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -54,6 +54,8 @@ class RunRecord:
     directory: str = ""  # that it was started in: relative paths of its data hold from there
     trainer: str = ""  # class that made it, as `package.module:name`
     trainer_digest: str = ""  # of the source of that class, see `identity.source_digest`
+    # The same of the user's own functions that it is made with, by name
+    sources: dict[str, str] = dataclasses.field(default_factory=dict)
     # Where it went on with other settings: the step after which, and what each was and is
     changes: tuple[dict[str, Any], ...] = ()
 

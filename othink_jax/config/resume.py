@@ -32,7 +32,8 @@ class ResumeConfig:
     attention: Attention | None = None  # the kernel of attention
     checkpoint_every: int | None = None  # steps between checkpoints
     wandb: bool = False  # from here on, also log to Weights & Biases
-    # Continue though the source of what made the run, a trainer of one's own, is another one now
+    # Continue though the source of what made the run, a trainer or a reward function of one's own,
+    # is another one now
     allow_changed_source: bool = False
 
     def __post_init__(self) -> None:

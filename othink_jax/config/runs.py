@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from othink_jax.config.checks import require, require_seed
 from othink_jax.config.compute import Attention, ComputeConfig, Remat, ScanLayers
@@ -15,9 +15,9 @@ from othink_jax.config.parts import (
     LossConfig,
     OptimizerConfig,
     ParallelConfig,
-    RewardConfig,
     SamplingConfig,
 )
+from othink_jax.config.reward import RewardConfig
 from othink_jax.files import as_path
 
 
@@ -70,6 +70,10 @@ class TrainingConfig:
         require(self.keep_checkpoints >= 1, "keep_checkpoints must be >= 1")
         require(self.skip_nonfinite >= 0, f"skip_nonfinite must be >= 0, got {self.skip_nonfinite}")
 
+    def located(self, directory: Path) -> Self:
+        """The same with relative paths of what is read that exist from there made absolute."""
+        return dataclasses.replace(self, data=self.data.located(directory))
+
     def compute(self, platform: str) -> ComputeConfig:
         """How the model is computed, on devices of this platform; without adapters."""
         return ComputeConfig(
@@ -105,7 +109,7 @@ class GRPOConfig(TrainingConfig):
     loss: LossConfig = LossConfig()  # the surrogate of Eq. 4 and the advantages of Eq. 2
     kl: KLConfig = KLConfig()  # the weight of the KL term (Eq. 3)
     entropy: EntropyConfig = EntropyConfig()  # the entropy bonus
-    reward: RewardConfig = RewardConfig()  # what a completion is worth (Eq. 1)
+    reward: RewardConfig = RewardConfig()  # what a completion is worth
     sample_every: int = 10  # steps between stored sample completions
 
     def __post_init__(self) -> None:
@@ -126,6 +130,12 @@ class GRPOConfig(TrainingConfig):
             f"--overlong-cache {cache} must be at least 1, and at most --max-new-tokens {longest}",
         )
         self.reward.task_of(self.data)
+
+    def located(self, directory: Path) -> Self:
+        """See `TrainingConfig`."""
+        return dataclasses.replace(
+            super().located(directory), reward=self.reward.located(directory)
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,13 @@
 """What a source yields: a question about images, and its answer."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from PIL import Image
 
 from othink_jax.errors import UserError, quoted, writable
+from othink_jax.rewards import RewardExample
 
 # Where an image stands in a question, if not all stand before it; as EasyR1, verl and LLaVA have it
 PLACEHOLDER = "<image>"
@@ -25,12 +28,29 @@ class Example:
     question: str
     answer: str  # ground truth, what stands between the answer tags
     solution: str  # what supervised fine-tuning learns: <think>...</think> <answer>...</answer>
+    # every further column of its row that is plain data, where they are read; see `RewardExample`
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("id", "question", "answer", "solution"):
             text = getattr(self, name)
             if writable(text) != text:
                 raise UserError(f"its {name} is not UTF-8 text: {quoted(text)}")
+
+    def for_rewards(self, shown_sizes: tuple[tuple[int, int], ...]) -> RewardExample:
+        """What reward functions know of it, in its own words and without its pixels.
+
+        Args:
+          shown_sizes: width and height of each image as the model is shown it, pixels.
+        """
+        return RewardExample(
+            question=self.question,
+            answer=self.answer,
+            solution=self.solution,
+            columns=self.columns,
+            image_sizes=tuple(image.size for image in self.images),
+            shown_sizes=shown_sizes,
+        )
 
 
 class UnreadableExample(UserError):

@@ -156,7 +156,9 @@ def _digest(example: Example) -> str:
     pictures = [
         f"{image.size} {hashlib.sha256(image.tobytes()).hexdigest()}" for image in example.images
     ]
-    return _digest_of([example.question, example.answer, example.solution, *pictures])
+    columns = [repr(example.columns)] if example.columns else []
+    texts = (example.question, example.answer, example.solution)
+    return _digest_of([*texts, *pictures, *columns])
 
 
 def _digest_of(texts: Iterable[str]) -> str:

@@ -226,6 +226,13 @@ class Processor:
             raise UserError("the chat template ends an answer without an end-of-sequence token")
         return tokens[: ends[0] + 1]
 
+    def shown_sizes(self, prompt: EncodedPrompt) -> tuple[tuple[int, int], ...]:
+        """Width and height of each image as the model is shown it, resized, pixels."""
+        size = self.image_settings.patch_size
+        # The last patch of an image stands in its last row and last column.
+        ends = (where[-1] + 1 for where in prompt.patch_positions)
+        return tuple((int(columns) * size, int(rows) * size) for rows, columns in ends)
+
     def _render(self, messages: Sequence[Mapping[str, Any]], *, asking: bool) -> str:
         """A chat as text; `asking` for an answer of the assistant, or as it stands."""
         render: Any = self.tokenizer.apply_chat_template

@@ -9,6 +9,7 @@ import dataclasses
 import datetime
 import io
 import logging
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
@@ -45,6 +46,7 @@ _BEGINNINGS = (
     *(b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*"),
     *(b"P5\n", b"P6\n", b"\0\0\0\x0cjP  "),
 )
+_DEEPEST = 20  # lists and dicts within each other in a further column
 _SHORTEST = 32  # bytes of a file that shows something; a short path may be base64 by chance
 _FROM_URL = str.maketrans("-_", "+/")  # base64 has another alphabet in addresses
 
@@ -69,13 +71,15 @@ class RowReader:
 
     placeholders: int  # rows read so far whose questions had them
 
-    def __init__(self, name: str, folder: Path | None) -> None:
+    def __init__(self, name: str, folder: Path | None, *, columns: bool = False) -> None:
         """Args:
         name: of the data set, for people.
         folder: that paths of images are relative to; None if there is none.
+        columns: whether examples hold the further columns of their rows, for reward functions.
         """
         self._name = name
         self._folder = folder
+        self._columns = columns
         self.placeholders = 0
 
     def example(self, row: Row, identifier: str) -> Example:
@@ -87,7 +91,8 @@ class RowReader:
             read = dataclasses.replace(read, answer=answer, solution=solution)
             images = tuple(_image(part, self._folder) for part in _image_parts(row))
             question = self._placed(read.question, len(images), read.id)
-            return dataclasses.replace(read, images=images, question=question)
+            columns = _further(row) if self._columns else {}
+            return dataclasses.replace(read, images=images, question=question, columns=columns)
         except UserError as error:
             raise UnreadableExample(f"{read.id}: {error}", read) from error
 
@@ -119,6 +124,28 @@ class RowReader:
                 writable(self._name),
                 identifier,
             )
+
+
+def _further(row: Row) -> dict[str, Any]:
+    """Of the columns that nothing else is read from, those that hold plain data."""
+    taken = {_column(row, names) for names in (_QUESTION, _SOLUTION, _IMAGES, (_THINKING,))}
+    return {
+        name: value
+        for name, value in row.items()
+        # None stands in a stream for what is no plain data, too.
+        if name not in taken and value is not None and _is_plain(value, _DEEPEST)
+    }
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    """Whether it consists of truth values, finite numbers, texts, None, lists and dicts."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if value is None or isinstance(value, bool | int | str):
+        return True
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    return isinstance(value, list) and depth > 0 and all(_is_plain(x, depth - 1) for x in value)
 
 
 def _column(columns: Iterable[str], names: tuple[str, ...]) -> str | None:

@@ -12,7 +12,13 @@ from othink_jax.data.example import Example, UnreadableExample
 from othink_jax.data.rows import TEXTS, USED, Row, RowReader, check_columns
 from othink_jax.data.stream import ENDLESS, Stream
 from othink_jax.data.synthetic import LEVELS, SyntheticSource
-from othink_jax.data.tables import local_folder, open_stream, open_table, plain
+from othink_jax.data.tables import (
+    further_columns,
+    local_folder,
+    open_stream,
+    open_table,
+    plain,
+)
 from othink_jax.errors import UserError, first_line, quoted, writable
 from othink_jax.files import as_path, check_readable, is_cloud, read_json_lines
 
@@ -33,7 +39,7 @@ class Source(Protocol):
         """What tells these examples from others, without their images; nothing of a stream."""
 
 
-def open_source(config: DataConfig, *, size: int | None = None) -> Source:
+def open_source(config: DataConfig, *, size: int | None = None, columns: bool = False) -> Source:
     """The examples that the settings ask for.
 
     Args:
@@ -41,6 +47,7 @@ def open_source(config: DataConfig, *, size: int | None = None) -> Source:
         folder of parquet files, a folder written by `datasets.save_to_disk`, a folder of CLEVR or
         SuperCLEVR, or a hub id. One that is streamed is a `Stream`, unless `config.limit` is given.
       size: how many examples of a synthetic task; `config.limit` goes before it.
+      columns: whether examples hold the further columns of their rows, for reward functions.
 
     Raises:
       UserError: there is no such data set, it lacks a column, or it holds too few examples.
@@ -59,16 +66,17 @@ def open_source(config: DataConfig, *, size: int | None = None) -> Source:
     if is_cloud(name):
         check_readable(as_path(name))
     if name.endswith(".jsonl"):
-        source: Source = _JsonLines(as_path(name), config.images)
+        source: Source = _JsonLines(as_path(name), config.images, columns=columns)
     elif config.streaming:
-        return _open_stream(name, config)
+        return _open_stream(name, config, columns=columns)
     elif not is_cloud(name) and is_clevr(Path(name)):
         if config.images is not None:
             raise UserError("--images goes with rows that name image files; CLEVR has its own")
         source = ClevrScenes(Path(name), config.split)
     else:
         table = open_table(name, config.split, used=USED)
-        source = _Table(table, name, RowReader(name, config.images or local_folder(name)))
+        reader = RowReader(name, config.images or local_folder(name), columns=columns)
+        source = _Table(table, name, reader, columns=columns)
     if len(source) == 0:
         raise UserError(f"{name} holds no examples")
     if config.limit is None:
@@ -102,16 +110,18 @@ class _Subset:
 class _JsonLines:
     """Rows of question, ground_truth and image_path, as R1-V evaluates."""
 
-    def __init__(self, path: Path, images: Path | None) -> None:
+    def __init__(self, path: Path, images: Path | None, *, columns: bool) -> None:
         """Args:
         path: of the file.
         images: folder that paths of images are relative to; that of the file if None.
+        columns: see `RowReader`.
 
         Raises:
           UserError: there is no such file, or a row is broken or lacks an entry.
         """
         self._name = path.name
-        self._reader = RowReader(str(path), path.parent if images is None else images)
+        folder = path.parent if images is None else images
+        self._reader = RowReader(str(path), folder, columns=columns)
         self._rows = list(read_json_lines(path, errors="surrogateescape").items())
         for number, row in self._rows:
             check_columns(row, f"{path}, line {number}")
@@ -127,9 +137,9 @@ class _JsonLines:
         return (repr(row) for _, row in self._rows)
 
 
-def _open_stream(name: str, config: DataConfig) -> Source:
-    reader = RowReader(name, config.images or local_folder(name))
-    table = open_stream(name, config.split, used=USED)
+def _open_stream(name: str, config: DataConfig, *, columns: bool) -> Source:
+    reader = RowReader(name, config.images or local_folder(name), columns=columns)
+    table = open_stream(name, config.split, used=USED, further=columns)
     stream = Stream(table, name, reader.example, seed=config.limit_seed)
     check_columns(stream.columns(), name)
     if config.limit is None:
@@ -161,11 +171,14 @@ class _Rows:
 class _Table:
     """R1-V's training sets: image, problem, solution."""
 
-    def __init__(self, table: Any, name: str, reader: RowReader) -> None:
+    def __init__(self, table: Any, name: str, reader: RowReader, *, columns: bool) -> None:
         check_columns(table.column_names, name)
-        used = [column for column in USED if column in table.column_names]
+        schema = table.features.arrow_schema
+        further = further_columns(schema, USED) if columns else []
+        self._texts = [column for column in TEXTS if column in table.column_names] + further
+        self._used = [column for column in USED if column in table.column_names] + further
         # As Arrow: images stay bytes, so that a broken one is named and not fatal.
-        self._table = table.select_columns(used).with_format("arrow")
+        self._table = table.select_columns(self._used).with_format("arrow")
         self._name = name
         self._reader = reader
 
@@ -175,7 +188,7 @@ class _Table:
     def __getitem__(self, index: int) -> Example:
         identifier = f"{self._name}:{index}"
         try:
-            (row,) = plain(self._table[index : index + 1], USED).to_pylist()
+            (row,) = plain(self._table[index : index + 1], self._used).to_pylist()
         except Exception as error:  # whatever the library or a broken file comes up with
             read = Example(id=writable(identifier), images=(), question="", answer="", solution="")
             reason = quoted(first_line(error))
@@ -183,6 +196,5 @@ class _Table:
         return self._reader.example(row, identifier)
 
     def texts(self) -> Iterator[str]:
-        texts = [column for column in TEXTS if column in self._table.column_names]
-        for rows in self._table.select_columns(texts).iter(_ROWS_AT_A_TIME):
-            yield repr(plain(rows, TEXTS).to_pylist())
+        for rows in self._table.select_columns(self._texts).iter(_ROWS_AT_A_TIME):
+            yield repr(plain(rows, self._texts).to_pylist())

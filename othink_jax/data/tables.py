@@ -36,17 +36,51 @@ def open_table(name: str, split: str, *, used: Collection[str]) -> Any:
     return table
 
 
-def open_stream(name: str, split: str, *, used: Collection[str]) -> Any:
+def further_columns(schema: pa.Schema, used: Collection[str]) -> list[str]:
+    """Names of the columns beside those `used` that hold plain data: numbers, texts, truth values.
+
+    Lists and structs of these are plain too, and dates, which become texts.
+    """
+    return [
+        field.name
+        for field in schema
+        if field.name not in used
+        and (pa.types.is_date(field.type) or all(map(_is_plain, _all_types(field.type))))
+    ]
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_plain(kind.value_type)
+    return (
+        pa.types.is_null(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_struct(kind)
+        or pa.types.is_list(kind)
+        or pa.types.is_large_list(kind)
+        or pa.types.is_fixed_size_list(kind)
+    )
+
+
+def open_stream(name: str, split: str, *, used: Collection[str], further: bool = False) -> Any:
     """A `datasets.IterableDataset` of rows whose images are not decoded; nothing is stored.
 
     Args:
       name, split, and what is raised: as of `open_table`; a folder must have parquet files.
       used: the columns that matter, those that are there; others are read as None.
+      further: read `further_columns` as well.
     """
     table = _open(name, split, streaming=True)
     if table.features is None:
         return table.map(dict)
-    _check_types(table.features.arrow_schema, name, used)
+    schema = table.features.arrow_schema
+    _check_types(schema, name, used)
+    if further:
+        used = (*used, *further_columns(schema, used))
     table = table.decode(False).with_format("arrow").map(functools.partial(plain, used=used))
     # No Arrow from here on: of that, `datasets` cannot shuffle more than 2 GiB in a window.
     return table.with_format(None).map(dict)

@@ -16,24 +16,54 @@ from othink_jax.errors import UserError
 from othink_jax.evaluation.answers import Prediction, predict
 from othink_jax.evaluation.kept import Kept, what_is_evaluated
 from othink_jax.files import check_output_directory, write_atomically
-from othink_jax.rewards import Grade, GradingPool
-from othink_jax.statistics import wilson_interval
+from othink_jax.rewards import (
+    EXAMPLE_FIELDS,
+    Grade,
+    GradingPool,
+    Reward,
+    Scores,
+    measured,
+    score_asked,
+)
+from othink_jax.statistics import summaries, wilson_interval
 from othink_jax.training.parallel import make_parallel
+from othink_jax.training.rewards import load_rewards
 from othink_jax.training.run_directory import environment
 
 
 def grade(predictions: Sequence[Prediction], config: EvaluateConfig, grader: Grader) -> list[Grade]:
     """Verdicts of one grader over predictions."""
-    with GradingPool(
-        grader,
-        task=config.reward.task_of(config.data),
-        timeout_s=config.reward.grading_timeout_s,
-        workers=config.reward.grading_workers,
-    ) as pool:
+    with _pool(config, grader) as pool:
         return pool.grade_all(
             [prediction.model_output for prediction in predictions],
             [prediction.ground_truth for prediction in predictions],
         )
+
+
+def score(
+    predictions: Sequence[Prediction], config: EvaluateConfig, rewards: Sequence[Reward]
+) -> list[Scores]:
+    """Values of functions over predictions; 0 where the question could not be read.
+
+    Raises:
+      UserError: a function fails on every answer.
+    """
+    answers = [(prediction.model_output, prediction.example) for prediction in predictions]
+    try:
+        with _pool(config, config.reward.grader, rewards) as pool:
+            return score_asked(pool, rewards, answers)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _pool(config: EvaluateConfig, grader: Grader, rewards: Sequence[Reward] = ()) -> GradingPool:
+    return GradingPool(
+        grader,
+        task=config.reward.task_of(config.data),
+        timeout_s=config.reward.grading_timeout_s,
+        workers=config.reward.grading_workers,
+        rewards=rewards,
+    )
 
 
 def _graders(config: EvaluateConfig) -> tuple[Grader, ...]:
@@ -56,20 +86,22 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
       The contents of result.json: `accuracy` by the chosen grader, `interval` (95%, Wilson), the
       accuracy by each grader (R1-V's only where it is known what a data set asks for), share of
       right format, of cut completions, counts and seconds. A question that cannot be read counts as
-      answered wrongly, and in `unreadable`.
+      answered wrongly, and in `unreadable`. With `--reward` also `rewards`: of each by
+      name, and of `total`, their weighted sum, what `statistics.summaries` says.
 
     Raises:
       UserError: there is a result in `config.out` already, or answers of another evaluation;
         nothing can be written there; not one question can be read; some do not fit into memory; a
-        stream has no limit.
+        stream has no limit; a reward function cannot be loaded, or fails on every answer.
     """
+    rewards = load_rewards(config.reward)
     check_output_directory(config.out)
     if (config.out / "result.json").exists():
         raise UserError(f"{config.out} holds a result already; give another --out or remove it")
     if jax.process_count() > 1:
         raise UserError("an evaluation runs in one process, on all of its devices")
     parallel = make_parallel(config.parallel)
-    source = open_source(config.data, size=config.count)
+    source = open_source(config.data, size=config.count, columns=True)
     if len(source) == ENDLESS:
         raise UserError("a stream has no end: give --limit, or leave --streaming out")
     if checkpoint is None:
@@ -87,9 +119,14 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
                 f"none of the {len(predictions)} questions can be read; see the warnings above"
             )
         verdicts = {grader: grade(predictions, config, grader) for grader in _graders(config)}
+        scores = score(predictions, config, rewards)
+        chosen = verdicts[config.reward.grader]
         result = _result(config, predictions, verdicts, kept.seconds)
+        if config.reward.functions:
+            made = measured(config.reward.weights, rewards, chosen, scores)
+            result["rewards"] = summaries(made)
         config.out.mkdir(parents=True, exist_ok=True)
-        rows = _rows(predictions, verdicts[config.reward.grader])
+        rows = _rows(predictions, chosen, scores)
         write_atomically(config.out / "predictions.jsonl", "".join(map(_line, rows)))
         write_atomically(config.out / "result.json", json.dumps(result, indent=2))
         kept.discard()
@@ -134,17 +171,29 @@ def _result(
     }
 
 
-def _rows(predictions: Sequence[Prediction], verdicts: Sequence[Grade]) -> list[dict[str, Any]]:
+def _rows(
+    predictions: Sequence[Prediction], verdicts: Sequence[Grade], scores: Sequence[Scores]
+) -> list[dict[str, Any]]:
     """Of predictions.jsonl."""
     return [
         {
-            **dataclasses.asdict(prediction),
+            **_row(prediction, with_example=bool(score.values)),
             "correct": bool(verdict.accuracy),
             "format": verdict.format,
             "ungradable": verdict.ungradable,
+            **({"rewards": dict(score.values)} if score.values else {}),
         }
-        for prediction, verdict in zip(predictions, verdicts, strict=True)
+        for prediction, verdict, score in zip(predictions, verdicts, scores, strict=True)
     ]
+
+
+def _row(prediction: Prediction, *, with_example: bool) -> dict[str, Any]:
+    """Of a prediction; with what its row and its images have beside it, if functions may ask."""
+    row = dataclasses.asdict(prediction)
+    example = row.pop("example")
+    if example is not None and (with_example or example["columns"]):
+        row |= {name: example[name] for name in EXAMPLE_FIELDS}
+    return row
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from othink_jax.errors import UserError
 from othink_jax.evaluation.batches import Batch, Batches, Question
 from othink_jax.evaluation.kept import Kept
 from othink_jax.evaluation.sampler import DoesNotFitError, Prompt, Sampler
+from othink_jax.rewards import RewardExample
 from othink_jax.sampling import prompt_keys
 from othink_jax.training.parallel import Parallel
 
@@ -35,6 +36,7 @@ class Prediction:
     tokens: int  # length of the completion, its end-of-sequence token included
     finished: bool  # false where the length limit cut it
     readable: bool = True  # false where the question could not be read: no answer, so a wrong one
+    example: RewardExample | None = None  # what reward functions know of it; None if not readable
 
 
 def predict(
@@ -59,15 +61,16 @@ def predict(
     )
     answering = _Answering(checkpoint, config, parallel, batch_size, kept)
     unreadable: list[Example] = []
-    asked: dict[int, Example] = {}
+    asked: dict[int, tuple[str, RewardExample]] = {}
     for batch in batches(_questions(checkpoint, source, config, batch_size, unreadable)):
         answering(batch)
         for question in batch.questions:  # the images have been seen, and take memory
-            asked[question.number] = dataclasses.replace(question.example, images=())
+            shown = checkpoint.processor.shown_sizes(question.prompt)
+            asked[question.number] = question.example.id, question.example.for_rewards(shown)
     if answering.too_large:
         raise UserError(answering.what_to_do(len(source)))
     return [
-        *(_answered(asked[number], kept.answers[number]) for number in sorted(asked)),
+        *(_answered(*asked[number], kept.answers[number]) for number in sorted(asked)),
         *(_unanswered(example) for example in unreadable),
     ]
 
@@ -163,11 +166,12 @@ def _size(question: Question) -> str:
     return f"{question.example.id} ({', '.join(sizes)})"
 
 
-def _answered(example: Example, answer: dict[str, Any]) -> Prediction:
+def _answered(identifier: str, example: RewardExample, answer: dict[str, Any]) -> Prediction:
     return Prediction(
-        id=example.id,
+        id=identifier,
         question=example.question,
         ground_truth=example.answer,
+        example=example,
         **{name: answer[name] for name in ("model_output", "tokens", "finished")},
     )
 

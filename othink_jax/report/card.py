@@ -1,6 +1,7 @@
 """The model card of a trained run: what it is, how it was made, what it scored."""
 
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from othink_jax.report.comparison import compare
@@ -44,6 +45,7 @@ def model_card(path: Path, *, library: Literal["transformers", "peft"] = "transf
         _row(*method.a_step),
         f"| learning rate | {optimizer.learning_rate:g}, {optimizer.lr_schedule} |",
         *(_row(name, value) for name, value in method.settings),
+        *(_row(f"reward {name} at the end", _at_the_end(run, name)) for name in method.rewards),
         f"| seed | {config.seed} |",
         "",
         *_scores(run),
@@ -59,6 +61,17 @@ def _public(model: str) -> str:
 
 def _row(name: str, value: str) -> str:
     return f"| {name} | {value} |"
+
+
+def _at_the_end(run: RunData, name: str) -> str:
+    """Of a reward function, over the last tenth of the recorded steps."""
+    last = run.metrics[-max(1, len(run.metrics) // 10) :]
+    keys = (f"reward_{name}", f"reward_{name}_full_share")
+    rows = [[row[key] for key in keys] for row in last if all(key in row for key in keys)]
+    if not rows:
+        return "not measured"
+    mean, full = map(fmean, zip(*rows, strict=True))
+    return f"mean {mean:.3g} in training, full in {percent(full)}"
 
 
 def _scores(run: RunData) -> list[str]:

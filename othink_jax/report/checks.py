@@ -69,8 +69,12 @@ def is_sample(row: Any) -> bool:
     return (
         _has(row, _SAMPLE)
         and all(isinstance(name, str) for name in row["images"])
-        and all(_has(completion, _COMPLETION) for completion in row["completions"])
+        and all(_is_completion(completion) for completion in row["completions"])
     )
+
+
+def _is_completion(value: Any) -> bool:
+    return _has(value, _COMPLETION) and isinstance(value.get("rewards", {}), dict)
 
 
 def check_record(record: RunRecord, path: Path) -> None:

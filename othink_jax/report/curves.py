@@ -153,6 +153,31 @@ ENTROPY_BONUS = Curve(
 )
 
 
+def grpo_curves(*, own_reward: bool) -> tuple[Curve, ...]:
+    """Those of every GRPO run; `own_reward`: its reward is not that of Eq. 1."""
+    if not own_reward:
+        return GRPO_CURVES
+    first, *others = GRPO_CURVES
+    caption = (
+        "Mean over the completions of a step. Accuracy and format are measured in any case; the"
+        " settings say what the reward is made of."
+    )
+    return (dataclasses.replace(first, caption=caption), *others)
+
+
+def reward_curve(name: str, number: int) -> Curve:
+    """Of a reward function; `number` tells the functions of a run apart."""
+    return Curve(
+        f"reward-{number}",
+        f"Reward {name}",
+        "Mean over the completions of a step, and the share of them with the full value.",
+        (
+            Panel("mean", (Series(f"reward_{name}"),)),
+            Panel("share with the full value", (Series(f"reward_{name}_full_share"),), share=True),
+        ),
+    )
+
+
 def smoothing_window(steps: int) -> int:
     """Width of the moving average, in steps: odd, about a tenth of the run; 1 leaves it alone."""
     return 1 if steps < 10 else steps // 20 * 2 + 1

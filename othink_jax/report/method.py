@@ -8,10 +8,13 @@ from othink_jax.config import (
     GRPOConfig,
     KLConfig,
     LossConfig,
+    RewardConfig,
     SFTConfig,
     TrainingConfig,
+    name_of,
 )
-from othink_jax.report.curves import ENTROPY_BONUS, GRPO_CURVES, SFT_CURVES, Curve
+from othink_jax.report.curves import ENTROPY_BONUS, SFT_CURVES, Curve, grpo_curves, reward_curve
+from othink_jax.rewards import GRADED
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,7 @@ class Method:
     settings: tuple[tuple[str, str], ...]  # further ones of interest: name, value
     curves: tuple[Curve, ...]
     samples: bool  # whether it stores sample completions
+    rewards: tuple[str, ...] = ()  # names of reward functions, beside accuracy and format
 
 
 def describe(config: TrainingConfig) -> Method:
@@ -42,7 +46,8 @@ def describe(config: TrainingConfig) -> Method:
 
 
 def _grpo(config: GRPOConfig) -> Method:
-    sampling, reward = config.sampling, config.reward
+    sampling = config.sampling
+    rewards = tuple(name_of(path) for path in config.reward.weights if path not in GRADED)
     drawn = (
         f"temperature {sampling.temperature:g}, top-k {sampling.top_k}, top-p {sampling.top_p:g},"
         f" at most {sampling.max_new_tokens} tokens"
@@ -55,15 +60,31 @@ def _grpo(config: GRPOConfig) -> Method:
             ("sampling", drawn),
             ("loss", loss_in_words(config.loss)),
             ("KL to", reference_in_words(config.kl)),
-            ("reward", f"accuracy ({reward.grader}) + {reward.format_weight:g} format"),
+            ("reward", reward_in_words(config.reward)),
             *(
                 (("entropy bonus", entropy_in_words(config.entropy)),)
                 if config.entropy.used
                 else ()
             ),
         ),
-        curves=(*GRPO_CURVES, ENTROPY_BONUS) if config.entropy.used else GRPO_CURVES,
+        curves=(
+            *grpo_curves(own_reward=bool(config.reward.functions)),
+            *(reward_curve(name, number) for number, name in enumerate(rewards)),
+            *((ENTROPY_BONUS,) if config.entropy.used else ()),
+        ),
         samples=True,
+        rewards=rewards,
+    )
+
+
+def reward_in_words(reward: RewardConfig) -> str:
+    """The weighted sum; a weight of 1 is left out where functions are named."""
+    if not reward.functions:
+        return f"accuracy ({reward.grader}) + {reward.format_weight:g} format"
+    names = {"accuracy": f"accuracy ({reward.grader})"}
+    return " + ".join(
+        f"{'' if weight == 1 else f'{weight:g} '}{names.get(path, name_of(path))}"
+        for path, weight in reward.weights.items()
     )
 
 

@@ -80,6 +80,9 @@ def _facts(run: RunData, method: Method) -> list[tuple[str, str]]:
     if rows and method.samples:
         ungradable = sum(row.get("ungradable", 0) for row in rows)
         facts.append(("ungradable completions", str(ungradable)))
+    if rows and method.rewards:
+        failed = sum(row.get("reward_failed", 0) for row in rows)
+        facts.append(("failed values of rewards", str(failed)))
     return facts
 
 

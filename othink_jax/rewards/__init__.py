@@ -1,17 +1,39 @@
 """Rewards of a completion: is the answer right, and is the format as asked for?"""
 
 from othink_jax.rewards.answers import extract_answer, ground_truth
+from othink_jax.rewards.builtin import REWARDS, load
 from othink_jax.rewards.format import format_reward
+from othink_jax.rewards.functions import (
+    EXAMPLE_FIELDS,
+    GRADED,
+    Reward,
+    RewardExample,
+    Scores,
+    why_all_failed,
+)
 from othink_jax.rewards.pool import GradingPool
-from othink_jax.rewards.regrade import regrade
+from othink_jax.rewards.regrade import regrade, score_asked
+from othink_jax.rewards.sums import measured, parts, weighted
 from othink_jax.rewards.verdict import Grade, grade
 
 __all__ = [
+    "EXAMPLE_FIELDS",
+    "GRADED",
+    "REWARDS",
     "Grade",
     "GradingPool",
+    "Reward",
+    "RewardExample",
+    "Scores",
     "extract_answer",
     "format_reward",
     "grade",
     "ground_truth",
+    "load",
+    "measured",
+    "parts",
     "regrade",
+    "score_asked",
+    "weighted",
+    "why_all_failed",
 ]

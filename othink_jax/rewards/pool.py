@@ -2,23 +2,30 @@
 
 Most verdicts need no algebra and are given at once in the calling process. The rest go to worker
 processes, for a model can write expressions that no grader finishes: towers of powers, roots nested
-a thousand times. A worker that exceeds its time is killed and replaced.
+a thousand times. A worker that exceeds its time is killed and replaced. Reward functions always run
+in workers, for nobody knows what they do.
 """
 
 import concurrent.futures
+import contextlib
+import dataclasses
+import functools
 import logging
 import multiprocessing
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
+from typing import Any
 
 import pebble
 
+from othink_jax.rewards.builtin import load
 from othink_jax.rewards.format import format_reward
+from othink_jax.rewards.functions import Reward, RewardExample, Scores, call_reward, last_line
 from othink_jax.rewards.verdict import (
     Grade,
     Grader,
@@ -50,14 +57,17 @@ class GradingPool:
         task: Task | None = None,
         timeout_s: float = 5.0,
         workers: int = 2,
+        rewards: Sequence[Reward] = (),
     ) -> None:
         """Prepare a pool.
 
         Args:
           grader: `strict`, or `r1v` for R1-V's published verdicts.
           task: see `grade`.
-          timeout_s: wall-clock limit for one completion in a worker, seconds.
+          timeout_s: wall-clock limit for one completion in a worker, by one grader or function,
+            seconds.
           workers: processes at most.
+          rewards: functions that `score_all` calls. Workers load them by their paths.
 
         Raises:
           ValueError: a name is unknown or a number is not positive.
@@ -71,6 +81,7 @@ class GradingPool:
         self._task: Task | None = task
         self._timeout_s = timeout_s
         self._workers = workers
+        self._rewards = tuple(rewards)
         self._pool: pebble.ProcessPool | None = None
         self._lock = threading.Lock()
         self._left = False
@@ -110,50 +121,103 @@ class GradingPool:
             for text, gold in zip(texts, golds, strict=True)
         ]
         left_open = [i for i, verdict in enumerate(verdicts) if verdict is None]
-        symbolic = self._verdicts([(texts[i], golds[i]) for i in left_open])
+        symbolic = self._run(
+            symbolic_verdict, [(texts[i], golds[i], self._grader) for i in left_open]
+        )
         for i, verdict in zip(left_open, symbolic, strict=True):
-            verdicts[i] = verdict
+            verdicts[i] = None if isinstance(verdict, _Failure) else verdict
         return [
             Grade(float(verdict or 0), format_reward(text), ungradable=verdict is None)
             for text, verdict in zip(texts, verdicts, strict=True)
         ]
 
-    def _verdicts(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
-        """Verdicts of the workers on (text, gold); None for what cannot be graded."""
-        if not pairs:
+    def score_all(self, texts: Sequence[str], examples: Sequence[RewardExample]) -> list[Scores]:
+        """What the pool's reward functions say of each completion.
+
+        Args:
+          texts: whole completions.
+          examples: that they answer, as many.
+
+        Returns:
+          Scores in the order of the texts. A function that raises, whose value is no finite number,
+          or that exceeds its time or memory, scores 0; the reason stands in `errors`.
+
+        Raises:
+          ValueError: the lengths differ.
+          RuntimeError: as `grade_all`.
+        """
+        pairs = list(zip(texts, examples, strict=True))
+        tasks = [(reward.path, reward.source, *pair) for pair in pairs for reward in self._rewards]
+        made, count = self._run(_score, tasks), len(self._rewards)
+        return [self._scores(made[i * count : (i + 1) * count]) for i in range(len(pairs))]
+
+    def _scores(self, results: Sequence["tuple[float, str] | _Failure"]) -> Scores:
+        """Of one completion: a result of each function."""
+        values, errors = {}, {}
+        for reward, result in zip(self._rewards, results, strict=True):
+            value, error = (0.0, result.reason) if isinstance(result, _Failure) else result
+            values[reward.name] = value
+            if error:
+                errors[reward.name] = error
+        return Scores(values, errors)
+
+    def _run(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """What a function returns in the workers for each task's arguments, or a `_Failure`."""
+        if not tasks:
             return []
         workers = self._live_pool()
         futures: list[pebble.ProcessFuture] = []
-        verdicts: list[bool | None] = []
+        results: list[Any] = []
         try:
-            for pair in pairs:
-                futures.append(self._schedule(workers, pair))
+            for task in tasks:
+                futures.append(self._schedule(workers, function, task))
             for future in futures:
-                verdicts.append(_wait(workers, future))
+                results.append(self._wait(workers, future))
         except _PoolBroke:
             # A worker died before it could say what it was working on, and took the pool's other
             # tasks with it. Alone, a task can only harm itself.
-            verdicts += [self._verdict_alone(pair) for pair in pairs[len(verdicts) :]]
+            results += [self._run_alone(function, task) for task in tasks[len(results) :]]
         finally:
             # After Ctrl-C, leave nothing in the queue for a caller who goes on with this pool.
             for future in futures:
                 future.cancel()
-        return verdicts
+        return results
 
-    def _verdict_alone(self, pair: tuple[str, str]) -> bool | None:
+    def _run_alone(self, function: Callable[..., Any], task: tuple[Any, ...]) -> Any:
         workers = self._live_pool()
         try:
-            return _wait(workers, self._schedule(workers, pair))
+            return self._wait(workers, self._schedule(workers, function, task))
         except _PoolBroke:
-            return None
+            return _Failure("its process died")
 
-    def _schedule(self, workers: pebble.ProcessPool, pair: tuple[str, str]) -> pebble.ProcessFuture:
+    def _schedule(
+        self, workers: pebble.ProcessPool, function: Callable[..., Any], task: tuple[Any, ...]
+    ) -> pebble.ProcessFuture:
         try:
-            return workers.schedule(
-                symbolic_verdict, args=(*pair, self._grader), timeout=self._timeout_s
-            )
+            return workers.schedule(function, args=task, timeout=self._timeout_s)
         except RuntimeError as error:  # what pebble raises on a pool that is no longer active
             raise _PoolBroke from error
+
+    def _wait(self, workers: pebble.ProcessPool, future: pebble.ProcessFuture) -> Any:
+        """Result of a task, or the `_Failure` that it ended in."""
+        # A pool that breaks forgets the tasks it has not yet handed out: their futures never end.
+        while not future.done():
+            if not workers.active:
+                raise _PoolBroke
+            concurrent.futures.wait([future], timeout=0.5)
+        # Asked for, not raised: math-verify's TimeoutException is a BaseException, and a SystemExit
+        # or KeyboardInterrupt out of a worker would end the training run.
+        try:
+            error = future.exception()
+        except concurrent.futures.CancelledError as cancelled:
+            raise _PoolBroke from cancelled
+        if isinstance(error, BrokenProcessPool):
+            raise _PoolBroke from error
+        if isinstance(error, TimeoutError):
+            return _Failure(f"it took longer than {self._timeout_s:g} s")
+        if isinstance(error, pebble.ProcessExpired):
+            return _Failure("its process died")
+        return future.result() if error is None else _Failure(last_line(error))
 
     def _live_pool(self) -> pebble.ProcessPool:
         """The pool of workers, started if there is none or if it broke."""
@@ -166,14 +230,15 @@ class GradingPool:
                 self._pool = pebble.ProcessPool(
                     max_workers=self._workers,
                     initializer=_prepare_worker,
+                    initargs=([reward.path for reward in self._rewards],),
                     context=multiprocessing.get_context("spawn"),
                 )
                 # Without this probe, workers that cannot start would look like hostile completions.
                 try:
-                    ready = _wait(self._pool, self._pool.schedule(_is_ready))
+                    ready = self._wait(self._pool, self._pool.schedule(_is_ready))
                 except _PoolBroke:
-                    ready = None
-                if not ready:
+                    ready = False
+                if ready is not True:
                     raise RuntimeError(
                         "no grading worker can be started; is the script's entry point guarded by"
                         ' `if __name__ == "__main__":`, and is math-verify installed?'
@@ -191,35 +256,38 @@ class _PoolBroke(Exception):
     """A pool of workers has ended; tasks that it still held have no result."""
 
 
-def _wait(workers: pebble.ProcessPool, future: pebble.ProcessFuture) -> bool | None:
-    """Result of a task; None if it ran out of time or memory, or its worker crashed."""
-    # A pool that breaks forgets the tasks it has not yet handed out, so their futures never end.
-    while not future.done():
-        if not workers.active:
-            raise _PoolBroke
-        concurrent.futures.wait([future], timeout=0.5)
-    # Asked for, not raised: math-verify's TimeoutException is a BaseException, and a SystemExit or
-    # KeyboardInterrupt out of a worker would end the training run.
+@dataclasses.dataclass(frozen=True)
+class _Failure:
+    """Why a task has no result."""
+
+    reason: str
+
+
+def _score(path: str, source: str, text: str, example: RewardExample) -> tuple[float, str]:
+    """The value of a function, and an empty text; or 0, and why there is no value."""
     try:
-        error = future.exception()
-    except concurrent.futures.CancelledError as cancelled:
-        raise _PoolBroke from cancelled
-    if isinstance(error, BrokenProcessPool):
-        raise _PoolBroke from error
-    if error is not None:
-        return None
-    verdict: bool | None = future.result()
-    return verdict
+        reward = _loaded(path)
+        if reward.source != source:  # a worker may start long after the run
+            raise RuntimeError("the source has changed since the run began")
+        return call_reward(reward, text, example), ""
+    except BaseException as error:  # a SystemExit is the function's own, and ends no worker
+        return 0.0, last_line(error)
+
+
+_loaded = functools.cache(load)
 
 
 def _is_ready() -> bool:
     return True
 
 
-def _prepare_worker() -> None:
-    """Load the grader before any time is taken, then limit what this process may allocate."""
+def _prepare_worker(paths: Sequence[str]) -> None:
+    """Load grader and functions before any time is taken, then limit what may be allocated."""
     import math_verify  # noqa: F401
 
+    for path in paths:
+        with contextlib.suppress(BaseException):  # whoever calls the function is told
+            _loaded(path)
     # The default action ends a worker at once, even amid one long operation on large integers, when
     # no Python handler would run.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

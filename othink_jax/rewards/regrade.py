@@ -1,18 +1,45 @@
 """Grading stored predictions again."""
 
+import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path, PurePath
 from typing import Any
 
 from othink_jax.rewards.answers import ground_truth
+from othink_jax.rewards.builtin import load
+from othink_jax.rewards.functions import (
+    EXAMPLE_FIELDS,
+    GRADED,
+    Reward,
+    RewardExample,
+    Scores,
+    why_all_failed,
+)
 from othink_jax.rewards.pool import GradingPool
+from othink_jax.rewards.sums import measured
 from othink_jax.rewards.verdict import Grader, Task
+
+_NEEDED = ("question", "ground_truth", "model_output")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """A stored prediction."""
+
+    line: int  # of the file, from 1
+    text: str  # the completion
+    gold: str
+    example: RewardExample | None  # None where the question could not be asked
 
 
 def regrade(
-    path: str | PathLike[str], *, task: Task | None = None, grader: Grader = "strict"
+    path: str | PathLike[str],
+    *,
+    task: Task | None = None,
+    grader: Grader = "strict",
+    weights: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Grade the predictions of a JSONL file.
 
@@ -20,34 +47,60 @@ def regrade(
       path: one JSON object a line, with the texts `question` and `model_output`, and
         `ground_truth`, a text or a number. Other keys are allowed; blank lines are skipped. A
         question that `othink-jax evaluate` could not read counts as answered wrongly, as there.
+        Reward functions find the other keys as columns of the example; of a file of `evaluate`,
+        its own columns and the sizes of its images.
       task: see `grade`.
       grader: `strict`, or `r1v` for R1-V's published verdicts.
+      weights: of rewards by name or path, see `load`; None for no rewards.
 
     Returns:
       `accuracy` in [0, 1], `n` rows, how many of them were `ungradable`, and their lines
-        (`ungradable_lines`, from 1).
+        (`ungradable_lines`, from 1). With weights also `rewards`, see `measured`.
 
     Raises:
       ValueError: the file cannot be read, a row is not as described (with its line number), there
-        is none, or R1-V's grader lacks the task.
+        is none, R1-V's grader lacks the task, or a reward function cannot be loaded or fails on
+        every row.
     """
+    rewards = [load(name) for name in weights or () if name not in GRADED]
     # One in a bucket is a path of its own kind already.
     rows = list(_rows(path if isinstance(path, PurePath) else Path(path)))
     if not rows:
         raise ValueError(f"{path}: the file holds no predictions")
-    with GradingPool(grader, task=task) as pool:
-        grades = pool.grade_all([text for _, text, _ in rows], [gold for *_, gold in rows])
-    lines = [row[0] for row, grade in zip(rows, grades, strict=True) if grade.ungradable]
+    with GradingPool(grader, task=task, rewards=rewards) as pool:
+        grades = pool.grade_all([row.text for row in rows], [row.gold for row in rows])
+        scores = score_asked(pool, rewards, [(row.text, row.example) for row in rows])
+    lines = [row.line for row, grade in zip(rows, grades, strict=True) if grade.ungradable]
     return {
         "accuracy": sum(grade.accuracy for grade in grades) / len(grades),
         "n": len(grades),
         "ungradable": len(lines),
         "ungradable_lines": lines,
+        **({"rewards": measured(weights, rewards, grades, scores)} if weights else {}),
     }
 
 
-def _rows(path: Any) -> Iterator[tuple[int, str, str]]:
-    """Line, completion and ground truth of each row."""
+def score_asked(
+    pool: GradingPool,
+    rewards: Sequence[Reward],
+    answers: Sequence[tuple[str, RewardExample | None]],
+) -> list[Scores]:
+    """Values of a pool's functions for answers to a test; 0 where there is no example.
+
+    Raises:
+      ValueError: a function fails on every answer.
+    """
+    asked = [(text, example) for text, example in answers if example is not None]
+    made = pool.score_all([text for text, _ in asked], [example for _, example in asked])
+    for reward in rewards:
+        if reason := why_all_failed(reward, made):
+            raise ValueError(f"--reward {reward.path} fails on every answer: {reason}")
+    unasked = Scores({reward.name: 0.0 for reward in rewards}, {})
+    scores = iter(made)
+    return [unasked if example is None else next(scores) for _, example in answers]
+
+
+def _rows(path: Any) -> Iterator[_Row]:
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
@@ -56,26 +109,40 @@ def _rows(path: Any) -> Iterator[tuple[int, str, str]]:
         if not line.strip():
             continue
         try:
-            yield number, *_row(line)
+            yield _row(number, line)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
 
 
-def _row(line: bytes) -> tuple[str, str]:
+def _row(number: int, line: bytes) -> _Row:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not a JSON object ({error})") from error
     if not isinstance(row, dict):
         raise ValueError(f"not a JSON object but {type(row).__name__}")
-    missing = [key for key in ("question", "ground_truth", "model_output") if key not in row]
+    missing = [key for key in _NEEDED if key not in row]
     if missing:
         raise ValueError(f"missing {', '.join(missing)}")
     if not isinstance(row["model_output"], str):
         raise ValueError(f"model_output must be a text, got {type(row['model_output']).__name__}")
     if row.get("readable") is False:  # `othink-jax evaluate` could not ask it: it has no answer
-        return "", str(row["ground_truth"])
+        return _Row(number, "", str(row["ground_truth"]), None)
     try:
-        return row["model_output"], ground_truth(row["ground_truth"])
+        gold = ground_truth(row["ground_truth"])
     except ValueError as error:
         raise ValueError(f"ground_truth {error}") from error
+    return _Row(number, row["model_output"], gold, _example(row, gold))
+
+
+def _example(row: Mapping[str, Any], gold: str) -> RewardExample:
+    """What reward functions are told: of a file of `othink-jax evaluate`, what it told them."""
+    stored = {name: row[name] for name in EXAMPLE_FIELDS if name in row}
+    if len(stored) == len(EXAMPLE_FIELDS) and isinstance(stored["columns"], dict):
+        for name in ("image_sizes", "shown_sizes"):
+            stored[name] = tuple(map(tuple, stored[name]))
+    else:
+        further = {name: value for name, value in row.items() if name not in _NEEDED}
+        solution = further.get("solution")
+        stored = {"columns": further, "solution": solution if isinstance(solution, str) else None}
+    return RewardExample(question=str(row["question"]), answer=gold, **stored)

@@ -1,6 +1,6 @@
 """What a run shows while it goes: a progress bar, and event files for those who watch curves."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,9 +29,16 @@ _COLUMNS = {
 }
 
 
-def summary(row: Mapping[str, Any], kind: str) -> str:
-    """The figures of a step that are worth a glance, in one line."""
-    columns = _COLUMNS[kind]
+def summary(row: Mapping[str, Any], kind: str, further: Sequence[str] = ()) -> str:
+    """The figures of a step that are worth a glance, in one line.
+
+    Args:
+      row: of metrics.jsonl.
+      kind: of run.
+      further: metrics that are shown beside those of every run, after their first.
+    """
+    first, *others = _COLUMNS[kind].items()
+    columns = dict([first, *((name, f"{name} {{:.2f}}") for name in further), *others])
     return " ".join(form.format(row[name]) for name, form in columns.items() if name in row)
 
 
@@ -50,6 +57,7 @@ class Monitor:
         total: int,
         done: int,
         wandb: bool,
+        further: Sequence[str] = (),
         shown: bool = True,
     ) -> None:
         self._console = Console(stderr=True, quiet=not shown)
@@ -62,7 +70,7 @@ class Monitor:
             disable=not self._console.is_terminal,
         )
         self._task = self._progress.add_task(kind, total=total, completed=done, figures="")
-        self._kind, self._total = kind, total
+        self._kind, self._total, self._further = kind, total, further
         self._events = self._open_events(directory) if shown else None
         self._wandb = self._open_wandb(directory) if wandb and shown else None
 
@@ -107,10 +115,11 @@ class Monitor:
     def show(self, row: Mapping[str, Any]) -> None:
         """One step's row of metrics."""
         step = row["step"]
-        self._progress.update(self._task, completed=step, figures=summary(row, self._kind))
+        figures = summary(row, self._kind, self._further)
+        self._progress.update(self._task, completed=step, figures=figures)
         every = max(1, self._total // 20)
         if not self._console.is_terminal and (step % every == 0 or step == self._total):
-            self.say(f"step {step}/{self._total}  {summary(row, self._kind)}")
+            self.say(f"step {step}/{self._total}  {figures}")
         numbers = {
             name: value
             for name, value in row.items()

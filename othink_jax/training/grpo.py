@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from othink_jax.checkpoint.load import Checkpoint
 from othink_jax.config import GRPOConfig, ResumeConfig
 from othink_jax.data.example import Example
 from othink_jax.data.processing import EncodedPrompt
-from othink_jax.rewards import Grade, GradingPool
+from othink_jax.errors import UserError
+from othink_jax.rewards import Grade, GradingPool, Scores, why_all_failed
 from othink_jax.sampling import prompt_keys
-from othink_jax.training import processes
+from othink_jax.training import processes, rewards
 from othink_jax.training.loop import Trainer
 from othink_jax.training.losses import (
     LossFn,
@@ -58,6 +60,8 @@ class GRPOTrainer(Trainer[GRPOConfig]):
 
     def __init__(self, config: GRPOConfig, checkpoint: Checkpoint) -> None:
         make_control(config, 1)  # before the data are read
+        self.rewards = rewards.load_rewards(config.reward)
+        self.read_columns = bool(self.rewards)
         config = dataclasses.replace(config, loss=resolved(config.loss), kl=resolved_kl(config.kl))
         super().__init__(config, checkpoint, updates_per_step=config.inner_updates)
         self.reference: Params | None = None  # one that stays
@@ -69,6 +73,9 @@ class GRPOTrainer(Trainer[GRPOConfig]):
             config.loss, prompts=config.prompts_per_step, group_size=config.group_size
         )
         self.notes += notes(config.loss)
+        self.sources = rewards.sources(self.rewards)
+        self.shown = tuple(rewards.metric(reward.name) for reward in self.rewards)
+        self._tried = not self.rewards  # whether each function has given a value yet
 
     def lengths(self, longest: int) -> Lengths:
         """Parts of the limit: how long completions become is the policy's own doing."""
@@ -97,6 +104,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
             task=self.config.reward.task_of(self.config.data),
             timeout_s=self.config.reward.grading_timeout_s,
             workers=self.config.reward.grading_workers,
+            rewards=self.rewards,
         ) as self.pool:
             yield
 
@@ -121,16 +129,15 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         ref_logp, old_logp = self.log_probs(state, prompts, completions)
         if not self.config.redraw:
             draw = self.graded(examples, encoded, rollout)
-        examples, texts, grades, rewards = draw.examples, draw.texts, draw.grades, draw.rewards
         loss = self.config.loss
         batch = GRPOBatch(
             prompts=prompts,
             completions=completions,
             mask=self.parallel.shard(rollout.mask),
-            advantages=self.parallel.shard(self.advantages(rewards)),
+            advantages=self.parallel.shard(self.advantages(draw.rewards)),
             ref_logp=ref_logp,
             old_logp=old_logp,
-            kept=self.parallel.shard(kept_completions(loss, rollout, rewards)),
+            kept=self.parallel.shard(kept_completions(loss, rollout, draw.rewards)),
             weights=self.parallel.shard(
                 token_weights(loss, rollout, self.share[0], processes.exchange)
             ),
@@ -141,10 +148,15 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         clock.lap("update")
 
         if step % self.config.sample_every == 0 or step in (1, self.steps):
-            rows = sample_rows(step, examples, texts, grades, rewards, rollout)
-            directory.write_samples(step, rows, [e.images for e in examples[: len(rows)]])
-        records = processes.exchange(rollout_record(rollout, grades, rewards))
-        row = self.row(step, rollout_metrics(records) | redrawn | figures, records, clock)
+            rows = sample_rows(step, draw, rollout)
+            directory.write_samples(step, rows, [e.images for e in draw.examples[: len(rows)]])
+        records = processes.exchange(
+            rollout_record(rollout, draw.grades, draw.rewards)
+            | rewards.record(self.rewards, draw.scores)
+        )
+        directory.list_failed(itertools.chain(*(each.get("reasons", ()) for each in records)))
+        measured = rollout_metrics(records) | rewards.figures(self.rewards, records)
+        row = self.row(step, measured | redrawn | figures, records, clock)
         return state, row | self.steering(state, row)
 
     def steering(self, state: TrainState, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,14 +174,15 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         self, examples: list[Example], encoded: list[EncodedPrompt], rollout: Rollout
     ) -> Draw:
         """Completions of these prompts with their grades and rewards."""
-        texts, grades, rewards = self.grade(examples, rollout)
+        texts, grades, scores = self.grade(examples, encoded, rollout)
         return Draw(
             examples=examples,
             encoded=encoded,
             rollout=rollout,
             texts=texts,
             grades=grades,
-            rewards=rewards,
+            scores=scores,
+            rewards=self.total(grades, scores, rollout),
         )
 
     def redraw(self, step: int, state: TrainState, draw: Draw) -> tuple[Draw, int]:
@@ -226,24 +239,49 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         return ref_logp, old_logp
 
     def grade(
-        self, examples: Sequence[Example], rollout: Rollout
-    ) -> tuple[list[str], list[Grade], Float[np.ndarray, "B G"]]:
-        """Texts and grades of all completions, prompt after prompt, and their rewards (Eq. 1)."""
-        batch, group, length = rollout.tokens.shape
+        self, examples: Sequence[Example], encoded: Sequence[EncodedPrompt], rollout: Rollout
+    ) -> tuple[list[str], list[Grade], list[Scores]]:
+        """Texts, grades and values of functions of all completions, prompt after prompt.
+
+        Raises:
+          UserError: a function fails on all completions of the first batch, of all processes.
+        """
+        _, group, length = rollout.tokens.shape
         tokens, mask = rollout.tokens.reshape(-1, length), rollout.mask.reshape(-1, length)
         decode = self.checkpoint.processor.decode
         texts = [decode(row, real) for row, real in zip(tokens, mask, strict=True)]
         golds = [example.answer for example in examples for _ in range(group)]
-        grades = self.pool.grade_all(texts, golds)
-        rewards = rl.total_reward(
-            np.array([grade.accuracy for grade in grades], np.float32),
-            np.array([grade.format for grade in grades], np.float32),
-            alpha=self.config.reward.format_weight,
-        )
+        asked = [
+            example.for_rewards(self.checkpoint.processor.shown_sizes(prompt))
+            for example, prompt in zip(examples, encoded, strict=True)
+            for _ in range(group)
+        ]
+        grades, scores = self.pool.grade_all(texts, golds), self.pool.score_all(texts, asked)
+        if not self._tried:
+            self._check_values(scores)
+        return texts, grades, scores
+
+    def _check_values(self, scores: Sequence[Scores]) -> None:
+        self._tried = True
+        told = processes.exchange([why_all_failed(r, scores) for r in self.rewards])
+        for reward, reasons in zip(self.rewards, zip(*told, strict=True), strict=True):
+            if all(reasons):
+                raise UserError(
+                    f"--reward {reward.path} fails on every completion of the first batch, and"
+                    f" nothing is trained (mend it, then --resume {self.config.out}"
+                    f" --allow-changed-source): {reasons[0]}"
+                )
+
+    def total(
+        self, grades: Sequence[Grade], scores: Sequence[Scores], rollout: Rollout
+    ) -> Float[np.ndarray, "B G"]:
+        """The rewards of all completions."""
+        made = rewards.total(self.config.reward, grades, scores)
+        lengths = np.asarray(rollout.mask).sum(axis=-1)
         if (cache := self.config.overlong_cache) is not None:
             limit = self.config.sampling.max_new_tokens
-            rewards += rl.soft_overlong_penalty(mask.sum(axis=-1), limit=limit, cache=cache)
-        return texts, grades, np.asarray(rewards).reshape(batch, group)
+            made = made + rl.soft_overlong_penalty(lengths.reshape(-1), limit=limit, cache=cache)
+        return np.asarray(made).reshape(lengths.shape)
 
     def advantages(self, rewards: Float[np.ndarray, "b G"]) -> Float[np.ndarray, "b G"]:
         """Of this process's prompts, among those of all: some standardise over the whole batch."""

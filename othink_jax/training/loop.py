@@ -45,6 +45,9 @@ class Trainer(abc.ABC, Generic[_Config]):
     """One run of a method, whose `step` is all that a method has to say."""
 
     compiled: Programs
+    sources: Mapping[str, str] = {}  # digests of functions of the user's own, by name
+    shown: tuple[str, ...] = ()  # metrics of the progress line beside those of the method
+    read_columns = False  # whether examples hold the further columns of their rows
 
     def __init__(
         self,
@@ -71,7 +74,7 @@ class Trainer(abc.ABC, Generic[_Config]):
         self.parallel.check_model(checkpoint.config)
         check_attention(checkpoint.compute)
         self.share = (jax.process_index(), jax.process_count())
-        source = open_source(config.data)
+        source = open_source(config.data, columns=self.read_columns)
         self.steps = total_steps(config, len(source))
         self.updates_per_step = updates_per_step
         updates = self.steps * updates_per_step
@@ -169,6 +172,7 @@ class Trainer(abc.ABC, Generic[_Config]):
             total=self.steps,
             done=done,
             wandb=self.config.wandb,
+            further=self.shown,
             shown=processes.first(),
         )
         with contextlib.closing(self.loader), StopRequest() as stop, monitor, self.at_work():

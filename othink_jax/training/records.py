@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from othink_jax import rl
-from othink_jax.data.example import Example
-from othink_jax.rewards import Grade
+from othink_jax.rewards import Grade, Scores
+from othink_jax.training.redraw import Draw
 from othink_jax.types import Rollout
 
 _SAMPLED_PROMPTS = 2  # prompts whose completions are stored at a time
@@ -42,7 +42,7 @@ def rollout_record(
     Args:
         rollout: on the host.
         grades: of all completions, prompt after prompt.
-        rewards: of Eq. 1.
+        rewards: of the same.
     """
     mask = np.asarray(rollout.mask)
     return {
@@ -100,16 +100,15 @@ def reason(
     return words
 
 
-def sample_rows(
-    step: int,
-    examples: Sequence[Example],
-    texts: Sequence[str],
-    grades: Sequence[Grade],
-    rewards: Float[np.ndarray, "B G"],
-    rollout: Rollout,
-) -> list[dict[str, Any]]:
-    """Completions of the first prompts of a step, for a reader; arguments as above."""
-    group = rewards.shape[1]
+def sample_rows(step: int, draw: Draw, rollout: Rollout) -> list[dict[str, Any]]:
+    """Completions of the first prompts of a step, for a reader.
+
+    Args:
+        step: its number.
+        draw: prompts, texts, grades and rewards.
+        rollout: the completions without padding, on the host.
+    """
+    group = draw.rewards.shape[1]
     lengths, finished = np.asarray(rollout.mask).sum(axis=-1), np.asarray(rollout.finished)
     return [
         {
@@ -119,15 +118,21 @@ def sample_rows(
             "ground_truth": example.answer,
             "completions": [
                 {
-                    "text": texts[b * group + g],
-                    "reward": float(rewards[b, g]),
-                    "accuracy": grades[b * group + g].accuracy,
-                    "format": grades[b * group + g].format,
+                    "text": draw.texts[b * group + g],
+                    "reward": float(draw.rewards[b, g]),
+                    "accuracy": draw.grades[b * group + g].accuracy,
+                    "format": draw.grades[b * group + g].format,
+                    **_values(draw.scores[b * group + g]),
                     "length": int(lengths[b, g]),
                     "finished": bool(finished[b, g]),
                 }
                 for g in range(group)
             ],
         }
-        for b, example in enumerate(examples[:_SAMPLED_PROMPTS])
+        for b, example in enumerate(draw.examples[:_SAMPLED_PROMPTS])
     ]
+
+
+def _values(scores: Scores) -> dict[str, Any]:
+    """Of a completion's functions; nothing where there are none."""
+    return {"rewards": dict(scores.values)} if scores.values else {}

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from othink_jax import rl
 from othink_jax.data.example import Example
 from othink_jax.data.processing import EncodedPrompt
-from othink_jax.rewards import Grade
+from othink_jax.rewards import Grade, Scores
 from othink_jax.types import Rollout
 
 _T = TypeVar("_T")
@@ -25,6 +25,7 @@ class Draw:
     rollout: Rollout
     texts: list[str]  # of all completions, prompt after prompt
     grades: list[Grade]  # the same
+    scores: list[Scores]  # the same
     rewards: Float[np.ndarray, "B G"]
 
     @property
@@ -61,6 +62,7 @@ def replaced(draw: Draw, other: Draw) -> tuple[Draw, int]:
         rollout=jax.tree.map(arrays, draw.rollout, other.rollout),
         texts=rows(draw.texts, other.texts, group),
         grades=rows(draw.grades, other.grades, group),
+        scores=rows(draw.scores, other.scores, group),
         rewards=arrays(draw.rewards, other.rewards),
     )
     return made, count

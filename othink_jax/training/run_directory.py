@@ -6,6 +6,7 @@ checkpoints/     training states
 damaged/         those that could not be read when the run went on, if there are any
 metrics.jsonl    one object a step
 skipped.txt      the examples that cannot be used and why, if there are any; as of each checkpoint
+failed_rewards.txt  why reward functions had no value, if they had none somewhere
 samples/         of a GRPO run: completions with their images, every so often
 evaluations/     results of `othink-jax evaluate`
 """
@@ -41,8 +42,10 @@ from othink_jax.files import (
 from othink_jax.identity import code_name, source_digest
 
 _LOCK = ".lock"  # held by the process that writes
+_FAILED = "failed_rewards.txt"
 _BEGINNING = ".beginning"  # there while a run is being begun
 _SEEN_S = 45.0  # that a common file system may take to show a file to another machine
+_NO_SOURCES: Mapping[str, str] = {}
 _VERSIONS_OF = ("othink_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "transformers")
 
 
@@ -109,7 +112,11 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def beginning(
-        self, config: TrainingConfig, total_steps: int, trainer: type[Any]
+        self,
+        config: TrainingConfig,
+        total_steps: int,
+        trainer: type[Any],
+        sources: Mapping[str, str] = _NO_SOURCES,
     ) -> Iterator[None]:
         """Make it a run with these settings, when the block has filled it.
 
@@ -120,6 +127,7 @@ class RunDirectory:
           config: of the run.
           total_steps: steps that it will have.
           trainer: the class that makes it.
+          sources: digests of the user's own functions in it, by name.
         """
         if not self._writes:
             yield
@@ -129,7 +137,7 @@ class RunDirectory:
         for name in (RUN_REFERENCE, f".{RUN_REFERENCE}.unfinished"):  # of one that was killed
             remove(self.path / name)
         yield
-        self.begin(config, total_steps, trainer)
+        self.begin(config, total_steps, trainer, sources)
         (self.path / _BEGINNING).unlink()
 
     def sees_beginning(self) -> bool:
@@ -141,7 +149,13 @@ class RunDirectory:
             time.sleep(0.5)
         return True
 
-    def begin(self, config: TrainingConfig, total_steps: int, trainer: type[Any]) -> None:
+    def begin(
+        self,
+        config: TrainingConfig,
+        total_steps: int,
+        trainer: type[Any],
+        sources: Mapping[str, str] = _NO_SOURCES,
+    ) -> None:
         """Write the record of a run that begins, whose reference is there; see `beginning`."""
         (self.path / "samples").mkdir(parents=True, exist_ok=True)
         self.write_record(
@@ -153,6 +167,7 @@ class RunDirectory:
                 directory=str(Path.cwd()),
                 trainer=code_name(trainer),
                 trainer_digest=source_digest(trainer),
+                sources=dict(sources),
                 **environment(),
             )
         )
@@ -212,9 +227,23 @@ class RunDirectory:
 
     def list_skipped(self, messages: Iterable[str]) -> None:
         """Add to the list of examples that cannot be used; each stands there once."""
-        path = self.path / "skipped.txt"
+        self._list("skipped.txt", messages)
+
+    def list_failed(self, reasons: Iterable[str]) -> None:
+        """Add to the list of why reward functions had no value; each reason stands there once.
+
+        After a hundred, further ones are only counted by the metrics.
+        """
+        self._list(_FAILED, reasons, limit=100)
+
+    def _list(self, name: str, messages: Iterable[str], limit: int | None = None) -> None:
+        messages = list(messages)
+        if not messages:
+            return
+        path = self.path / name
         before = path.read_bytes().decode().split("\n")[:-1] if path.exists() else []
-        lines = dict.fromkeys([*before, *(" ".join(message.split()) for message in messages)])
+        found = dict.fromkeys([*before, *(" ".join(message.split()) for message in messages)])
+        lines = list(found)[:limit]
         if self._writes and len(lines) > len(before):
             write_atomically(path, "".join(line + "\n" for line in lines))
 

@@ -35,9 +35,11 @@ def begin(trainer: type[Trainer[_Config]], config: _Config) -> Path:
     directory.check_free()
     checkpoint = _load(config.model, config)
     made = trainer(config, checkpoint)
-    processes.exchange("all of it can be begun")
+    told = processes.exchange(dict(made.sources))
+    if any(sources != told[0] for sources in told):
+        raise UserError("the functions of this run are not the same in all of its processes")
     with directory.held():
-        with directory.beginning(made.config, made.steps, trainer):
+        with directory.beginning(made.config, made.steps, trainer, made.sources):
             processes.exchange("it is being begun")
             if not all(processes.exchange(directory.sees_beginning())):
                 raise UserError(
@@ -80,14 +82,16 @@ def go_on(
     trainer = _maker(trainer, record, changes)
     recorded: Any = record.config
     config: _Config = changes.applied(recorded)
-    data = config.data.located(Path(record.directory or "."))
     with directory.held():
         made = trainer(
-            dataclasses.replace(config, out=directory.path, data=data),
+            dataclasses.replace(config.located(Path(record.directory or ".")), out=directory.path),
             _load(directory.reference, config),
         )
-        record = dataclasses.replace(record, config=config, total_steps=made.steps)
-        made.run(directory, record=record, changed=changed_settings(recorded, config))
+        changed = changed_settings(recorded, config) | _changed_sources(record, made, changes)
+        record = dataclasses.replace(
+            record, config=config, total_steps=made.steps, sources=dict(made.sources)
+        )
+        made.run(directory, record=record, changed=changed)
     return directory.path
 
 
@@ -117,6 +121,24 @@ def _maker(
             " give --allow-changed-source to continue with it as it is now"
         )
     return found
+
+
+def _changed_sources(
+    record: RunRecord, made: Trainer[Any], changes: ResumeConfig
+) -> dict[str, list[str]]:
+    """Of functions of the user's own: the digest of each that is another now, as it was and is."""
+    found = {
+        name: [before, made.sources[name]]
+        for name, before in record.sources.items()
+        if made.sources[name] != before
+    }
+    if found and not changes.allow_changed_source:
+        raise UserError(
+            f"the source of {', '.join(found)} is not what it was when"
+            f" {shlex.quote(str(changes.resume))} began: restore it, or give"
+            " --allow-changed-source to continue with it as it is now"
+        )
+    return {f"source of {name}": [old[:12], new[:12]] for name, (old, new) in found.items()}
 
 
 def _load(model: str | Path, config: TrainingConfig) -> Checkpoint:
