@@ -24,7 +24,7 @@ def test_the_python_of_the_readme_runs(block, namespace):
 
 
 def test_the_readme_has_python():
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
 
 
 VERDICTS = re.findall(

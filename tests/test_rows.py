@@ -15,10 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from experiments.soak.rows import outcomes
+from othink_jax.config import DataConfig
 from othink_jax.data.example import Example, UnreadableExample
 from othink_jax.data.loader import PromptLoader, in_order
 from othink_jax.data.processing import Processor
 from othink_jax.data.rows import RowReader
+from othink_jax.data.sources import open_source
 from othink_jax.errors import UserError
 from tests.test_sources import assert_same_pixels, opened, png, r1v_rows, write_jsonl, write_parquet
 from tests.tiny_processor import noise, write_directory
@@ -375,6 +377,56 @@ def test_without_placeholders_the_images_stand_before_the_text(processor):
 def test_a_template_with_other_placeholders_than_images_is_refused(processor):
     with pytest.raises(UnreadableExample, match=r"the prompt has 2 <image> placeholder\(s\)"):
         prompt_of(example_of("A", (56, 56)), processor, "<image><image>{question}")
+
+
+# Further columns
+
+
+def test_further_columns_of_plain_data_travel_with_an_example_if_asked_for(tmp_path):
+    """Under their own names; whatever else stands in a row costs neither it nor the others."""
+    broken = pa.array([b"fine", b"a\xff"]).view(pa.string())
+    path = write_table(
+        tmp_path / "x.parquet",
+        answer=pa.array(["B", "C"]),  # not the truth, for there is a solution
+        boxes=pa.array([[[1, 2]], []]),
+        size=pa.array([3.14, None], pa.float32()),
+        meta=pa.array([{"ok": True}, {"ok": None}]),
+        kind=pa.array(["x", "y"]).dictionary_encode(),
+        day=pa.array([datetime.date(2024, 1, 31), None]),
+        text=broken,
+        mask=pa.array([b"1", b"2"]),
+        when=pa.array([0, 1], pa.int64()).cast(pa.timestamp("s")),
+        ratio=pa.array([float("nan"), 1.0]),
+    )
+    first = {"answer": "B", "boxes": [[1, 2]], "size": 3.14, "meta": {"ok": True}, "kind": "x"}
+    first |= {"day": "2024-01-31", "text": "fine"}
+    second = {"answer": "C", "boxes": [], "meta": {"ok": None}, "kind": "y", "ratio": 1.0}
+    for settings in ({}, {"streaming": True, "limit": 2}):
+        config = DataConfig(dataset=path, **settings)
+        source = open_source(config, columns=True)
+        read = {source[index].question: dict(source[index].columns) for index in range(2)}
+        assert read == {"q 0": first, "q 1": second}
+        assert open_source(config)[0].columns == {}
+
+
+def test_further_columns_of_a_json_file_are_what_stands_there(tmp_path, row):
+    deep = json.loads("[" * 30 + "]" * 30)
+    further = {"ids": [1, "a", None], "box": {"x": 0.5}, "empty": None, "deep": deep, "answer": "B"}
+    path = write_jsonl(tmp_path / "x.jsonl", [row | further])
+    source = open_source(DataConfig(dataset=path), columns=True)
+    assert source[0].columns == {"ids": [1, "a", None], "box": {"x": 0.5}, "answer": "B"}
+
+
+@pytest.mark.parametrize("settings", [{}, {"streaming": True, "limit": 2}])
+def test_a_changed_further_column_is_a_changed_data_set(tmp_path, settings):
+    texts = []
+    for value in (1, 2):
+        path = write_table(tmp_path / f"{value}.parquet", box=pa.array([0, value]))
+        config = DataConfig(dataset=path, **settings)
+        texts.append([list(open_source(config, columns=each).texts()) for each in (False, True)])
+    (without, with_columns), (same, other) = texts
+    assert without == same
+    assert with_columns != other
 
 
 # All of them

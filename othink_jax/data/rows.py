@@ -91,10 +91,24 @@ class RowReader:
             read = dataclasses.replace(read, answer=answer, solution=solution)
             images = tuple(_image(part, self._folder) for part in _image_parts(row))
             question = self._placed(read.question, len(images), read.id)
-            columns = _further(row) if self._columns else {}
+            columns = self.further(row)
             return dataclasses.replace(read, images=images, question=question, columns=columns)
         except UserError as error:
             raise UnreadableExample(f"{read.id}: {error}", read) from error
+
+    def further(self, row: Row) -> dict[str, Any]:
+        """Of the columns that nothing else is read from, those that hold plain data, if asked for.
+
+        What is None is left out: in a stream it also stands for what is no plain data.
+        """
+        if not self._columns:
+            return {}
+        taken = {_column(row, names) for names in (_QUESTION, _SOLUTION, _IMAGES, (_THINKING,))}
+        return {
+            name: value
+            for name, value in row.items()
+            if name not in taken and value is not None and _is_plain(value, _DEEPEST)
+        }
 
     def _placed(self, question: str, images: int, identifier: str) -> str:
         """The question without placeholders at its edges, or with one an image."""
@@ -124,17 +138,6 @@ class RowReader:
                 writable(self._name),
                 identifier,
             )
-
-
-def _further(row: Row) -> dict[str, Any]:
-    """Of the columns that nothing else is read from, those that hold plain data."""
-    taken = {_column(row, names) for names in (_QUESTION, _SOLUTION, _IMAGES, (_THINKING,))}
-    return {
-        name: value
-        for name, value in row.items()
-        # None stands in a stream for what is no plain data, too.
-        if name not in taken and value is not None and _is_plain(value, _DEEPEST)
-    }
 
 
 def _is_plain(value: Any, depth: int) -> bool:

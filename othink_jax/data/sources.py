@@ -165,7 +165,9 @@ class _Rows:
 
     def texts(self) -> Iterator[str]:
         for row in self._rows:
-            yield repr([row[column] for column in TEXTS if column in row])
+            texts = [row[column] for column in TEXTS if column in row]
+            further = self._reader.further(row)
+            yield repr([*texts, further] if further else texts)
 
 
 class _Table:

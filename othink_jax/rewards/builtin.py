@@ -1,10 +1,12 @@
-"""The reward functions that are known by name."""
+"""The reward functions that are known by name, beside what graders measure."""
 
 from collections.abc import Mapping
 
+from othink_jax.rewards.boxes import BOX_REWARDS
 from othink_jax.rewards.functions import Reward, RewardFunction, load_reward
+from othink_jax.rewards.texts import TEXT_REWARDS
 
-REWARDS: Mapping[str, RewardFunction] = {}
+REWARDS: Mapping[str, RewardFunction] = {**TEXT_REWARDS, **BOX_REWARDS}
 
 
 def load(path: str) -> Reward:
