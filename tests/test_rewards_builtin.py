@@ -149,8 +149,9 @@ FAR = "[50, 50, 60, 60]"
         (f"{TWO[0]} {FAR}", f"{TWO[0]} {TWO[1]}", 51 / 101),
         # Wrong first: precision one half there.
         (f"{FAR} {TWO[0]}", f"{TWO[0]} {TWO[1]}", 0.5 * 51 / 101),
-        # The same again is wrong, and comes after all there is to find.
+        # The same again finds nothing more.
         (f"{BOX} {BOX}", BOX, 1),
+        (f"{TWO[0]} {TWO[0]}", f"{TWO[0]} {TWO[1]}", 51 / 101),
         # IoU 0.6 reaches the thresholds 0.5, 0.55 and 0.6.
         ("[0, 0, 10, 6]", BOX, 0.3),
         (boxes(("Cat", TWO[0]), ("dog", TWO[1])), boxes(("cat", TWO[0]), ("dog", TWO[1])), 1),

@@ -187,9 +187,10 @@ def test_the_weight_of_eq_1_does_not_go_with_functions():
 
 
 GRADES = [Grade(1.0, 0.0), Grade(0.0, 1.0), Grade(1.0, 1.0)]
+LATE = Scores({"own": 0.0}, {"own": "late"})
 SCORES = [
     Scores({"own": 0.25}, {}),
-    Scores({"own": 0.0}, {"own": "late"}),
+    LATE,
     Scores({"own": 4.0}, {}),
 ]
 
@@ -210,12 +211,13 @@ def test_the_reward_is_the_weighted_sum_of_what_is_named_and_of_nothing_else():
 def test_figures_go_by_name_over_all_processes(write):
     write("def own(text, example): return 1\nown.maximum = 4")
     rewards = [load("own.py:own")]
-    records = [record(rewards, SCORES[:1]), record(rewards, SCORES[1:])]
+    other = Scores({"own": 2.0}, {})
+    records = [record(rewards, [other, SCORES[2]]), record(rewards, [LATE, LATE])]
     assert records[1]["reasons"] == ["own: late"]
     assert figures(rewards, records) == {
-        "reward_own": pytest.approx(4.25 / 3),
-        "reward_own_full_share": pytest.approx(1 / 3),
-        "reward_failed": 1,
+        "reward_own": 1.5,
+        "reward_own_full_share": 0.25,
+        "reward_failed": 2,
     }
     assert record([], SCORES) == {} == figures([], [{}])
 

@@ -25,7 +25,7 @@ from othink_jax.config import (
 from othink_jax.data.loader import in_order
 from othink_jax.data.sources import open_source
 from othink_jax.model.config import Qwen2VLConfig
-from othink_jax.rewards import Grade
+from othink_jax.rewards import Grade, Scores
 from othink_jax.training.grpo import GRPOTrainer
 from othink_jax.training.run_directory import RunDirectory
 from othink_jax.types import GRPOBatch, Rollout
@@ -68,6 +68,9 @@ class _Rewards:
 
     def grade_all(self, completions: Sequence[str], golds: Sequence[str]) -> list[Grade]:
         return [Grade(trl_work.reward(text), 0.0) for text in completions]
+
+    def score_all(self, completions: Sequence[str], examples: Sequence[Any]) -> list[Scores]:
+        return [Scores({}, {}) for _ in completions]
 
 
 class Ours:
