@@ -206,6 +206,7 @@ class Changed(Numbers):
         {"solution": "<answer>7</answer>"},
         {"images": (noise(56, 56, seed=99),)},
         {"images": (noise(28, 112, seed=0),)},
+        {"columns": {"box": [1, 2]}},
     ],
 )
 def test_a_data_set_that_has_changed_is_not_gone_on_with(load, changes):

@@ -98,6 +98,13 @@ def test_an_image_occupies_the_positions_of_its_grid(processor):
     np.testing.assert_array_equal(prompt.positions[:, after], [first + 4] * 3)
 
 
+def test_the_size_of_an_image_as_it_is_shown_is_that_of_its_patches(processor):
+    """112 x 84 are 8 columns and 6 rows of patches of 14 pixels, and stay as they are."""
+    prompt = processor.encode("?", [noise(112, 84), noise(60, 100)])
+    assert [len(patches) for patches in prompt.patches] == [48, 32]
+    assert processor.shown_sizes(prompt) == ((112, 84), (56, 112))
+
+
 def test_a_video_takes_a_slot_for_each_two_frames(processor, text_of):
     frames = [noise(84, 56, seed=number) for number in range(3)]  # 3 x 2 merge windows
     content = [

@@ -122,6 +122,15 @@ def test_a_file_hides_no_module_of_its_name_and_is_loaded_as_it_is_now(write):
     assert json.loads("1") == 1
 
 
+def test_equal_files_in_two_folders_are_each_loaded_from_where_they_stand(write, tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        write("def own(text, example): return __file__", f"{folder}/own.py")
+        assert load(f"{folder}/own.py:own").function("", EXAMPLE) == str(
+            tmp_path / folder / "own.py"
+        )
+
+
 @pytest.mark.parametrize(
     ("text", "path", "message"),
     [
