@@ -141,7 +141,7 @@ def evaluated(tmp_path_factory, examples):
             **settings,
         )
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(accuracy, "open_source", lambda config, size: given)
+            patched.setattr(accuracy, "open_source", lambda config, size, columns: given)
             evaluate(config, checkpoint=TINY)
         return [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
 

@@ -35,7 +35,7 @@ def examples(monkeypatch):
     made = [generate("counting", "test", number) for number in range(COUNT)]
     large = made[2].images[0].resize((336, 336))
     made[2] = dataclasses.replace(made[2], images=(large,))
-    monkeypatch.setattr(accuracy, "open_source", lambda config, size: made)
+    monkeypatch.setattr(accuracy, "open_source", lambda config, size, columns: made)
     return made
 
 
