@@ -379,7 +379,7 @@ def test_wrong_usage_exits_with_2(run, words):
         (("--limit-seed", "4294967296"), "limit_seed"),
         (("--kl-max", "inf"), "kl_max"),
         (("--kl-schedule", "magic"), "what is known: constant, dynamic, linear"),
-        (("--kl-schedule", "dual"), "--kl-schedule dual needs kl_target"),
+        (("--kl-schedule", "dual"), "--kl-schedule dual needs --kl-target"),
         (("--kl-schedule", "dual", "--kl-target", "0"), "kl_target must be > 0"),
         (("--kl-target", "0.1"), "--kl-schedule dynamic does not take --kl-target"),
         (("--kl-schedule", "step", "--kl-args", "steps", "inf"), "steps must be a whole number"),

@@ -176,7 +176,7 @@ def weights_of_chain(tx, kls, state=None):
     ("settings", "said"),
     [
         ({"kl_schedule": "none"}, "--kl-schedule none is not known; what is known: constant, dyn"),
-        ({"kl_schedule": "dual"}, "--kl-schedule dual needs kl_target"),
+        ({"kl_schedule": "dual"}, "--kl-schedule dual needs --kl-target"),
         ({"kl_schedule": "linear", "kl_args": {"low": 1.0}}, "linear has no number low: it has"),
         ({"kl_schedule": "linear", "kl_args": {"end": -1.0}}, "linear: end must be >= 0"),
         ({"kl_schedule": "step", "kl_args": {"steps": np.inf}}, "steps must be a whole number"),
