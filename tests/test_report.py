@@ -23,6 +23,7 @@ from othink_jax.report import model_card, write_report
 from othink_jax.report.checks import is_result
 from othink_jax.report.comparison import compare, difference
 from othink_jax.report.curves import GRPO_CURVES, draw, smooth, smoothing_window
+from othink_jax.report.method import reference_in_words
 from othink_jax.report.text import as_code
 from othink_jax.statistics import wilson_interval
 
@@ -204,6 +205,11 @@ def test_constant_weight_is_called_grpo(tmp_path):
     assert "GRPO on counting" in page.text
     assert "a constant KL weight β = 0.04" in page.text
     assert "GRPO-D" not in page.text
+
+
+def test_where_the_weight_is_zero_no_reference_is_named():
+    assert reference_in_words(KLConfig(kl_schedule="constant", kl_value=0.0)).startswith("nothing")
+    assert reference_in_words(KLConfig()) == "the starting model"
 
 
 def test_the_target_of_a_controller_stands_in_the_curve_of_the_kl(tmp_path, page):
