@@ -58,10 +58,11 @@ def test_what_stays_is_counted():
 
 
 def test_a_mesh_divides_and_replicas_do_not():
-    one = staying(model="tiny")
+    deep = staying(model="tiny")
     mesh = staying(model="tiny", parallel=ParallelConfig(strategy="mesh", devices=8, tensor=2))
     for name, size in mesh.items():
-        assert one[name] / 8 <= size <= one[name] / 7.5
+        assert deep[name] / 8 <= size <= deep[name] / 7.5
+    one = staying()
     replica = staying(
         parallel=ParallelConfig(strategy="pmap", devices=4),
         optimizer=OptimizerConfig(mu_dtype="bfloat16"),
