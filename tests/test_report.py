@@ -20,6 +20,7 @@ from othink_jax.config import (
 )
 from othink_jax.errors import UserError
 from othink_jax.report import model_card, write_report
+from othink_jax.report import page as report_page
 from othink_jax.report.checks import is_result
 from othink_jax.report.comparison import compare, difference
 from othink_jax.report.curves import GRPO_CURVES, draw, smooth, smoothing_window
@@ -29,6 +30,22 @@ from othink_jax.statistics import wilson_interval
 
 SETTINGS = {"model": "tiny", "out": Path("run"), "data": DataConfig(task="counting")}
 VERSIONS = {"othink_jax": "0.1.0", "jax": "0.10.2", "flax": "0.12.8"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def equal_curves_are_drawn_once():
+    """Drawing is most of what a page costs, and nearly all runs here have the same metrics."""
+    drawn = {}
+
+    def draw_once(curve, rows):
+        given = repr((curve, rows))
+        if given not in drawn:
+            drawn[given] = draw(curve, rows)
+        return drawn[given]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report_page, "draw", draw_once)
+        yield
 
 
 def metric_rows(steps: int) -> list[dict]:
