@@ -154,14 +154,18 @@ def test_a_control_goes_on_bit_for_bit_from_a_checkpoint(name, tmp_path):
     kls = np.random.default_rng(0).exponential(0.06, 8)
     expected, _ = weights_of_chain(tx, kls)
     _, state = weights_of_chain(tx, kls[:4])
-    store = TrainingStore(tmp_path / "checkpoints", keep=1)
+    assert weights_of_chain(tx, kls[4:], stored_and_read(state, tmp_path))[0] == expected[4:]
+
+
+def stored_and_read(state, directory):
+    """A state out of the checkpoint that was made of it."""
+    store = TrainingStore(directory / "checkpoints", keep=1)
     store.save(1, state, {})
     store.close()
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
-    restored, _ = TrainingStore(tmp_path / "checkpoints", keep=1).restore(like)
-    assert weights_of_chain(tx, kls[4:], restored)[0] == expected[4:]
+    return TrainingStore(directory / "checkpoints", keep=1).restore(like)[0]
 
 
 def weights_of_chain(tx, kls, state=None):

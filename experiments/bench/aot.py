@@ -45,13 +45,21 @@ class Row:
     @property
     def options(self) -> tuple[str, ...]:
         """Of the command, but for those that all rows have."""
-        options = [MODELS[self.size], "--train", self.train, "--target", self.target]
-        if self.target != "h100:1":
-            options += ["--strategy", "mesh"]
-        if self.size == "7B" and self.target in ("v5e:2x4", "v6e:2x4"):
-            # While it decodes, a device holds its share along `tensor` of all weights.
-            options += ["--tensor", "4"]
-        return tuple(options)
+        return (*self.model, "--target", self.target, *self.mesh)
+
+    @property
+    def model(self) -> tuple[str, ...]:
+        """Options that name the model, and the part of it that is trained."""
+        return (MODELS[self.size], "--train", self.train)
+
+    @property
+    def mesh(self) -> tuple[str, ...]:
+        """Options that spread a run over the devices."""
+        if self.target == "h100:1":
+            return ()
+        # While it decodes, a device holds its share along `tensor` of all weights.
+        cut = self.size == "7B" and self.target in ("v5e:2x4", "v6e:2x4")
+        return ("--strategy", "mesh", *(("--tensor", "4") if cut else ()))
 
     @property
     def file(self) -> Path:
@@ -103,11 +111,12 @@ def table(found: Mapping[Row, Mapping[str, Any]]) -> str:
 def overview(found: Mapping[Row, Mapping[str, Any]]) -> str:
     """The same in short, as Markdown: a line a run, a column a machine."""
     memory = {row.target: record["memory"] for row, record in found.items()}
-    heads = [f"{target}, {memory[target] / 1e9:.0f} GB" for target in TARGETS if target in memory]
+    targets = [target for target in TARGETS if target in memory]
+    heads = [f"{target}, {memory[target] / 1e9:.0f} GB" for target in targets]
     lines = [f"| model, `--train` | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for size, train in itertools.product(MODELS, TRAINED):
         cells = [f"{size}, {train}"]
-        for target in memory:
+        for target in targets:
             record = found.get(Row(size=size, train=train, target=target))
             cells.append("not compiled" if record is None else _in_short(record))
         lines.append(f"| {' | '.join(cells)} |")
@@ -116,17 +125,13 @@ def overview(found: Mapping[Row, Mapping[str, Any]]) -> str:
 
 def commands(found: Mapping[Row, Mapping[str, Any]]) -> str:
     """The command of each run that fits, of which only the data are left open."""
-    return "\n".join(
-        shlex.join(
-            [
-                *("othink-jax", "grpo", "--model", *row.options[:3], *row.options[5:], *OPTIONS),
-                *("--micro-batches", str(record["micro_batches"])),
-            ]
-        )
-        + f"  # {row.target}"
-        for row, record in found.items()
-        if record["fits"]
-    )
+    lines = []
+    for row, record in found.items():
+        if record["fits"]:
+            pieces = ("--micro-batches", str(record["micro_batches"]))
+            words = ("othink-jax", "grpo", "--model", *row.model, *row.mesh, *OPTIONS, *pieces)
+            lines.append(f"{shlex.join(words)}  # {row.target}")
+    return "\n".join(lines)
 
 
 def page(found: Mapping[Row, Mapping[str, Any]]) -> str:
