@@ -81,7 +81,7 @@ class Rollout:
 
 @pytree
 class TokenStats:
-    """What a policy makes of completion tokens. Values at padding are finite and mean nothing."""
+    """Statistics of completion tokens under a policy. Values at padding mean nothing."""
 
     logp: Float[Array, "*n"]  # float32 nats
     entropy: Float[Array, "*n"] | None = None  # float32 nats, of the next-token distribution

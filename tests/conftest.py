@@ -1,5 +1,6 @@
 """Settings of the test session: simulated devices, no network, no user caches."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -27,6 +28,11 @@ _CHECKED = ("attention", "log_probs", "qwen2_vl", "rope", "text", "vision")
 install_import_hook(
     ["othink_jax.rl", *(f"othink_jax.model.{name}" for name in _CHECKED)], "beartype.beartype"
 )
+
+
+# Tracing makes many small objects that live on; looking through them for cycles every 700 new ones,
+# as Python does, is a tenth of all the time.
+gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -48,6 +48,22 @@ def test_each_schedule_gives_its_weights(tmp_path, name, expected):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"), [("paper", K3 / 2), ("k2", LN2**2 / 4), ("per_token", 2 * K3 / 3)]
+)
+def test_each_loss_has_its_kl_term(tmp_path, name, expected):
+    """Two tokens that the policy gives twice as much as the reference, and one that both agree on.
+
+    They are two sequences; without an advantage, the KL term is all of the loss.
+    """
+    ref_logp = jnp.full((2, 2), -3.0)
+    logp = ref_logp + jnp.array([[LN2, LN2], [0.0, 0.0]])
+    mask = jnp.array([[True, True], [True, False]])
+    loss_of = make_loss(settings(tmp_path, 1, **VARIANTS[name]).loss)
+    loss, _ = loss_of(logp, logp, ref_logp, jnp.zeros(2), mask, kl_coef=1.0)
+    np.testing.assert_allclose(loss.value, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_each_variant_is_a_run_that_can_be(tmp_path, name):
     config = settings(tmp_path, 4, **VARIANTS[name])

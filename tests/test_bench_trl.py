@@ -1,6 +1,7 @@
 """The comparison with TRL, at shapes that take seconds: what is compared, not how fast it is."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ import othink_jax
 from experiments.bench import trl, trl_work
 from experiments.bench.shapes import presets
 from experiments.bench.trl_ours import Ours
+from othink_jax.checkpoint import hf
 from othink_jax.checkpoint.keymap import hub_name
 from tests.peers import PeerProcessor
+from tests.shallow import shallow
 
 TINY = dataclasses.replace(presets()["cpu"], prompts=2, group=2, image=(2, 3), length=4)
 COMPLETIONS = np.array([[5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16], [17, 18, 19, 20]])
@@ -21,7 +24,9 @@ COMPLETIONS = np.array([[5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16], [17, 18
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    return trl_work.make_work(TINY, tmp_path_factory.mktemp("work"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hf, "TINY", Path(shallow()))  # the same work, of fewer layers
+        return trl_work.make_work(TINY, tmp_path_factory.mktemp("work"))
 
 
 @pytest.fixture(scope="module")

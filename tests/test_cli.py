@@ -1,6 +1,8 @@
 """The commands as a user types them: what they print, write and refuse, with which exit code."""
 
+import contextlib
 import errno
+import io
 import json
 import os
 import re
@@ -21,6 +23,7 @@ from othink_jax.presets import with_preset
 from othink_jax.report import model_card
 from othink_jax.training.grpo import GRPOTrainer
 from othink_jax.training.run_directory import RunDirectory
+from tests.compiled_once import programs_of_equal_settings_are_compiled_once
 from tests.shallow import shallow
 from tests.test_grpo import rows_of, without_times
 
@@ -38,6 +41,13 @@ def new_run(out, *further):
 @pytest.fixture(autouse=True)
 def no_compilation_cache(monkeypatch):
     monkeypatch.setenv("OTHINK_JAX_COMPILATION_CACHE", "off")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def shared_programs():
+    """Of runs, and of their continuations."""
+    with programs_of_equal_settings_are_compiled_once():
+        yield
 
 
 @pytest.fixture
@@ -63,6 +73,17 @@ def image(tmp_path):
     path = tmp_path / "scene.png"
     generate("counting", "test", 0).images[0].save(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run, and what its command printed."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
+        patch.setattr(sys, "argv", ["othink-jax", *map(str, new_run(out))])
+        patch.setattr(sys, "unraisablehook", sys.unraisablehook)
+        cli.main()
+    return out, said.getvalue()
 
 
 def error_line(result: tuple[int, str, str]) -> str:
@@ -150,10 +171,8 @@ def test_stored_predictions_are_graded_again(run, tmp_path):
     assert "line 2" in error_line(run("grade", path, "--task", "counting"))
 
 
-def test_grpo_trains_reports_and_refuses_a_directory_in_use(run, tmp_path):
-    out = tmp_path / "run"
-    code, printed, _ = run(*new_run(out))
-    assert code == 0
+def test_grpo_trains_reports_and_refuses_a_directory_in_use(run, trained):
+    out, printed = trained
     assert str(out / "report.html") in printed
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
     record = json.loads((out / "config.json").read_text())
@@ -297,10 +316,11 @@ def test_a_disk_that_fills_up_is_one_line_and_nothing_is_left(run, tmp_path, mon
     assert os.listdir(tmp_path) == []
 
 
-def test_export_of_a_run_comes_with_a_card_and_in_shards_of_the_dtype_asked_for(run, tmp_path):
-    assert run(*new_run(tmp_path / "run"))[0] == 0
+def test_export_of_a_run_comes_with_a_card_and_in_shards_of_the_dtype_asked_for(
+    run, trained, tmp_path
+):
     words = ("--dtype", "bfloat16", "--max-shard-size", "1500KB")
-    assert run("export", tmp_path / "run", tmp_path / "made", *words)[0] == 0
+    assert run("export", trained[0], tmp_path / "made", *words)[0] == 0
     card = (tmp_path / "made" / "README.md").read_text()
     for said in (
         f"# {Path(shallow()).name}, post-trained with GRPO-D on counting, train",
@@ -379,7 +399,7 @@ def test_wrong_usage_exits_with_2(run, words):
         (("--limit-seed", "4294967296"), "limit_seed"),
         (("--kl-max", "inf"), "kl_max"),
         (("--kl-schedule", "magic"), "what is known: constant, dynamic, linear"),
-        (("--kl-schedule", "dual"), "--kl-schedule dual needs kl_target"),
+        (("--kl-schedule", "dual"), "--kl-schedule dual needs --kl-target"),
         (("--kl-schedule", "dual", "--kl-target", "0"), "kl_target must be > 0"),
         (("--kl-target", "0.1"), "--kl-schedule dynamic does not take --kl-target"),
         (("--kl-schedule", "step", "--kl-args", "steps", "inf"), "steps must be a whole number"),

@@ -28,6 +28,7 @@ from othink_jax.files import GrowingFile, as_path
 from othink_jax.report import write_report
 from othink_jax.training.sft import SFTTrainer, resume, train
 from tests import buckets
+from tests.compiled_once import programs_of_equal_settings_are_compiled_once
 from tests.shallow import shallow
 from tests.test_grpo import final_params, rows_of, without_times
 from tests.test_sft import config_for
@@ -251,6 +252,13 @@ def test_a_file_that_grows_is_written_now_and_then_and_at_the_end(monkeypatch):
 
 
 # Runs
+
+
+@pytest.fixture(autouse=True, scope="module")
+def shared_programs():
+    """In a bucket, and on a disk."""
+    with programs_of_equal_settings_are_compiled_once():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -29,8 +29,9 @@ from othink_jax.evaluation.sampler import DoesNotFitError, Sampler, free_bytes
 from othink_jax.plan.hlo import Program
 from othink_jax.sampling import prompt_keys
 from othink_jax.training.parallel import make_parallel
+from tests.shallow import shallow
 
-TINY = load("tiny", max_pixels=10**6)
+TINY = load(shallow(), max_pixels=10**6)
 GIB = 2**30
 
 
@@ -126,7 +127,7 @@ def evaluated(tmp_path_factory, examples):
     def run(given=examples, *, out=None, temperature=1.0, **settings):
         out = out or tmp_path_factory.mktemp("evaluation") / "out"
         config = EvaluateConfig(
-            model="tiny",
+            model=shallow(),
             out=out,
             data=DataConfig(
                 task="counting",

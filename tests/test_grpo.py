@@ -36,13 +36,14 @@ from othink_jax.model.log_probs import completion_logp
 from othink_jax.model.qwen2_vl import merge
 from othink_jax.rewards import Grade, grade
 from othink_jax.sampling import prompt_keys, sample
-from othink_jax.training import loop
+from othink_jax.training import grpo, loop, programs
 from othink_jax.training.grpo import GRPOTrainer, resume, train
 from othink_jax.training.optimizer import make_optimizer
 from othink_jax.training.records import rollout_metrics, rollout_record
 from othink_jax.training.run_directory import RunDirectory
 from othink_jax.training.state import TrainState
 from othink_jax.types import Rollout
+from tests.compiled_once import programs_of_equal_settings_are_compiled_once
 from tests.shallow import shallow
 
 TIMES = ("elapsed", "tokens_per_second")
@@ -82,6 +83,13 @@ def without_times(rows: list[dict]) -> list[dict]:
 
 def final_params(run: Path) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(load(run).params)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def shared_programs():
+    """But of a run that is resumed, once: `test_resumed_run_equals_uninterrupted_run`."""
+    with programs_of_equal_settings_are_compiled_once():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +256,9 @@ def test_resumed_run_equals_uninterrupted_run(finished, tmp_path, monkeypatch, c
     assert [row["step"] for row in rows_of(out)] == [1, 2, 3]
     # One line, to be pasted.
     assert f"\nothink-jax grpo --resume '{out}'\n" in capsys.readouterr().err
-    resume(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(grpo, "compile_grpo", programs.compile_grpo)  # as another process would
+        resume(out)
     assert without_times(rows_of(out)) == without_times(rows_of(finished))
     for ours, whole in zip(final_params(out), final_params(finished), strict=True):
         assert np.array_equal(ours, whole)

@@ -28,6 +28,7 @@ from othink_jax.training.partial import divide, join, own_of_reference
 from othink_jax.training.programs import compile_grpo
 from othink_jax.training.state import TrainState
 from othink_jax.types import GRPOBatch
+from tests.compiled_once import programs_of_equal_settings_are_compiled_once
 from tests.shallow import shallow
 from tests.test_grpo import config_for, final_params, rows_of, without_times
 
@@ -45,6 +46,13 @@ def part_config(out: Path, part: str, **changes) -> GRPOConfig:
         "keep_checkpoints": 3,
     }
     return config_for(out, **{**settings, **changes})
+
+
+@pytest.fixture(autouse=True, scope="module")
+def shared_programs():
+    """Of a run, and of its continuation."""
+    with programs_of_equal_settings_are_compiled_once():
+        yield
 
 
 @functools.cache

@@ -29,9 +29,10 @@ from othink_jax.plan.search import plan
 from othink_jax.plan.shapes import SHIPPED, model_config, model_of
 from othink_jax.plan.targets import parse_target
 from othink_jax.training.parallel import make_parallel
+from tests.shallow import shallow
 
 CONFIG = GRPOConfig(
-    model="tiny",
+    model=shallow(),
     out=Path("unused"),
     data=DataConfig(task="counting", max_prompt_tokens=64, max_pixels=28 * 28 * 16),
     prompts_per_step=8,
@@ -39,7 +40,7 @@ CONFIG = GRPOConfig(
     sampling=SamplingConfig(max_new_tokens=8),
     dtype="bfloat16",
 )
-PARAMETERS = sum(leaf.size for leaf in jax.tree.leaves(load("tiny", abstract=True).params))
+PARAMETERS = sum(leaf.size for leaf in jax.tree.leaves(load(shallow(), abstract=True).params))
 
 
 def staying(**settings):
@@ -57,10 +58,11 @@ def test_what_stays_is_counted():
 
 
 def test_a_mesh_divides_and_replicas_do_not():
-    one = staying()
-    mesh = staying(parallel=ParallelConfig(strategy="mesh", devices=8, tensor=2))
+    deep = staying(model="tiny")
+    mesh = staying(model="tiny", parallel=ParallelConfig(strategy="mesh", devices=8, tensor=2))
     for name, size in mesh.items():
-        assert one[name] / 8 <= size <= one[name] / 7.5
+        assert deep[name] / 8 <= size <= deep[name] / 7.5
+    one = staying()
     replica = staying(
         parallel=ParallelConfig(strategy="pmap", devices=4),
         optimizer=OptimizerConfig(mu_dtype="bfloat16"),
@@ -146,7 +148,7 @@ def test_the_work_of_an_update_is_three_times_that_of_the_reference(pieces):
 
 
 def test_a_reference_has_the_products_of_matrices_on_paper(pieces):
-    shape = model_config("tiny")
+    shape = model_config(shallow())
     text, vision = shape.text, shape.vision
     B, G, P, T, patches = 8, 2, 64, 8, 64
     width, kv = text.hidden_size, text.num_key_value_heads * text.head_dim

@@ -9,7 +9,15 @@ import pytest
 from othink_jax.training.grpo import GRPOTrainer, resume, train
 from othink_jax.training.redraw import Draw, replaced, with_columns
 from othink_jax.types import Rollout
+from tests.compiled_once import programs_of_equal_settings_are_compiled_once
 from tests.test_grpo import config_for, rows_of, without_times
+
+
+@pytest.fixture(autouse=True, scope="module")
+def shared_programs():
+    """Of a run, and of its continuation."""
+    with programs_of_equal_settings_are_compiled_once():
+        yield
 
 
 def draw_of(rewards, mark):

@@ -20,14 +20,32 @@ from othink_jax.config import (
 )
 from othink_jax.errors import UserError
 from othink_jax.report import model_card, write_report
+from othink_jax.report import page as report_page
 from othink_jax.report.checks import is_result
 from othink_jax.report.comparison import compare, difference
 from othink_jax.report.curves import GRPO_CURVES, draw, smooth, smoothing_window
+from othink_jax.report.method import reference_in_words
 from othink_jax.report.text import as_code
 from othink_jax.statistics import wilson_interval
 
 SETTINGS = {"model": "tiny", "out": Path("run"), "data": DataConfig(task="counting")}
 VERSIONS = {"othink_jax": "0.1.0", "jax": "0.10.2", "flax": "0.12.8"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def equal_curves_are_drawn_once():
+    """Drawing is most of what a page costs, and nearly all runs here have the same metrics."""
+    drawn = {}
+
+    def draw_once(curve, rows):
+        given = repr((curve, rows))
+        if given not in drawn:
+            drawn[given] = draw(curve, rows)
+        return drawn[given]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report_page, "draw", draw_once)
+        yield
 
 
 def metric_rows(steps: int) -> list[dict]:
@@ -204,6 +222,11 @@ def test_constant_weight_is_called_grpo(tmp_path):
     assert "GRPO on counting" in page.text
     assert "a constant KL weight β = 0.04" in page.text
     assert "GRPO-D" not in page.text
+
+
+def test_where_the_weight_is_zero_no_reference_is_named():
+    assert reference_in_words(KLConfig(kl_schedule="constant", kl_value=0.0)).startswith("nothing")
+    assert reference_in_words(KLConfig()) == "the starting model"
 
 
 def test_the_target_of_a_controller_stands_in_the_curve_of_the_kl(tmp_path, page):

@@ -5,7 +5,6 @@ import importlib
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import filelock
 import jax
@@ -23,29 +22,20 @@ from othink_jax.config import (
 )
 from othink_jax.digests import SUMS
 from othink_jax.errors import UserError
-from othink_jax.training import run_directory, runs, sft, shapes
-from othink_jax.training.programs import compile_sft
+from othink_jax.training import run_directory, runs, shapes
 from othink_jax.training.run_directory import RunDirectory
 from othink_jax.training.runs import begin, go_on
 from othink_jax.training.sft import SFTTrainer, resume, train
+from tests.compiled_once import programs_of_equal_settings_are_compiled_once
 from tests.test_grpo import final_params, rows_of, without_times
 from tests.test_sft import DATA, config_for
 from tests.tiny_processor import noise
 
 
 @pytest.fixture(autouse=True, scope="module")
-def programs_of_equal_settings_are_compiled_once():
+def shared_programs():
     """Nearly all runs here have the same settings; those of test_sft each compile their own."""
-    made = {}
-
-    def compile_once(checkpoint, config, *rest):
-        settings = repr(dataclasses.replace(config, out=Path()))
-        if settings not in made:
-            made[settings] = compile_sft(checkpoint, config, *rest)
-        return made[settings]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sft, "compile_sft", compile_once)
+    with programs_of_equal_settings_are_compiled_once():
         yield
 
 

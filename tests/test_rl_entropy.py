@@ -10,10 +10,10 @@ import optax
 import pytest
 
 from othink_jax import rl
-from othink_jax.checkpoint.store import TrainingStore
 from othink_jax.config import EntropyConfig
 from othink_jax.errors import UserError
 from othink_jax.training.optimizer import make_entropy
+from tests.test_rl_kl_controls import stored_and_read
 from tests.test_rl_losses import arrays
 from tests.trl_peer import ACCELERATOR, trl_loss
 
@@ -136,13 +136,7 @@ def test_a_coefficient_goes_on_bit_for_bit_from_a_checkpoint(tx, tmp_path):
     entropies = np.random.default_rng(0).exponential(1.0, 8)
     expected, _ = coefficients(tx, entropies)
     _, state = coefficients(tx, entropies[:4])
-    store = TrainingStore(tmp_path / "checkpoints", keep=1)
-    store.save(1, state, {})
-    store.close()
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-    )
-    restored, _ = TrainingStore(tmp_path / "checkpoints", keep=1).restore(like)
+    restored = stored_and_read(state, tmp_path)
     assert coefficients(tx, entropies[4:], restored)[0] == expected[4:]
 
 

@@ -154,14 +154,18 @@ def test_a_control_goes_on_bit_for_bit_from_a_checkpoint(name, tmp_path):
     kls = np.random.default_rng(0).exponential(0.06, 8)
     expected, _ = weights_of_chain(tx, kls)
     _, state = weights_of_chain(tx, kls[:4])
-    store = TrainingStore(tmp_path / "checkpoints", keep=1)
+    assert weights_of_chain(tx, kls[4:], stored_and_read(state, tmp_path))[0] == expected[4:]
+
+
+def stored_and_read(state, directory):
+    """A state out of the checkpoint that was made of it."""
+    store = TrainingStore(directory / "checkpoints", keep=1)
     store.save(1, state, {})
     store.close()
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
-    restored, _ = TrainingStore(tmp_path / "checkpoints", keep=1).restore(like)
-    assert weights_of_chain(tx, kls[4:], restored)[0] == expected[4:]
+    return TrainingStore(directory / "checkpoints", keep=1).restore(like)[0]
 
 
 def weights_of_chain(tx, kls, state=None):
@@ -176,7 +180,7 @@ def weights_of_chain(tx, kls, state=None):
     ("settings", "said"),
     [
         ({"kl_schedule": "none"}, "--kl-schedule none is not known; what is known: constant, dyn"),
-        ({"kl_schedule": "dual"}, "--kl-schedule dual needs kl_target"),
+        ({"kl_schedule": "dual"}, "--kl-schedule dual needs --kl-target"),
         ({"kl_schedule": "linear", "kl_args": {"low": 1.0}}, "linear has no number low: it has"),
         ({"kl_schedule": "linear", "kl_args": {"end": -1.0}}, "linear: end must be >= 0"),
         ({"kl_schedule": "step", "kl_args": {"steps": np.inf}}, "steps must be a whole number"),

@@ -21,6 +21,7 @@ from othink_jax.data.stream import ENDLESS
 from othink_jax.errors import UserError
 from othink_jax.evaluation import evaluate
 from othink_jax.training.sft import resume, train
+from tests.compiled_once import programs_of_equal_settings_are_compiled_once
 from tests.fake_hub import serving
 from tests.test_clevr import CUBE, write_scenes
 from tests.test_grpo import final_params, rows_of, without_times
@@ -195,11 +196,12 @@ def test_a_run_learns_from_a_stream_and_resumes(folder, tmp_path):
         max_pixels=None,
     )
     settings = {"data": data, "steps": 2, "checkpoint_every": 1}
-    train(config_for(tmp_path / "whole", **settings))
-    train(config_for(tmp_path / "stopped", **settings))
-    (last,) = (tmp_path / "stopped" / "checkpoints").glob("2")
-    last.rename(tmp_path / "removed")  # as if it had been stopped after step 1
-    resume(tmp_path / "stopped")
+    with programs_of_equal_settings_are_compiled_once():
+        train(config_for(tmp_path / "whole", **settings))
+        train(config_for(tmp_path / "stopped", **settings))
+        (last,) = (tmp_path / "stopped" / "checkpoints").glob("2")
+        last.rename(tmp_path / "removed")  # as if it had been stopped after step 1
+        resume(tmp_path / "stopped")
     rows = [without_times(rows_of(tmp_path / run)) for run in ("whole", "stopped")]
     assert rows[0] == rows[1]
     assert [row["step"] for row in rows[1]] == [1, 2]

@@ -113,7 +113,7 @@ def test_an_entropy_bonus_is_subtracted_from_the_loss_with_its_gradient():
 
 
 def test_a_controller_is_handed_the_entropy_of_the_update():
-    """What it makes of it is the coefficient of the next one."""
+    """The coefficient that it sets is that of the next update."""
     target = float(toy_stats(toy_params(), toy_batch()).entropy.mean()) + 1
     adaptive = rl.adapt_entropy_coef(0.1, target, delta=0.02)
     tx = optax.chain(descent(), adaptive)

@@ -4,12 +4,15 @@ Claim: every row says whether a run fits and with how many micro-batches, what i
     bound on its step; no machine is needed.
 Command: make bench-aot
 Cost: five to fifteen minutes a row on two CPU cores; rows that are there already are not made anew.
-Shows: a record a row, from `othink-jax plan --json`, and the table of all of them.
+Shows: a record a row, from `othink-jax plan --json`, and a page with all of them and the command of
+    each run that fits.
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "aot"
+PAGE = RESULTS / "README.md"
 
 MODELS = {"2B": "Qwen/Qwen2-VL-2B-Instruct", "7B": "Qwen/Qwen2-VL-7B-Instruct"}
 TRAINED = ("all", "text", "lora")
@@ -41,13 +45,21 @@ class Row:
     @property
     def options(self) -> tuple[str, ...]:
         """Of the command, but for those that all rows have."""
-        options = [MODELS[self.size], "--train", self.train, "--target", self.target]
-        if self.target != "h100:1":
-            options += ["--strategy", "mesh"]
-        if self.size == "7B" and self.target in ("v5e:2x4", "v6e:2x4"):
-            # While it decodes, a device holds its share along `tensor` of all weights.
-            options += ["--tensor", "4"]
-        return tuple(options)
+        return (*self.model, "--target", self.target, *self.mesh)
+
+    @property
+    def model(self) -> tuple[str, ...]:
+        """Options that name the model, and the part of it that is trained."""
+        return (MODELS[self.size], "--train", self.train)
+
+    @property
+    def mesh(self) -> tuple[str, ...]:
+        """Options that spread a run over the devices."""
+        if self.target == "h100:1":
+            return ()
+        # While it decodes, a device holds its share along `tensor` of all weights.
+        cut = self.size == "7B" and self.target in ("v5e:2x4", "v6e:2x4")
+        return ("--strategy", "mesh", *(("--tensor", "4") if cut else ()))
 
     @property
     def file(self) -> Path:
@@ -84,17 +96,73 @@ def table(found: Mapping[Row, Mapping[str, Any]]) -> str:
         programs = record["programs"].values()
         known = all(each["work"] for each in programs)
         moved = sum(each["times"] * size for each in programs for size in _moved(each).values())
-        bound = record["bound_seconds"]
         cells = (
             *(row.size, row.train, row.target),
             f"{'yes' if record['fits'] else 'no'}, of {record['memory'] / 1e9:.1f}",
             record["micro_batches"],
             f"{record['peak'] / 1e9:.1f}",
             f"{moved / 1e9:.1f}" if known else "not known",
-            "not known" if bound is None else f"{bound:.1f}",
+            _seconds(record),
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
+
+
+def overview(found: Mapping[Row, Mapping[str, Any]]) -> str:
+    """The same in short, as Markdown: a line a run, a column a machine."""
+    memory = {row.target: record["memory"] for row, record in found.items()}
+    targets = [target for target in TARGETS if target in memory]
+    heads = [f"{target}, {memory[target] / 1e9:.0f} GB" for target in targets]
+    lines = [f"| model, `--train` | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for size, train in itertools.product(MODELS, TRAINED):
+        cells = [f"{size}, {train}"]
+        for target in targets:
+            record = found.get(Row(size=size, train=train, target=target))
+            cells.append("not compiled" if record is None else _in_short(record))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def commands(found: Mapping[Row, Mapping[str, Any]]) -> str:
+    """The command of each run that fits, of which only the data are left open."""
+    lines = []
+    for row, record in found.items():
+        if record["fits"]:
+            pieces = ("--micro-batches", str(record["micro_batches"]))
+            words = ("othink-jax", "grpo", "--model", *row.model, *row.mesh, *OPTIONS, *pieces)
+            lines.append(f"{shlex.join(words)}  # {row.target}")
+    return "\n".join(lines)
+
+
+def page(found: Mapping[Row, Mapping[str, Any]]) -> str:
+    """All records for people, as a Markdown page."""
+    return f"""# 2B and 7B on machines that are not here
+
+Made by `make bench-aot` from the records beside this file. GB are of a device; moved are the
+results of collectives in a step; the bound is from the device's peaks, and most steps are much
+slower.
+
+{table(found)}
+
+The runs that fit, but for `--dataset` and `--out`:
+
+```sh
+{commands(found)}
+```
+"""
+
+
+def _in_short(record: Mapping[str, Any]) -> str:
+    peak = f"{record['peak'] / 1e9:.1f} GB"
+    if not record["fits"]:
+        return f"no: {peak}"
+    pieces = record["micro_batches"]
+    return f"{peak}, {_seconds(record)} s" + ("" if pieces == 1 else f", {pieces} micro-batches")
+
+
+def _seconds(record: Mapping[str, Any]) -> str:
+    bound = record["bound_seconds"]
+    return "not known" if bound is None else f"{bound:.1f}"
 
 
 def _moved(program: Mapping[str, Any]) -> Mapping[str, int]:
@@ -120,7 +188,8 @@ def main() -> None:
         if not row.file.exists():
             make(row)
     found = {row: json.loads(row.file.read_text()) for row in rows() if row.file.exists()}
-    print(table(found))
+    PAGE.write_text(page(found), encoding="utf-8")
+    print(overview(found))
 
 
 if __name__ == "__main__":

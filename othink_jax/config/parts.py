@@ -148,6 +148,11 @@ class KLConfig:
         """Whether the weight is zero from the first update to the last: no reference is needed."""
         return self.kl_schedule == "constant" and self.kl_value == 0
 
+    @property
+    def reference_stays(self) -> bool:
+        """Whether the reference is the first model throughout; else it moves, or there is none."""
+        return not self.is_zero and self.reference_every is None
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:

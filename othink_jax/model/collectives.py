@@ -267,20 +267,27 @@ def log_prob_of(logits: Array, targets: Array, vocabulary: int) -> Array:
         return chosen - jax.nn.logsumexp(logits, axis=-1)
     own, here = _local_tokens(targets, logits.shape[-1])
     chosen = jnp.take_along_axis(logits, own[:, None], axis=-1)[:, 0]
-    # The maximum cancels, so it needs no gradient.
-    top = jax.lax.pmax(jax.lax.stop_gradient(logits.max(axis=-1)), TENSOR)
-    total = leave(jnp.exp(logits - top[:, None]).sum(axis=-1))
-    return leave(jnp.where(here, chosen, 0.0)) - top - jnp.log(total)
+    top, log_total = _normaliser(logits)
+    return leave(jnp.where(here, chosen, 0.0)) - top - log_total
 
 
 def log_softmax_of(logits: Array, vocabulary: int) -> Array:
     """log_softmax(logits) in f32: [n, V], or a device's shard of them."""
     if logits.shape[-1] == vocabulary:
         return jax.nn.log_softmax(logits, axis=-1)
-    # The maximum cancels, so it needs no gradient.
-    top = jax.lax.pmax(jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)), TENSOR)
-    total = leave(jnp.exp(logits - top).sum(axis=-1, keepdims=True))
-    return logits - top - enter(jnp.log(total))  # each device subtracts it from its own shard
+    top, log_total = _normaliser(logits)
+    # Each device subtracts the sum from its own shard.
+    return logits - top[:, None] - enter(log_total)[:, None]
+
+
+def _normaliser(logits: Array) -> tuple[Array, Array]:
+    """Maximum, and log of the sum of exp(logits - maximum), over the shards [n, v] of all devices.
+
+    The maximum cancels, so it has no gradient.
+    """
+    top = jax.lax.pmax(jax.lax.stop_gradient(logits.max(axis=-1)), TENSOR)
+    total = leave(jnp.exp(logits - top[:, None]).sum(axis=-1))
+    return top, jnp.log(total)
 
 
 def sum_over_vocabulary(values: Array, vocabulary: int) -> Array:

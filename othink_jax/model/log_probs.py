@@ -174,14 +174,16 @@ def token_stats(
     def of_rows(hidden: Array, targets: Array, ref_hidden: Array | None) -> TokenStats:
         logits = model.text.logits(hidden, matrix)
         stats = TokenStats(logp=log_prob_of(logits, targets, vocabulary))
+        if not entropy and reference is None:
+            return stats
+        logp = log_softmax_of(logits, vocabulary)
         if entropy:
-            terms = entropy_terms(log_softmax_of(logits, vocabulary))
-            stats = dataclasses.replace(stats, entropy=sum_over_vocabulary(terms, vocabulary))
+            total = sum_over_vocabulary(entropy_terms(logp), vocabulary)
+            stats = dataclasses.replace(stats, entropy=total)
         if reference is not None:
             ref_logits = reference.model.text.logits(ref_hidden, ref_matrix)
-            both = (log_softmax_of(x, vocabulary) for x in (logits, ref_logits))
-            kl = sum_over_vocabulary(reference.terms(*both), vocabulary)
-            stats = dataclasses.replace(stats, kl=kl)
+            terms = reference.terms(logp, log_softmax_of(ref_logits, vocabulary))
+            stats = dataclasses.replace(stats, kl=sum_over_vocabulary(terms, vocabulary))
         return stats
 
     count = targets.shape[0]

@@ -100,19 +100,19 @@ def lowering(config: GRPOConfig, model: Model, parallel: Parallel) -> Lowering:
         device_bytes(policy) if model.scanned else _common_bytes(weights, policy),
         cut=True,
     )
-    exact = over_vocabulary(config.loss)  # then the update runs the reference itself
-    if config.kl.reference_every is not None and not exact:
+    fixed = frozen
+    if over_vocabulary(config.loss):  # then the update runs the reference itself
+        if config.kl.reference_stays:
+            fixed = frozen | {REFERENCE: under}
+    elif config.kl.reference_every is not None:
         under = join(reference_params(state.opt_state), frozen)
         held = device_bytes(under)
         add("reference", lambda: programs.logp.lower(under, *given), held, cut=True)
-    elif not config.kl.is_zero and not exact:
+    elif not config.kl.is_zero:
         held = device_bytes(under)
         add("reference", lambda: programs.ref_logp.lower(under, *given), held, cut=True)
     if config.inner_updates > 1:
         add("policy", lambda: programs.logp.lower(policy, *given), device_bytes(policy), cut=True)
-    fixed = frozen
-    if exact and not config.kl.is_zero and config.kl.reference_every is None:
-        fixed = frozen | {REFERENCE: under}
     add(
         "update",
         lambda: programs.update.lower(state, (fixed, batch)),
@@ -138,8 +138,7 @@ def _begin(
     """State, frozen parameters and a reference's own ones."""
     whole = dataclasses.replace(model, params=params)
     parts = divide(whole, config)
-    stays = not config.kl.is_zero and config.kl.reference_every is None
-    reference = own_of_reference(whole, config) if stays else {}
+    reference = own_of_reference(whole, config) if config.kl.reference_stays else {}
     return TrainState.create(parts.trained, tx), parts.frozen, reference
 
 

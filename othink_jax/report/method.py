@@ -115,6 +115,8 @@ def _with_numbers(name: str, numbers: Mapping[str, float]) -> str:
 
 def reference_in_words(kl: KLConfig) -> str:
     """The reference of the KL, in words."""
+    if kl.is_zero:
+        return "nothing, for its weight is zero"
     if kl.reference_every is None:
         return "the starting model"
     move = "copied from" if kl.reference_mix == 1 else f"moved by {kl.reference_mix:g} to"

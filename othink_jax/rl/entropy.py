@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from othink_jax.rl.averages import Average, mean_over_tokens
 from othink_jax.rl.checks import require, require_positive
+from othink_jax.rl.states import states_of
 
 
 def entropy_loss(
@@ -38,7 +39,7 @@ def entropy_loss(
 
 
 class EntropyCoefState(NamedTuple):
-    """Whatever controls the coefficient keeps it here, and `entropy_coef` finds it."""
+    """Coefficient of the bonus, whatever controls it; `entropy_coef` finds it."""
 
     entropy_coef: Float[Array, ""]  # float32; of the update to come
 
@@ -131,7 +132,6 @@ def entropy_coef(opt_state: optax.OptState) -> Float[Array, ""] | None:
     Raises:
         ValueError: the state holds more than one.
     """
-    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, EntropyCoefState))
-    found = [node for node in nodes if isinstance(node, EntropyCoefState)]
+    found = states_of(opt_state, EntropyCoefState)
     require(len(found) <= 1, f"the optimizer state holds {len(found)} entropy coefficients")
     return found[0].entropy_coef if found else None

@@ -32,12 +32,7 @@ from othink_jax.training.losses import (
     resolved,
     token_weights,
 )
-from othink_jax.training.optimizer import (
-    check_kl,
-    make_control,
-    make_optimizer,
-    resolved_kl,
-)
+from othink_jax.training.optimizer import check_kl, make_control, make_optimizer, resolved_kl
 from othink_jax.training.partial import REFERENCE, Params, join, own_of_reference
 from othink_jax.training.programs import GRPOPrograms, compile_grpo
 from othink_jax.training.records import Clock, reason, rollout_metrics, rollout_record, sample_rows
@@ -65,7 +60,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         config = dataclasses.replace(config, loss=resolved(config.loss), kl=resolved_kl(config.kl))
         super().__init__(config, checkpoint, updates_per_step=config.inner_updates)
         self.reference: Params | None = None  # one that stays
-        if not config.kl.is_zero and config.kl.reference_every is None:
+        if config.kl.reference_stays:
             own = self.parallel.replicate(own_of_reference(checkpoint, config))
             self.reference = join(own, self.frozen)
         self.compiled = compile_grpo(checkpoint, config, self.parallel, self.tx, self.loss())

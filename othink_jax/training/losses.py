@@ -25,6 +25,9 @@ from othink_jax.types import Rollout
 LossFn = Callable[..., tuple[rl.Average, dict[str, rl.Average]]]
 AdvantageFn = Callable[[Float[Array, "B G"]], Float[Array, "B G"]]
 
+# Of sampled tokens, and over the vocabulary
+_ESTIMATORS: Mapping[str, Callable[..., Any]] = {**rl.KL_ESTIMATORS, **rl.KL_DIVERGENCES}
+
 
 def make_loss(config: LossConfig, *, longest: int | None = None) -> LossFn:
     """The loss that the settings name.
@@ -71,9 +74,7 @@ def _kl_term(config: LossConfig) -> rl.KLTerm:
     Raises:
       UserError: a name is not known, or the gradient or the placement does not go with it.
     """
-    estimator = bound(
-        {**rl.KL_ESTIMATORS, **rl.KL_DIVERGENCES}, "kl-estimator", config.kl_estimator, {}
-    )
+    estimator = bound(_ESTIMATORS, "kl-estimator", config.kl_estimator, {})
     with_gradient = bound(rl.KL_GRADIENTS, "kl-gradient", config.kl_gradient, {})
     if not over_vocabulary(config):
         return with_gradient(estimator)
@@ -195,7 +196,7 @@ def known_names() -> dict[str, dict[str, tuple[str, str]]]:
         "kl-schedule": rl.KL_CONTROLS,
         "objective": rl.OBJECTIVES,
         "advantage": rl.ADVANTAGES,
-        "kl-estimator": {**rl.KL_ESTIMATORS, **rl.KL_DIVERGENCES},
+        "kl-estimator": _ESTIMATORS,
         "kl-gradient": rl.KL_GRADIENTS,
         "reduction": rl.REDUCTIONS,
         "correction": rl.CORRECTIONS,

@@ -46,7 +46,8 @@ def bound(
     numbers = {**taken, **typed}
     required = [number for number, each in known.items() if each.default is each.empty]
     if missing := [number for number in required if number not in numbers]:
-        raise UserError(f"--{option} {name} needs {', '.join(missing)}")
+        options = [f"--{each.replace('_', '-')}" if each in shared else each for each in missing]
+        raise UserError(f"--{option} {name} needs {', '.join(options)}")
     return functools.partial(table[name], **numbers) if numbers else table[name]
 
 

@@ -73,8 +73,8 @@ def grpo_update(
             one.
         batch: old_logp = None makes the update strictly on-policy, with a ratio of one; ref_logp =
             None leaves the KL out, of the loss and of the metrics.
-        logp_fn: of the policy, see `LogpFn`; for an entropy bonus it gives `TokenStats` with the
-            entropy.
+        logp_fn: of the policy, see `LogpFn`. For an entropy bonus it gives `TokenStats` with the
+            entropy; its `kl`, if there is one, stands in the place of `batch.ref_logp`.
         tx: an optimizer; it is handed what is measured of `kl` and `entropy` as extra arguments of
             these names.
         config: of the loss.
@@ -122,7 +122,7 @@ def grpo_update(
         terms = {"loss": value, "entropy_loss": entropy_loss(*of_tokens, coef=bonus)}
         return terms, metrics | {"policy_entropy": mean_over_tokens(*of_tokens)}
 
-    # What a term is divided by does not depend on what the policy makes of the tokens.
+    # Divisors do not depend on the policy.
     nothing = jnp.zeros(batch.mask.shape)
     whole, _ = terms_of(TokenStats(logp=nothing, entropy=None if bonus is None else nothing), batch)
     divisors = {
@@ -154,7 +154,7 @@ def grpo_update(
 
 
 def _stats(given: Array | TokenStats, *, entropy: bool) -> TokenStats:
-    """What a `logp_fn` gave, of which an entropy is asked for or not."""
+    """Statistics that a `logp_fn` gave; ValueError unless they have the entropy just if asked."""
     stats = given if isinstance(given, TokenStats) else TokenStats(logp=given)
     if entropy and stats.entropy is None:
         raise ValueError(
