@@ -25,11 +25,16 @@ from experiments.kl.terms import DISTINCT, IN_REWARD, REDUCTIONS, TERMS, Quality
 from experiments.kl_frontier import KLFrontier, controls, front_shares, on_front
 from experiments.kl_gradients import KLGradients
 from experiments.lab import experiment as lab_experiment
+from experiments.lab.cells import evaluation_directory
+from experiments.lab.hole import mentions
 from experiments.lab.scales import constant_kl
 from experiments.objectives import RATES, Objectives
+from experiments.overoptimisation import PAIRS, Overoptimisation
+from experiments.overoptimisation import controls as over_controls
 from othink_jax import rl
 from othink_jax.model.log_probs import completion_logp
 from othink_jax.model.qwen2_vl import merge
+from othink_jax.rewards import RewardExample
 from othink_jax.training.losses import make_loss
 from othink_jax.training.optimizer import make_kl
 from tests.model_cases import make_config, random_case, random_params, to_prompts
@@ -313,3 +318,53 @@ def test_every_control_of_the_kl_weight_is_shown_by_its_kl_and_accuracy(tmp_path
     assert rows["dual to 0.02"][5] == "0"
     assert result.numbers["kl"]["geometry"]["constant 1"] == pytest.approx([0.01, 0.01])
     assert result.figure is not None
+
+
+def overoptimised(root, cell, kl: float) -> None:
+    """20 steps, in which the truth is highest in the middle and the proxy rises."""
+    rows = [
+        {"kl": kl * n / 20, "reward_mentions": n / 20, "reward_accuracy": 0.6 - abs(n - 10) / 50}
+        for n in range(20)
+    ]
+    (root / cell.name / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def test_proxy_and_truth_stand_side_by_side_for_every_control(tmp_path):
+    experiment = made(Overoptimisation, tmp_path)
+    root = experiment.options.root
+    base, *trained = experiment.cells()
+    labels = [label for family in over_controls().values() for label in family]
+    assert len({cell.name for cell in trained}) == len(labels) * 2 == (4 + 3 + 2) * 2
+    assert {label for pair in PAIRS for label in pair} < set(labels)
+    for cell in (base, *trained):
+        (test,) = cell.tests
+        assert test.reward.functions == ("experiments.lab.hole:mentions", "format")
+        finish(root, cell, 0.2 if cell is base else 0.5)
+        file = evaluation_directory(root, cell, test) / "predictions.jsonl"
+        rows = [json.loads(line) | {"rewards": {"mentions": 0.9}} for line in file.open()]
+        file.write_text("\n".join(map(json.dumps, rows)))
+    for cell in trained:
+        make_kl(cell.train.kl, 10)
+        assert cell.train.steps == 200
+        overoptimised(root, cell, kl=0.1 if cell.train.kl == constant_kl(0.25) else 0.4)
+    result = experiment.result()
+    after, training, pairs = result.tables
+    rows = {row[0]: row for row in after.rows}
+    assert rows["base"][2] == "90.0"
+    assert rows["base"][3].startswith("20.0 ")
+    assert rows["constant 0.25"][1] == "0.092 (0.092 to 0.092)"
+    assert [label for label, row in rows.items() if row[5] == "yes"] == ["constant 0.25"]
+    found = training.rows[0]
+    assert found[:2] == ["constant 0.001", "6"]
+    assert found[2].startswith("41.0 ")
+    assert found[3].startswith("59.0 ")
+    assert found[4].startswith("43.0 ")
+    assert found[-1].startswith("-16.0 ")
+    assert [row[0] for row in pairs.rows][-1] == "Eq. 3, 0.1 to 0.4 - constant 0.25"
+    assert result.figure is not None
+
+
+def test_the_hole_is_a_number_that_is_mentioned_and_not_answered():
+    example = RewardExample(question="How many?", answer="3")
+    assert mentions("<think>1 2 3 4</think> <answer>4</answer>", example)
+    assert not mentions("<think>13</think> <answer>4</answer>", example)
