@@ -113,8 +113,8 @@ def with_preset(command: str, arguments: Sequence[str]) -> list[str]:
 
 
 def words_of(preset: Preset) -> list[str]:
-    """A preset as words of a command line."""
-    return [word for option in preset.items() for word in option]
+    """A preset as words of a command line; one each, for a value may begin with a dash."""
+    return [f"{option}={value}" for option, value in preset.items()]
 
 
 def _settings_of_run(directory: Path) -> Preset:
@@ -125,6 +125,12 @@ def _settings_of_run(directory: Path) -> Preset:
         "--min-pixels": str(config.data.min_pixels),
         "--max-pixels": str(config.data.max_pixels),
     }
+    if config.data.system_prompt is not None:
+        settings["--system-prompt"] = config.data.system_prompt
+    if config.data.answer_tag != "answer":
+        settings["--answer-tag"] = config.data.answer_tag
+    if config.data.answer_pattern is not None:
+        settings["--answer-pattern"] = config.data.answer_pattern
     if isinstance(config, SFTConfig):
         return {**settings, "--max-new-tokens": str(config.max_completion_tokens)}
     if isinstance(config, GRPOConfig):

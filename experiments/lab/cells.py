@@ -79,6 +79,13 @@ def _settings(config: Any) -> dict[str, Any]:
         settings.pop("skip_nonfinite", None)  # nothing is skipped, as by cells without the setting
     if "reward" in settings and not settings["reward"]["functions"]:
         del settings["reward"]["functions"]  # the reward is that of Eq. 1, as without the setting
+    if "data" in settings:
+        usual = {"system_prompt": None, "answer_tag": "answer", "answer_pattern": None}
+        settings["data"] = {
+            name: value
+            for name, value in settings["data"].items()
+            if name not in usual or value != usual[name]
+        }
     return settings
 
 

@@ -20,6 +20,7 @@ from othink_jax.config.data import (
     Task,
 )
 from othink_jax.config.entropy import EntropyConfig
+from othink_jax.config.options import RewardOption
 from othink_jax.config.parts import (
     KLConfig,
     LoRAConfig,
@@ -39,7 +40,7 @@ from othink_jax.config.record import (
     to_dict,
 )
 from othink_jax.config.resume import ResumeConfig, changed_settings
-from othink_jax.config.reward import Grader, RewardConfig, RewardOption, check_rewards, name_of
+from othink_jax.config.reward import Grader, RewardConfig, check_rewards, name_of
 from othink_jax.config.runs import EvaluateConfig, GRPOConfig, SFTConfig, TrainingConfig
 
 __all__ = [

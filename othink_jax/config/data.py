@@ -38,6 +38,13 @@ class DataConfig:
     limit: int | None = None  # use this many examples only (few-shot), chosen by `limit_seed`
     limit_seed: int = 0  # also the seed of a task's examples
     template: str = TRAIN_TEMPLATE  # the user's turn; {question} is replaced
+    # the system's turn before it; the chat template's own if not given
+    system_prompt: str | None = None
+    # An answer stands in `<answer>` tags, behind `<think>` ones: another name than `answer`
+    answer_tag: str = "answer"
+    # or a regular expression with one group, the answer, where it is found last; what is right in
+    # form is then what it is found in
+    answer_pattern: str | None = None
     # A longer prompt is never cut: training skips and counts it, evaluation counts it as answered
     # wrongly. None: no limit
     max_prompt_tokens: int | None = 1024
@@ -62,6 +69,12 @@ class DataConfig:
             "--streaming goes with a --dataset of parquet files, here or on the hub",
         )
         require("{question}" in self.template, "template must contain {question}")
+        asked = f"{self.system_prompt or ''} {self.template}"
+        require(
+            self.answer_tag == "answer" or "<answer>" not in asked,
+            f"--answer-tag {self.answer_tag}, but the prompt asks for <answer> tags: give a"
+            f" --template that asks for <{self.answer_tag}>",
+        )
         if self.min_pixels is not None and self.max_pixels is not None:
             require(
                 0 < self.min_pixels <= self.max_pixels,

@@ -156,6 +156,11 @@ class SFTConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_positive("max_completion_tokens", "logp_chunk")
+        require(
+            self.data.answer_pattern is None,
+            "--answer-pattern says how an answer is found, and SFT must know how it is written:"
+            " give --answer-tag",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

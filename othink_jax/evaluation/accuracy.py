@@ -10,6 +10,7 @@ import numpy as np
 
 from othink_jax.checkpoint.load import Checkpoint, load
 from othink_jax.config import EvaluateConfig, Grader, to_dict
+from othink_jax.data.example import answer_format
 from othink_jax.data.sources import open_source
 from othink_jax.data.stream import ENDLESS
 from othink_jax.errors import UserError
@@ -17,6 +18,8 @@ from othink_jax.evaluation.answers import Prediction, predict
 from othink_jax.evaluation.kept import Kept, what_is_evaluated
 from othink_jax.files import check_output_directory, write_atomically
 from othink_jax.rewards import (
+    ANSWER_FORMAT,
+    ANSWER_TAGS,
     EXAMPLE_FIELDS,
     Grade,
     GradingPool,
@@ -63,13 +66,15 @@ def _pool(config: EvaluateConfig, grader: Grader, rewards: Sequence[Reward] = ()
         timeout_s=config.reward.grading_timeout_s,
         workers=config.reward.grading_workers,
         rewards=rewards,
+        answers=answer_format(config.data),
     )
 
 
 def _graders(config: EvaluateConfig) -> tuple[Grader, ...]:
     """All that can be asked."""
     known = config.reward.task_of(config.data) is not None
-    return get_args(Grader) if known else ("strict",)
+    tagged = answer_format(config.data) == ANSWER_TAGS
+    return get_args(Grader) if known and tagged else ("strict",)
 
 
 def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
@@ -193,6 +198,8 @@ def _row(prediction: Prediction, *, with_example: bool) -> dict[str, Any]:
     example = row.pop("example")
     if example is not None and (with_example or example["columns"]):
         row |= {name: example[name] for name in EXAMPLE_FIELDS}
+    if prediction.example is not None and prediction.example.answer_format != ANSWER_TAGS:
+        row[ANSWER_FORMAT] = dataclasses.asdict(prediction.example.answer_format)
     return row
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+from othink_jax.config import DataConfig
 from othink_jax.report.comparison import compare
 from othink_jax.report.method import describe, trained_part
 from othink_jax.report.page import percent
@@ -40,7 +41,7 @@ def model_card(path: Path, *, library: Literal["transformers", "peft"] = "transf
         f"| base model | {model} |",
         f"| data | {data}" + (f", {config.data.limit} examples |" if config.data.limit else " |"),
         f"| trained part | {trained_part(config)} |",
-        f"| prompt | {as_code(config.data.template)} |",
+        *(f"| {name} | {as_code(text)} |" for name, text in _asked(config.data)),
         f"| steps | {run.metrics[-1]['step'] if run.metrics else 0} of {run.record.total_steps} |",
         _row(*method.a_step),
         f"| learning rate | {optimizer.learning_rate:g}, {optimizer.lr_schedule} |",
@@ -57,6 +58,18 @@ def _public(model: str) -> str:
     """The name of a model: of a local directory its last part, for a reader has no such path."""
     directory = Path(model)
     return directory.name if directory.is_absolute() or directory.is_dir() else model
+
+
+def _asked(data: DataConfig) -> list[tuple[str, str]]:
+    """How a model is asked, and how its answers are marked where not by the usual tags."""
+    tag = None if data.answer_tag == "answer" else data.answer_tag
+    said = {
+        "system prompt": data.system_prompt,
+        "prompt": data.template,
+        "answer tag": tag,
+        "answer pattern": data.answer_pattern,
+    }
+    return [(name, text) for name, text in said.items() if text is not None]
 
 
 def _row(name: str, value: str) -> str:

@@ -100,6 +100,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
             timeout_s=self.config.reward.grading_timeout_s,
             workers=self.config.reward.grading_workers,
             rewards=self.rewards,
+            answers=self.answers,
         ) as self.pool:
             yield
 
@@ -247,7 +248,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         texts = [decode(row, real) for row, real in zip(tokens, mask, strict=True)]
         golds = [example.answer for example in examples for _ in range(group)]
         asked = [
-            example.for_rewards(self.checkpoint.processor.shown_sizes(prompt))
+            example.for_rewards(self.checkpoint.processor.shown_sizes(prompt), self.answers)
             for example, prompt in zip(examples, encoded, strict=True)
             for _ in range(group)
         ]

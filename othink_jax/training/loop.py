@@ -16,7 +16,7 @@ import optax
 from othink_jax.checkpoint.load import Checkpoint
 from othink_jax.checkpoint.store import TrainingStore
 from othink_jax.config import RunRecord, TrainingConfig
-from othink_jax.data.example import Example
+from othink_jax.data.example import Example, answer_format
 from othink_jax.data.loader import PromptLoader
 from othink_jax.data.processing import EncodedPrompt, PadTo
 from othink_jax.data.sources import open_source
@@ -74,6 +74,7 @@ class Trainer(abc.ABC, Generic[_Config]):
         self.parallel.check_model(checkpoint.config)
         check_attention(checkpoint.compute)
         self.share = (jax.process_index(), jax.process_count())
+        self.answers = answer_format(config.data)
         source = open_source(config.data, columns=self.read_columns)
         self.steps = total_steps(config, len(source))
         self.updates_per_step = updates_per_step
@@ -92,6 +93,8 @@ class Trainer(abc.ABC, Generic[_Config]):
             batch_size=config.prompts_per_step,
             seed=config.seed,
             template=config.data.template,
+            system_prompt=config.data.system_prompt,
+            answers=self.answers,
             max_prompt_tokens=config.data.max_prompt_tokens,
             max_completion_tokens=max_completion_tokens,
             share=self.share,
