@@ -4,7 +4,7 @@ Settings are also made where tyro is not installed, as by the benchmarks on a GP
 """
 
 import contextlib
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 _repeated: Any = None
 _reward: Any = None
@@ -17,4 +17,7 @@ with contextlib.suppress(ImportError):
     _dataset = arg(metavar="NAME[=WEIGHT]")
 
 RewardOption = Annotated[tuple[str, ...], _repeated, _reward]
-DatasetOption = Annotated[tuple[str, ...], _repeated, _dataset]
+if TYPE_CHECKING:  # one name may be a text, in Python and in records
+    DatasetOption = str | tuple[str, ...] | None
+else:
+    DatasetOption = Annotated[tuple[str, ...], _repeated, _dataset]

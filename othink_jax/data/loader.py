@@ -13,6 +13,7 @@ import grain
 from PIL import Image
 
 from othink_jax.data.example import PLACEHOLDER, Example, UnreadableExample
+from othink_jax.data.mixture import Mixture
 from othink_jax.data.processing import EncodedPrompt, Processor, system_turn
 from othink_jax.data.sources import Source
 from othink_jax.data.stream import Stream
@@ -249,6 +250,8 @@ class PromptLoader:
         order = grain.MapDataset.range(len(source))
         if isinstance(source, Stream):
             source = source.shuffled(seed)
+        elif isinstance(source, Mixture):
+            order = source.order(seed)
         else:
             order = order.shuffle(seed=seed).repeat()
         encode = _Encode(

@@ -105,6 +105,11 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
         raise UserError(f"{config.out} holds a result already; give another --out or remove it")
     if jax.process_count() > 1:
         raise UserError("an evaluation runs in one process, on all of its devices")
+    if config.data.weights is not None:
+        raise UserError(
+            "weights of data sets say how often training draws from them; an evaluation asks each"
+            " question once: give --dataset without them"
+        )
     parallel = make_parallel(config.parallel)
     source = open_source(config.data, size=config.count, columns=True)
     if len(source) == ENDLESS:
@@ -150,7 +155,7 @@ def _result(
         "model": config.model,
         "stage": config.stage,
         "task": config.data.task,
-        "dataset": config.data.dataset,
+        "dataset": config.data.dataset_name,
         "split": config.data.split if config.data.has_splits else None,
         "examples": config.data.name,
         "n": len(predictions),

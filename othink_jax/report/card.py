@@ -39,7 +39,7 @@ def model_card(path: Path, *, library: Literal["transformers", "peft"] = "transf
         "| setting | value |",
         "|---|---|",
         f"| base model | {model} |",
-        f"| data | {data}" + (f", {config.data.limit} examples |" if config.data.limit else " |"),
+        f"| data | {data}{_limit(config.data)} |",
         f"| trained part | {trained_part(config)} |",
         *(f"| {name} | {as_code(text)} |" for name, text in _asked(config.data)),
         f"| steps | {run.metrics[-1]['step'] if run.metrics else 0} of {run.record.total_steps} |",
@@ -58,6 +58,12 @@ def _public(model: str) -> str:
     """The name of a model: of a local directory its last part, for a reader has no such path."""
     directory = Path(model)
     return directory.name if directory.is_absolute() or directory.is_dir() else model
+
+
+def _limit(data: DataConfig) -> str:
+    if data.limit is None:
+        return ""
+    return f", {data.limit} examples" + (" of each" if len(data.dataset_names) > 1 else "")
 
 
 def _asked(data: DataConfig) -> list[tuple[str, str]]:

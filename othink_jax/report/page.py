@@ -65,7 +65,7 @@ def _facts(run: RunData, method: Method) -> list[tuple[str, str]]:
     config, rows = run.record.config, run.metrics
     facts = [
         ("model", config.model),
-        ("trained on", config.data.task or str(config.data.dataset)),
+        ("trained on", config.data.task or str(config.data.dataset_name)),
         ("method", method.name),
         ("trained part", trained_part(config)),
         ("steps", f"{rows[-1]['step'] if rows else 0} of {run.record.total_steps}"),

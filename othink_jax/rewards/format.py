@@ -81,6 +81,14 @@ class AnswerFormat:
             return solution
         return f"{head}<{self.tag}>{answer}</{self.tag}>{tail}"
 
+    def in_usual_tags(self, solution: str) -> str:
+        """The inverse of `written`; what has no answer in this format's tags stays as it is."""
+        if self.pattern is not None or self.extract(solution) is None:
+            return solution
+        head, _, rest = solution.rpartition(f"<{self.tag}>")
+        answer, _, tail = rest.partition(f"</{self.tag}>")
+        return f"{head}<{ANSWER_TAG}>{answer}</{ANSWER_TAG}>{tail}"
+
 
 _compiled = functools.lru_cache(re.compile)
 
