@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from othink_jax.config import TINY_TEMPLATE, GRPOConfig, SFTConfig, is_run, read_run, run_and_step
+from othink_jax.config import (
+    TINY_TEMPLATE,
+    GRPOConfig,
+    SFTConfig,
+    is_run,
+    read_run,
+    run_and_checkpoint,
+)
 from othink_jax.errors import UserError
 from othink_jax.files import as_path, read_json
 
@@ -95,7 +102,7 @@ def with_preset(command: str, arguments: Sequence[str]) -> list[str]:
     given, rest = without_option(arguments, "--preset")
     options = [argument.partition("=")[0] for argument in rest]
     name, model = "paper", option_value(rest, "--model")
-    run, _ = run_and_step(as_path(model or ""))
+    run, _ = run_and_checkpoint(as_path(model or ""))
     if given is not None:
         name = given
     elif model == "tiny":

@@ -81,6 +81,8 @@ def _settings(config: Any) -> dict[str, Any]:
         settings.pop("skip_nonfinite", None)  # nothing is skipped, as by cells without the setting
     if "reward" in settings and not settings["reward"]["functions"]:
         del settings["reward"]["functions"]  # the reward is that of Eq. 1, as without the setting
+    if not settings.get("validation", {}).get("validate_every"):
+        settings.pop("validation", None)  # as by cells without validation
     if "data" in settings:
         usual: dict[str, str | None] = dict.fromkeys(_LATER_DATA)
         usual["answer_tag"] = "answer"

@@ -31,20 +31,23 @@ from othink_jax.config.parts import (
     SamplingConfig,
 )
 from othink_jax.config.record import (
+    RUN_BEST,
     RUN_CHECKPOINTS,
     RunRecord,
     from_dict,
     is_run,
     read_run,
-    run_and_step,
+    run_and_checkpoint,
     to_dict,
 )
 from othink_jax.config.resume import ResumeConfig, changed_settings
 from othink_jax.config.reward import Grader, RewardConfig, check_rewards, name_of
 from othink_jax.config.runs import EvaluateConfig, GRPOConfig, SFTConfig, TrainingConfig
+from othink_jax.config.validation import ValidationConfig
 
 __all__ = [
     "DEFAULT_COMPUTE",
+    "RUN_BEST",
     "RUN_CHECKPOINTS",
     "TINY_TEMPLATE",
     "TRAIN_TEMPLATE",
@@ -72,12 +75,13 @@ __all__ = [
     "ScanLayers",
     "Task",
     "TrainingConfig",
+    "ValidationConfig",
     "changed_settings",
     "check_rewards",
     "from_dict",
     "is_run",
     "name_of",
     "read_run",
-    "run_and_step",
+    "run_and_checkpoint",
     "to_dict",
 ]

@@ -92,7 +92,7 @@ class _Opener:
         if limit is None or isinstance(source, _Rows):
             return source
         _check_limit(limit, len(source), name)
-        return _Subset(source, limit, self._config.limit_seed)
+        return drawn(source, limit, self._config.limit_seed)
 
     def _whole(self, name: str) -> Source:
         config = self._config
@@ -143,18 +143,27 @@ def _check_limit(limit: int, found: int, name: str) -> None:
         raise UserError(f"limit asks for {limit} examples, but {name} holds only {found}")
 
 
-class _Subset:
-    """`count` examples of a source, chosen by a seed."""
+def drawn(source: Source, count: int, seed: int) -> "Subset":
+    """So many examples of a source, chosen by a seed."""
+    return Subset(source, np.random.default_rng(seed).permutation(len(source))[:count].tolist())
 
-    def __init__(self, source: Source, count: int, seed: int) -> None:
+
+class Subset:
+    """Some examples of a source."""
+
+    def __init__(self, source: Source, chosen: Sequence[int]) -> None:
+        """Args:
+        source: of all of them.
+        chosen: numbers of those that are meant, in their order here.
+        """
         self._source = source
-        self._chosen = np.random.default_rng(seed).permutation(len(source))[:count]
+        self._chosen = chosen
 
     def __len__(self) -> int:
         return len(self._chosen)
 
     def __getitem__(self, index: int) -> Example:
-        return self._source[int(self._chosen[index])]
+        return self._source[self._chosen[index]]
 
     def texts(self) -> Iterator[str]:
         return self._source.texts()

@@ -10,6 +10,7 @@ from othink_jax.report.method import describe, trained_part
 from othink_jax.report.page import percent
 from othink_jax.report.run_data import RunData, read_run_data
 from othink_jax.report.text import as_code, in_markdown
+from othink_jax.report.validated import best_validation
 
 
 def model_card(path: Path, *, library: Literal["transformers", "peft"] = "transformers") -> str:
@@ -47,6 +48,7 @@ def model_card(path: Path, *, library: Literal["transformers", "peft"] = "transf
         f"| learning rate | {optimizer.learning_rate:g}, {optimizer.lr_schedule} |",
         *(_row(name, value) for name, value in method.settings),
         *(_row(f"reward {name} at the end", _at_the_end(run, name)) for name in method.rewards),
+        *(_row("best validation", best) for best in [best_validation(config, run.metrics)] if best),
         f"| seed | {config.seed} |",
         "",
         *_scores(run),
