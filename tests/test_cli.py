@@ -408,6 +408,15 @@ def test_wrong_usage_exits_with_2(run, words):
         (("--weight-decay", "-1"), "weight_decay"),
         (("--max-prompt-tokens", "5"), "over max_prompt_tokens = 5"),
         (("--wandb",), "pip install"),
+        (
+            ("--tags", "two words"),
+            '--tags "two words": a tag is one word; several are --tags FIRST',
+        ),
+        (("--tags", "a,b"), "a tag is one word"),
+        (("--tags", "a", ""), '--tags "": a tag has from 1 to 64 characters'),
+        (("--tags", "x" * 65), "a tag has from 1 to 64 characters"),
+        (("--tags", "a\u202eb"), '--tags "a\\u202eb": a tag is one word'),
+        (("--notes", "\udc80"), "--notes is not UTF-8 text: \\udc80"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_line_and_writes_nothing(run, tmp_path, words, said):

@@ -19,13 +19,13 @@ from othink_jax.config import (
     to_dict,
 )
 from othink_jax.errors import UserError
+from othink_jax.markup import as_code
 from othink_jax.report import model_card, write_report
 from othink_jax.report import page as report_page
 from othink_jax.report.checks import is_result
 from othink_jax.report.comparison import compare, difference
 from othink_jax.report.curves import GRPO_CURVES, draw, smooth, smoothing_window
 from othink_jax.report.method import reference_in_words
-from othink_jax.report.text import as_code
 from othink_jax.statistics import wilson_interval
 
 SETTINGS = {"model": "tiny", "out": Path("run"), "data": DataConfig(task="counting")}

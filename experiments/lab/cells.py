@@ -17,6 +17,7 @@ from typing import Any
 import filelock
 
 from othink_jax.config import (
+    LABELS,
     RUN_CHECKPOINTS,
     EvaluateConfig,
     GRPOConfig,
@@ -26,8 +27,8 @@ from othink_jax.config import (
     to_dict,
 )
 
-# Of settings: where something is written, which does not change what it is.
-_PLACES = ("out", "model")
+# Of settings: where something is written and what is said of it, which do not change what it is.
+_LEFT_OUT = ("out", "model", *LABELS)
 _TRAINING: dict[str, Any] = {config.kind: config for config in (GRPOConfig, SFTConfig)}
 
 
@@ -74,7 +75,7 @@ class Cell:
 
 
 def _settings(config: Any) -> dict[str, Any]:
-    settings = {name: value for name, value in to_dict(config).items() if name not in _PLACES}
+    settings = {name: value for name, value in to_dict(config).items() if name not in _LEFT_OUT}
     if not settings.get("skip_nonfinite"):
         settings.pop("skip_nonfinite", None)  # nothing is skipped, as by cells without the setting
     if "reward" in settings and not settings["reward"]["functions"]:

@@ -20,6 +20,7 @@ from othink_jax.config.data import (
     Task,
 )
 from othink_jax.config.entropy import EntropyConfig
+from othink_jax.config.labels import LABELS
 from othink_jax.config.parts import (
     KLConfig,
     LoRAConfig,
@@ -44,6 +45,7 @@ from othink_jax.config.runs import EvaluateConfig, GRPOConfig, SFTConfig, Traini
 
 __all__ = [
     "DEFAULT_COMPUTE",
+    "LABELS",
     "RUN_CHECKPOINTS",
     "TINY_TEMPLATE",
     "TRAIN_TEMPLATE",

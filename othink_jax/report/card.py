@@ -4,11 +4,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+from othink_jax.markup import as_code, in_markdown
 from othink_jax.report.comparison import compare
 from othink_jax.report.method import describe, trained_part
 from othink_jax.report.page import percent
 from othink_jax.report.run_data import RunData, read_run_data
-from othink_jax.report.text import as_code, in_markdown
 
 
 def model_card(path: Path, *, library: Literal["transformers", "peft"] = "transformers") -> str:

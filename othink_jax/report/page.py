@@ -10,11 +10,11 @@ import jinja2
 from markupsafe import Markup
 
 from othink_jax.config import to_dict
+from othink_jax.markup import shown
 from othink_jax.report.comparison import compare
 from othink_jax.report.curves import draw, smoothing_window
 from othink_jax.report.method import Method, describe, trained_part
 from othink_jax.report.run_data import RunData, read_run_data
-from othink_jax.report.text import shown
 
 
 def _duration(seconds: float) -> str:

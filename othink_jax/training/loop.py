@@ -34,6 +34,7 @@ from othink_jax.training.programs import Programs
 from othink_jax.training.records import Clock
 from othink_jax.training.recovery import last_whole
 from othink_jax.training.run_directory import RunDirectory
+from othink_jax.training.samples import Samples
 from othink_jax.training.shapes import SURVEYED, Lengths, Shapes, choose_shapes, common, shape_of
 from othink_jax.training.state import TrainState
 from othink_jax.types import Prompts
@@ -47,6 +48,7 @@ class Trainer(abc.ABC, Generic[_Config]):
     compiled: Programs
     sources: Mapping[str, str] = {}  # digests of functions of the user's own, by name
     shown: tuple[str, ...] = ()  # metrics of the progress line beside those of the method
+    samples: Samples | None = None  # completions of the last step that has stored some
     read_columns = False  # whether examples hold the further columns of their rows
 
     def __init__(
@@ -160,18 +162,19 @@ class Trainer(abc.ABC, Generic[_Config]):
         """
         store = TrainingStore(directory.checkpoints, keep=self.config.keep_checkpoints)
         state, done, notes = self._first_state(directory, store, resumed=record is not None)
-        if record is not None and changed:
-            change = {"after_step": done, "settings": changed}
-            directory.write_record(dataclasses.replace(record, changes=(*record.changes, change)))
+        if record is not None:
+            if changed:
+                change = {"after_step": done, "settings": changed}
+                record = dataclasses.replace(record, changes=(*record.changes, change))
+            directory.write_record(record)
         # The copies on the devices are all that is needed from here on.
         self.checkpoint = dataclasses.replace(self.checkpoint, params={})
         self.started = time.perf_counter()
         monitor = Monitor(
             directory.path,
-            kind=self.config.kind,
+            self.config,
             total=self.steps,
             done=done,
-            wandb=self.config.wandb,
             further=self.shown,
             shown=processes.first(),
         )
@@ -183,7 +186,7 @@ class Trainer(abc.ABC, Generic[_Config]):
                 if self.nonfinite.in_a_row > self.config.skip_nonfinite:
                     raise _diverged(step, directory, store)
                 directory.append_metrics(row)
-                monitor.show(row)
+                monitor.show(row, self.samples)
                 stopping = any(processes.exchange(stop.made))
                 if step % self.config.checkpoint_every == 0 or step == self.steps or stopping:
                     directory.list_skipped(self.loader.left_out.values())

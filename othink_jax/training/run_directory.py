@@ -8,6 +8,8 @@ metrics.jsonl    one object a step
 skipped.txt      the examples that cannot be used and why, if there are any; as of each checkpoint
 failed_rewards.txt  why reward functions had no value, if they had none somewhere
 samples/         of a GRPO run: completions with their images, every so often
+tensorboard/     event files, where the extra `tensorboard` is installed
+wandb_id.txt     of its run at Weights & Biases, if it has one
 evaluations/     results of `othink-jax evaluate`
 """
 
@@ -19,13 +21,12 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import filelock
 import jax
-from PIL import Image
 
 from othink_jax.checkpoint.orbax_model import RUN_REFERENCE
 from othink_jax.config import RUN_CHECKPOINTS, RunRecord, TrainingConfig, read_run, to_dict
@@ -40,6 +41,7 @@ from othink_jax.files import (
     write_atomically,
 )
 from othink_jax.identity import code_name, source_digest
+from othink_jax.training.samples import Samples
 
 _LOCK = ".lock"  # held by the process that writes
 _FAILED = "failed_rewards.txt"
@@ -247,19 +249,18 @@ class RunDirectory:
         if self._writes and len(lines) > len(before):
             write_atomically(path, "".join(line + "\n" for line in lines))
 
-    def write_samples(
-        self, step: int, rows: Sequence[dict[str, Any]], images: Sequence[Sequence[Image.Image]]
-    ) -> None:
-        """Store sample completions of one step; `images` are those of each row's prompt."""
+    def write_samples(self, samples: Samples) -> None:
+        """Store sample completions of one step, and the images of their prompts."""
         if not self._writes:
             return
-        for number, (row, pictures) in enumerate(zip(rows, images, strict=True)):
-            row["images"] = [f"step_{step:06d}_{number}_{i}.png" for i in range(len(pictures))]
-            for name, picture in zip(row["images"], pictures, strict=True):
-                with (self.path / "samples" / name).open("wb") as file:
+        name, lines = f"step_{samples.step:06d}", []
+        for number, (row, pictures) in enumerate(zip(samples.rows, samples.images, strict=True)):
+            files = [f"{name}_{number}_{i}.png" for i in range(len(pictures))]
+            for file_name, picture in zip(files, pictures, strict=True):
+                with (self.path / "samples" / file_name).open("wb") as file:
                     picture.save(file, "PNG")
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_atomically(self.path / "samples" / f"step_{step:06d}.jsonl", text)
+            lines.append(json.dumps(row | {"images": files}, ensure_ascii=False) + "\n")
+        write_atomically(self.path / "samples" / f"{name}.jsonl", "".join(lines))
 
 
 def _step_of(line: bytes) -> float:
