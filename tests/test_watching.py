@@ -14,8 +14,9 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from othink_jax.config import ResumeConfig, RewardConfig, read_run
+from othink_jax.report import write_report
 from othink_jax.training.console import Monitor
-from othink_jax.training.grpo import resume, train
+from othink_jax.training.grpo import GRPOTrainer, resume, train
 from othink_jax.training.samples import Samples
 from tests.compiled_once import programs_of_equal_settings_are_compiled_once
 from tests.test_events import events_of
@@ -121,11 +122,23 @@ def samples_of_step(step, images=(0,)):
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
-    """A run with a function of its own, watched by both; and what the stand-in has of it."""
+    """A run with a function of its own, watched by both; and what the stand-in has of it.
+
+    In its third step, its page was written.
+    """
     cloud = Cloud()
     out = tmp_path_factory.mktemp("runs") / "watched"
+    step = GRPOTrainer.step
+
+    def reporting(self, number, *rest):
+        if number == 3:
+            write_report(out)
+            (out / "report.html").rename(out / "early.html")
+        return step(self, number, *rest)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "wandb", cloud)
+        patch.setattr(GRPOTrainer, "step", reporting)
         train(config_for(out, wandb=True, reward=REWARD, notes=NOTES, tags=("a", "b")))
     return out, cloud
 
@@ -184,6 +197,10 @@ def test_notes_and_tags_go_to_both_and_into_the_record(watched):
     assert "<td>a, b</td>" in html
     config = read_run(out).config
     assert (config.notes, config.tags) == (NOTES, ("a", "b"))
+
+
+def test_its_page_was_written_while_it_was_at_work(watched):
+    assert "<b>In progress: step 2 of 4, written at " in (watched[0] / "early.html").read_text()
 
 
 def test_a_run_that_goes_on_is_one_run_there_and_writes_no_step_twice(watched, tmp_path, cloud):

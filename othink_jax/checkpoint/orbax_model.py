@@ -129,6 +129,11 @@ def run_adapters(directory: Path, config: Qwen2VLConfig) -> Tensors:
     return _stored(*place, adapter_entries(config, settings.lora.lora_rank))
 
 
+def last_step(run: Path) -> int | None:
+    """The step of a run's last checkpoint; None before there is one."""
+    return max(ocp.utils.checkpoint_steps(run / RUN_CHECKPOINTS), default=None)
+
+
 def _params_of(directory: Path) -> tuple[Path, tuple[str, ...]] | None:
     """Where a checkpoint of a run holds parameters, the last if it is not one itself; or None.
 
@@ -137,10 +142,9 @@ def _params_of(directory: Path) -> tuple[Path, tuple[str, ...]] | None:
     """
     run, step = run_and_step(directory)
     if step is None:
-        steps = ocp.utils.checkpoint_steps(run / RUN_CHECKPOINTS)
-        if not steps:
-            return None
-        step = max(steps)
+        step = last_step(run)
+    if step is None:
+        return None
     checkpoint = absolute(run) / RUN_CHECKPOINTS / str(step)
     check_sums(checkpoint)
     return checkpoint / "state", ("params",)

@@ -31,7 +31,9 @@ from othink_jax.config.parts import (
     SamplingConfig,
 )
 from othink_jax.config.record import (
+    RUN_BEGINNING,
     RUN_CHECKPOINTS,
+    RUN_LOCK,
     RunRecord,
     from_dict,
     is_run,
@@ -46,7 +48,9 @@ from othink_jax.config.runs import EvaluateConfig, GRPOConfig, SFTConfig, Traini
 __all__ = [
     "DEFAULT_COMPUTE",
     "LABELS",
+    "RUN_BEGINNING",
     "RUN_CHECKPOINTS",
+    "RUN_LOCK",
     "TINY_TEMPLATE",
     "TRAIN_TEMPLATE",
     "Attention",

@@ -29,7 +29,15 @@ import filelock
 import jax
 
 from othink_jax.checkpoint.orbax_model import RUN_REFERENCE
-from othink_jax.config import RUN_CHECKPOINTS, RunRecord, TrainingConfig, read_run, to_dict
+from othink_jax.config import (
+    RUN_BEGINNING,
+    RUN_CHECKPOINTS,
+    RUN_LOCK,
+    RunRecord,
+    TrainingConfig,
+    read_run,
+    to_dict,
+)
 from othink_jax.digests import SUMS, write_sums
 from othink_jax.errors import UserError
 from othink_jax.files import (
@@ -43,9 +51,8 @@ from othink_jax.files import (
 from othink_jax.identity import code_name, source_digest
 from othink_jax.training.samples import Samples
 
-_LOCK = ".lock"  # held by the process that writes
+_LOCK_WAIT_S = 0.5  # one that only looks whether it is held lets go of it at once
 _FAILED = "failed_rewards.txt"
-_BEGINNING = ".beginning"  # there while a run is being begun
 _SEEN_S = 45.0  # that a common file system may take to show a file to another machine
 _NO_SOURCES: Mapping[str, str] = {}
 _VERSIONS_OF = ("othink_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "transformers")
@@ -82,8 +89,8 @@ class RunDirectory:
             raise UserError(
                 f"{self.path} holds a run already: give another --out, or continue it with --resume"
             )
-        names = {file.name for file in self.path.iterdir()} - {"evaluations", _LOCK, PROBE}
-        if names and _BEGINNING not in names:
+        names = {file.name for file in self.path.iterdir()} - {"evaluations", RUN_LOCK, PROBE}
+        if names and RUN_BEGINNING not in names:
             raise UserError(f"{self.path} is not empty: give another --out, or remove it first")
 
     @contextlib.contextmanager
@@ -97,9 +104,9 @@ class RunDirectory:
             yield
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = lock_of(self.path / _LOCK)
+        lock = lock_of(self.path / RUN_LOCK)
         try:
-            lock.acquire()
+            lock.acquire(blocking=True, timeout=_LOCK_WAIT_S)
         except filelock.Timeout:
             raise UserError(
                 f"another process is at work on the run in {self.path}: wait until it ends"
@@ -135,17 +142,17 @@ class RunDirectory:
             yield
             return
         self.check_free()
-        (self.path / _BEGINNING).write_bytes(b"")
+        (self.path / RUN_BEGINNING).write_bytes(b"")
         for name in (RUN_REFERENCE, f".{RUN_REFERENCE}.unfinished"):  # of one that was killed
             remove(self.path / name)
         yield
         self.begin(config, total_steps, trainer, sources)
-        (self.path / _BEGINNING).unlink()
+        (self.path / RUN_BEGINNING).unlink()
 
     def sees_beginning(self) -> bool:
         """Whether this process sees what another one has written, within `beginning`."""
         end = time.monotonic() + _SEEN_S
-        while not (self.path / _BEGINNING).exists():
+        while not (self.path / RUN_BEGINNING).exists():
             if time.monotonic() > end:
                 return False
             time.sleep(0.5)
@@ -188,11 +195,6 @@ class RunDirectory:
         Raises:
           UserError: there is none, one of another method than that of `cls`, or a damaged one.
         """
-        if (self.path / _BEGINNING).exists() and not self._config.is_file():
-            raise UserError(
-                f"the run in {self.path} was stopped before it began: give the command that began"
-                " it once more"
-            )
         record = read_run(self.path)
         if not isinstance(record.config, cls):
             kind = record.config.kind
