@@ -16,6 +16,7 @@ from PIL import Image
 from othink_jax.config import ResumeConfig, RewardConfig, read_run
 from othink_jax.report import write_report
 from othink_jax.training.console import Monitor
+from othink_jax.training.events import EventFile
 from othink_jax.training.grpo import GRPOTrainer, resume, train
 from othink_jax.training.samples import Samples
 from tests.compiled_once import programs_of_equal_settings_are_compiled_once
@@ -35,7 +36,7 @@ def shared_programs():
 class Cloud(ModuleType):
     """The parts of `wandb` that are used, over histories that outlive a process, as on its site.
 
-    As there, a step that is behind the last one is dropped.
+    As there, a step that is behind the last one is dropped; one that is written twice, too.
     """
 
     def __init__(self):
@@ -64,12 +65,11 @@ class CloudRun:
         self.starting_step = max(self._history, default=-1) + 1
 
     def log(self, values, *, step):
-        if step < max(self._history, default=0):
-            self._cloud.dropped.append(step)
+        row = self._history.get(step, {})
+        if step < max(self._history, default=0) or row.keys() & values.keys():
+            self._cloud.dropped.append(step)  # not an error, which would be forgiven
             return
-        row = self._history.setdefault(step, {})
-        assert not row.keys() & values.keys(), "a step is written twice"
-        row.update(values)
+        self._history[step] = row | values
 
     def finish(self, *, exit_code):
         self._cloud.ends.append(exit_code)
@@ -102,10 +102,10 @@ def picture(run, name):
     return np.asarray(Image.open(run / "samples" / name))
 
 
-def samples_of_step(step, images=(0,)):
+def samples_of_step(step, images=(0,), text="t"):
     """One completion a prompt, and of each prompt so many images."""
     made = {
-        "text": "t",
+        "text": text,
         "reward": 1.0,
         "accuracy": 1.0,
         "format": 0.0,
@@ -261,6 +261,16 @@ def test_cells_of_prompts_with_fewer_images_are_empty():
     columns, cells = samples_of_step(5, images=(1, 2)).table([["A"], ["B", "C"]])
     assert columns[:5] == ["step", "prompt id", "image_0", "image_1", "question"]
     assert [row[:5] for row in cells] == [[5, "0", "A", None, "q"], [5, "1", "B", "C", "q"]]
+
+
+def test_what_a_completion_says_is_one_cell_of_the_table_and_no_markup(tmp_path):
+    hostile = "a|b <b>c</b> ![x](https://evil.example)\n- d"
+    EventFile.of_now(tmp_path / "tensorboard").add_samples(samples_of_step(1, text=hostile))
+    ((_, _, value),) = summaries(tmp_path)[0]
+    html = MarkdownIt("commonmark").enable("table").render(value.tensor.string_val[0].decode())
+    said = "a|b &lt;b&gt;c&lt;/b&gt; ![x](https://evil.example)<br>- d"
+    assert f"<td>{said}</td>" in html
+    assert html.count("<td>") == 10  # one row of ten columns
 
 
 def test_completions_of_an_earlier_step_are_not_shown_again(tmp_path, cloud):
