@@ -166,6 +166,7 @@ class Subset:
         return self._source[self._chosen[index]]
 
     def texts(self) -> Iterator[str]:
+        """Those of the whole source."""
         return self._source.texts()
 
 

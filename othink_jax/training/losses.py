@@ -147,7 +147,7 @@ def of_whole_batch(
     rows: Float[np.ndarray, "b ..."],
     index: int,
     exchange: Callable[[Any], list[Any]],
-) -> np.ndarray:
+) -> Float[np.ndarray, "b ..."]:
     """This process's rows of a function of the rows of all processes.
 
     Args:

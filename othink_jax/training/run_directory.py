@@ -232,6 +232,7 @@ class RunDirectory:
             self.write_record(dataclasses.replace(read_run(self.path), ended=step))
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """One step's row of metrics."""
         if self._writes:
             self._metrics.append(f"{json.dumps(row)}\n".encode())
 
