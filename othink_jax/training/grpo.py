@@ -68,7 +68,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         self.advantages_of_batch = make_advantages(
             config.loss, prompts=config.prompts_per_step, group_size=config.group_size
         )
-        self.notes += notes(config.loss)
+        self.notes += notes(config.loss, updates=config.inner_updates)
         self.sources = rewards.sources(self.rewards)
         self.shown = tuple(rewards.metric(reward.name) for reward in self.rewards)
         self._tried = not self.rewards  # whether each function has given a value yet
