@@ -32,6 +32,7 @@ from othink_jax.config.parts import (
 from othink_jax.config.record import (
     RUN_CHECKPOINTS,
     RunRecord,
+    evaluation_settings,
     from_dict,
     is_run,
     read_run,
@@ -73,6 +74,7 @@ __all__ = [
     "TrainingConfig",
     "changed_settings",
     "check_rewards",
+    "evaluation_settings",
     "from_dict",
     "is_run",
     "name_of",

@@ -9,12 +9,13 @@ import jax
 import numpy as np
 
 from othink_jax.checkpoint.load import Checkpoint, load
-from othink_jax.config import EvaluateConfig, Grader, to_dict
+from othink_jax.config import EvaluateConfig, Grader, evaluation_settings
 from othink_jax.data.sources import open_source
 from othink_jax.data.stream import ENDLESS
 from othink_jax.errors import UserError
 from othink_jax.evaluation.answers import Prediction, predict
 from othink_jax.evaluation.kept import Kept, what_is_evaluated
+from othink_jax.evaluation.samples import over_samples
 from othink_jax.files import check_output_directory, write_atomically
 from othink_jax.rewards import (
     EXAMPLE_FIELDS,
@@ -25,7 +26,7 @@ from othink_jax.rewards import (
     measured,
     score_asked,
 )
-from othink_jax.statistics import summaries, wilson_interval
+from othink_jax.statistics import means_of, share_interval, summaries
 from othink_jax.training.parallel import make_parallel
 from othink_jax.training.rewards import load_rewards
 from othink_jax.training.run_directory import environment
@@ -83,11 +84,13 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
       checkpoint: the model, if it is loaded already; else `config.model` is loaded.
 
     Returns:
-      The contents of result.json: `accuracy` by the chosen grader, `interval` (95%, Wilson), the
-      accuracy by each grader (R1-V's only where it is known what a data set asks for), share of
-      right format, of cut completions, counts and seconds. A question that cannot be read counts as
-      answered wrongly, and in `unreadable`. With `--reward` also `rewards`: of each by
-      name, and of `total`, their weighted sum, what `statistics.summaries` says.
+      The contents of result.json: `accuracy` by the chosen grader, `interval` (95%, over questions,
+      see `share_interval`), the accuracy by each grader (R1-V's only where it is known what a data
+      set asks for), share of right format, of cut completions, counts and seconds. A question that
+      cannot be read counts as answered wrongly, and in `unreadable`. Of several samples a question,
+      all these are means over completions, but for the counts `n` and `unreadable` of questions,
+      and there are `samples`, and what `over_samples` says. With `--reward` also `rewards`: of each
+      by name, and of `total`, their weighted sum, what `statistics.summaries` says.
 
     Raises:
       UserError: there is a result in `config.out` already, or answers of another evaluation;
@@ -116,7 +119,7 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
         predictions = predict(checkpoint, source, config, parallel, kept)
         if not any(prediction.readable for prediction in predictions):
             raise UserError(
-                f"none of the {len(predictions)} questions can be read; see the warnings above"
+                f"none of the {len(source)} questions can be read; see the warnings above"
             )
         verdicts = {grader: grade(predictions, config, grader) for grader in _graders(config)}
         scores = score(predictions, config, rewards)
@@ -124,7 +127,7 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
         result = _result(config, predictions, verdicts, kept.seconds)
         if config.reward.functions:
             made = measured(config.reward.weights, rewards, chosen, scores)
-            result["rewards"] = summaries(made)
+            result["rewards"] = summaries(made, samples=config.samples)
         config.out.mkdir(parents=True, exist_ok=True)
         rows = _rows(predictions, chosen, scores)
         write_atomically(config.out / "predictions.jsonl", "".join(map(_line, rows)))
@@ -139,8 +142,12 @@ def _result(
     verdicts: Mapping[Grader, Sequence[Grade]],
     seconds: float,
 ) -> dict[str, Any]:
-    chosen = verdicts[config.reward.grader]
-    right = int(sum(verdict.accuracy for verdict in chosen))
+    chosen, samples = verdicts[config.reward.grader], config.samples
+    right = [verdict.accuracy for verdict in chosen]
+    several = {
+        "samples": samples,
+        **over_samples([prediction.model_output for prediction in predictions], chosen, samples),
+    }
     return {
         "model": config.model,
         "stage": config.stage,
@@ -148,9 +155,10 @@ def _result(
         "dataset": config.data.dataset,
         "split": config.data.split if config.data.has_splits else None,
         "examples": config.data.name,
-        "n": len(predictions),
-        "accuracy": right / len(predictions),
-        "interval": list(wilson_interval(right, len(predictions))),
+        "n": len(predictions) // samples,
+        "accuracy": sum(right) / len(predictions),
+        "interval": list(share_interval(means_of(right, samples))),
+        **(several if samples > 1 else {}),
         **{
             f"accuracy_{grader}": float(np.mean([grade.accuracy for grade in grades]))
             for grader, grades in verdicts.items()
@@ -158,7 +166,7 @@ def _result(
         "format": float(np.mean([verdict.format for verdict in chosen])),
         "truncated": float(np.mean([not prediction.finished for prediction in predictions])),
         "tokens": float(np.mean([prediction.tokens for prediction in predictions])),
-        "unreadable": sum(not prediction.readable for prediction in predictions),
+        "unreadable": sum(not prediction.readable for prediction in predictions) // samples,
         "ungradable": sum(verdict.ungradable for verdict in chosen),
         "grader": config.reward.grader,
         "decoding": "greedy"
@@ -166,7 +174,7 @@ def _result(
         else f"temperature {config.sampling.temperature:g}",
         "seed": config.seed,
         "seconds": round(seconds, 2),
-        "config": to_dict(config),
+        "config": evaluation_settings(config),
         **environment(),
     }
 
@@ -174,10 +182,12 @@ def _result(
 def _rows(
     predictions: Sequence[Prediction], verdicts: Sequence[Grade], scores: Sequence[Scores]
 ) -> list[dict[str, Any]]:
-    """Of predictions.jsonl."""
+    """Of predictions.jsonl: one a completion."""
+    several = any(prediction.sample for prediction in predictions)
     return [
         {
             **_row(prediction, with_example=bool(score.values)),
+            **({"sample": prediction.sample} if several else {}),
             "correct": bool(verdict.accuracy),
             "format": verdict.format,
             "ungradable": verdict.ungradable,
@@ -191,6 +201,7 @@ def _row(prediction: Prediction, *, with_example: bool) -> dict[str, Any]:
     """Of a prediction; with what its row and its images have beside it, if functions may ask."""
     row = dataclasses.asdict(prediction)
     example = row.pop("example")
+    del row["number"], row["sample"]
     if example is not None and (with_example or example["columns"]):
         row |= {name: example[name] for name in EXAMPLE_FIELDS}
     return row
