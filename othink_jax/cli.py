@@ -257,6 +257,8 @@ def grade(
     task: Task,
     grader: Grader = "strict",
     rewards: RewardOption = (),
+    answer_tag: str | None = None,
+    answer_pattern: str | None = None,
     json: bool = False,
 ) -> None:
     """Grade stored predictions again.
@@ -266,14 +268,22 @@ def grade(
       task: what the questions are.
       grader: `strict`, or `r1v` for R1-V's published verdicts.
       rewards: a reward function, as of `grpo`; may be given several times.
+      answer_tag: an answer stands in `<ANSWER_TAG>...</ANSWER_TAG>`; as the rows say, or `answer`,
+        if not given.
+      answer_pattern: a regular expression with one group, the answer, in the place of tags.
       json: print {"accuracy": ..., "n": ...} instead of sentences.
     """
-    from othink_jax.rewards import regrade
+    from othink_jax.rewards import ANSWER_TAGS, AnswerFormat, regrade
     from othink_jax.statistics import summaries
 
     weights = RewardConfig(functions=rewards).weights if rewards else None
     try:
-        result = regrade(as_path(predictions), task=task, grader=grader, weights=weights)
+        answers = None
+        if answer_tag is not None or answer_pattern is not None:
+            answers = AnswerFormat(answer_tag or ANSWER_TAGS.tag, answer_pattern)
+        result = regrade(
+            as_path(predictions), task=task, grader=grader, weights=weights, answers=answers
+        )
     except ValueError as error:
         raise UserError(str(error)) from error
     if rewards:

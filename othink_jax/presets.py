@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from othink_jax.config import TINY_TEMPLATE, GRPOConfig, SFTConfig, is_run, read_run, run_and_step
+from othink_jax.config import (
+    TINY_TEMPLATE,
+    GRPOConfig,
+    SFTConfig,
+    is_run,
+    read_run,
+    run_and_checkpoint,
+)
 from othink_jax.errors import UserError
 from othink_jax.files import as_path, read_json
 
@@ -95,7 +102,7 @@ def with_preset(command: str, arguments: Sequence[str]) -> list[str]:
     given, rest = without_option(arguments, "--preset")
     options = [argument.partition("=")[0] for argument in rest]
     name, model = "paper", option_value(rest, "--model")
-    run, _ = run_and_step(as_path(model or ""))
+    run, _ = run_and_checkpoint(as_path(model or ""))
     if given is not None:
         name = given
     elif model == "tiny":
@@ -113,8 +120,8 @@ def with_preset(command: str, arguments: Sequence[str]) -> list[str]:
 
 
 def words_of(preset: Preset) -> list[str]:
-    """A preset as words of a command line."""
-    return [word for option in preset.items() for word in option]
+    """A preset as words of a command line; one each, for a value may begin with a dash."""
+    return [f"{option}={value}" for option, value in preset.items()]
 
 
 def _settings_of_run(directory: Path) -> Preset:
@@ -125,6 +132,12 @@ def _settings_of_run(directory: Path) -> Preset:
         "--min-pixels": str(config.data.min_pixels),
         "--max-pixels": str(config.data.max_pixels),
     }
+    if config.data.system_prompt is not None:
+        settings["--system-prompt"] = config.data.system_prompt
+    if config.data.answer_tag != "answer":
+        settings["--answer-tag"] = config.data.answer_tag
+    if config.data.answer_pattern is not None:
+        settings["--answer-pattern"] = config.data.answer_pattern
     if isinstance(config, SFTConfig):
         return {**settings, "--max-new-tokens": str(config.max_completion_tokens)}
     if isinstance(config, GRPOConfig):

@@ -445,20 +445,28 @@ def test_evaluation_takes_the_test_split_and_says_so(run, tmp_path):
 
 
 def test_a_run_is_evaluated_as_it_was_trained(tmp_path):
-    data = DataConfig(task="counting", template="Q: {question}", max_pixels=None)
+    data = DataConfig(
+        task="counting",
+        template="Q: {question}",
+        system_prompt="- be brief",
+        answer_tag="final",
+        max_pixels=None,
+    )
     sampling = SamplingConfig(max_new_tokens=17, top_k=3)
     config = GRPOConfig(model="tiny", out=tmp_path, data=data, sampling=sampling)
     RunDirectory(tmp_path).begin(config, 1, GRPOTrainer)
-    words = with_preset("evaluate", ["--model", str(tmp_path), "--top-k", "5"])
-    given = dict(zip(words[::2], words[1::2], strict=True))  # a later one goes over an earlier one
+    words = with_preset("evaluate", ["--model", str(tmp_path), "--top-k=5"])
+    given = dict(word.split("=", 1) for word in words[:-3] + words[-1:])  # a later one goes over
     assert given["--template"] == "Q: {question}"
+    assert (given["--system-prompt"], given["--answer-tag"]) == ("- be brief", "final")
+    assert "--answer-pattern" not in given
     assert (given["--min-pixels"], given["--max-pixels"]) == ("3136", "None")
     assert (given["--max-new-tokens"], given["--top-k"], given["--split"]) == ("17", "5", "test")
 
 
 def test_epochs_go_over_the_steps_of_a_preset():
-    assert "--steps" in with_preset("grpo", ["--model", "tiny"])
-    assert "--steps" not in with_preset("grpo", ["--model", "tiny", "--epochs=2"])
+    assert "--steps=150" in with_preset("grpo", ["--model", "tiny"])
+    assert "--steps=150" not in with_preset("grpo", ["--model", "tiny", "--epochs=2"])
 
 
 def test_an_unreadable_image_is_named(run, tmp_path):

@@ -231,7 +231,7 @@ def test_a_tables_size_does_not_matter_to_memory(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     rows = [rng.bytes(100_000) for _ in range(240)]
     pyarrow.parquet.write_table(pyarrow.table({"image": rows}), tmp_path / "rows.parquet")
-    table = open_table(str(tmp_path / "rows.parquet"), "train", used=["image"])
+    table = open_table(str(tmp_path / "rows.parquet"), "train")
     before = pyarrow.total_allocated_bytes()
     for row in range(len(table)):
         assert table[row]["image"] == rows[row]

@@ -23,7 +23,7 @@ from othink_jax.evaluation import PARTIAL, Kept, evaluate
 from othink_jax.evaluation.sampler import DoesNotFitError, Sampler
 from othink_jax.evaluation.samples import majority, measured_ks, over_samples, pass_at_k
 from othink_jax.report.evaluation import accuracy_lines
-from othink_jax.rewards import grade, regrade
+from othink_jax.rewards import AnswerFormat, Grade, GradingPool, grade, regrade
 from othink_jax.statistics import (
     mean_interval,
     means_of,
@@ -34,10 +34,6 @@ from othink_jax.statistics import (
 from tests.shallow import shallow
 
 SAMPLES, COUNT = 3, 6
-
-
-def answers(*contents):
-    return [f"<think>so</think> <answer>{content}</answer>" for content in contents]
 
 
 def test_pass_at_k_equals_values_by_hand():
@@ -62,21 +58,30 @@ def test_ks_are_powers_of_two_and_the_number_of_samples():
 
 
 @pytest.mark.parametrize(
-    ("texts", "winner"),
+    ("answers", "winner"),
     [
-        (answers("3", "4", "4"), 1),
-        (answers("4", "3", "3", "4"), 0),  # of a tie, the one that came first
-        (answers("0.5", "7", "7", r"\frac{1}{2}", "1/2"), 0),  # numbers by their value
-        (answers("no", "Yes", "yes"), 1),
-        (answers("2", "(B)", "b", "B."), 1),
-        (answers("5", "5 cm", "5 cm"), 1),  # a unit makes another answer
-        (["4", *answers("3"), "4", "<answer></answer>", "<answer> </answer>"], 1),  # no answers
-        (answers("x" * 300, "y" * 300, "y" * 300), 1),  # too long to be read, and not all the same
-        (["4", "<answer>"], None),
+        (("3", "4", "4"), 1),
+        (("4", "3", "3", "4"), 0),  # of a tie, the one that came first
+        (("0.5", "7", "7", r"\frac{1}{2}", "1/2"), 0),  # numbers by their value
+        (("no", "Yes", "yes"), 1),
+        (("2", "(B)", "b", "B."), 1),
+        (("5", "5 cm", "5 cm"), 1),  # a unit makes another answer
+        ([None, "3", None, "", " "], 1),  # no answers
+        (("x" * 300, "y" * 300, "y" * 300), 1),  # too long to be read, and not all the same
+        ([None, ""], None),
     ],
 )
-def test_the_majority_goes_by_what_answers_read(texts, winner):
-    assert majority(texts) == winner
+def test_the_majority_goes_by_what_answers_read(answers, winner):
+    assert majority(answers) == winner
+
+
+def test_an_answer_votes_as_it_is_marked_and_one_that_takes_too_long_to_find_does_not():
+    texts = ["<a>4</a> <answer>5</answer>", "<answer>5</answer>"]
+    with GradingPool(answers=AnswerFormat("a")) as pool:
+        assert pool.extract_all(texts) == ["4", None]
+    hard = AnswerFormat(pattern=r"((?:x+x+)+)y")
+    with GradingPool(answers=hard, timeout_s=0.5, workers=1) as pool:
+        assert pool.extract_all(["xxy", "x" * 60]) == ["xx", None]
 
 
 def test_shares_have_the_interval_of_questions_and_not_of_completions():
@@ -97,8 +102,8 @@ def test_rewards_of_samples_have_the_interval_of_their_questions():
 
 def test_what_samples_say_of_two_questions():
     """Of the first, 1 of 3 is right and the majority is not; the second has no answer at all."""
-    texts = [*answers("4", "5", "5"), "so", "what", ""]
-    made = over_samples(texts, [grade(text, "4") for text in texts], 3)
+    grades = [Grade(accuracy=float(n == 0), format=1.0) for n in range(6)]
+    made = over_samples(["4", "5", "5", None, None, ""], grades, 3)
     assert {k: one["mean"] for k, one in made["pass_at"].items()} == pytest.approx(
         {"1": 1 / 6, "2": 1 / 3, "3": 1 / 2}
     )

@@ -59,7 +59,7 @@ def test_whatever_the_hub_comes_up_with_is_one_line(monkeypatch, error):
     with pytest.raises(UserError, match=r"^there is no directory someone/model, .*$"):
         hf.resolve("someone/model")
     with pytest.raises(UserError, match=r"^the data set someone/set cannot be read: .*$"):
-        open_table("someone/set", "train", used=())
+        open_table("someone/set", "train")
 
 
 def test_a_file_of_a_model_that_came_empty_is_refused(monkeypatch, tmp_path):

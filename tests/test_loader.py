@@ -17,6 +17,7 @@ from othink_jax.data.example import Example, UnreadableExample
 from othink_jax.data.loader import PromptLoader, in_order
 from othink_jax.data.processing import Processor
 from othink_jax.errors import UserError
+from othink_jax.rewards import AnswerFormat
 from tests.tiny_processor import noise, write_directory
 
 TEMPLATE = "{question} Think, then answer."
@@ -396,3 +397,29 @@ def test_an_interrupted_program_ends_while_prompts_are_being_prepared(directory)
     )
     assert ended.stderr.strip().endswith("KeyboardInterrupt")
     assert ended.stderr.count("Traceback") == 1
+
+
+def test_solutions_are_learnt_in_the_tags_that_are_asked_for(load, processor):
+    loader = load(Numbers(4), max_completion_tokens=100, answers=AnswerFormat(tag="number"))
+    examples, encoded = next(loader)
+    for example, prompt in zip(examples, encoded, strict=True):
+        assert processor.decode(prompt.completion) == f"<number>{example.answer}</number>"
+
+
+def test_a_system_prompt_takes_the_place_of_the_chat_templates_own(load, processor):
+    usual, asked = (
+        processor.tokenizer.decode(next(load(Numbers(4), **settings))[1][0].tokens)
+        for settings in ({}, {"system_prompt": "red red"})
+    )
+    assert asked == usual.replace("You are a helpful assistant.", "red red")
+    assert asked != usual
+
+
+def test_a_chat_template_that_leaves_out_the_system_prompt_is_refused(load, processor, monkeypatch):
+    """As one does that knows users and assistants alone."""
+    whole = processor.tokenizer.chat_template
+    dropped = whole.replace("in messages -%}", "in messages if turn.role != 'system' -%}")
+    assert dropped != whole
+    monkeypatch.setattr(processor.tokenizer, "chat_template", dropped)
+    with pytest.raises(UserError, match="does not show it"):
+        load(Numbers(4), system_prompt="red red")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import math_verify.errors
 import pytest
 
-from othink_jax.rewards import Grade, GradingPool, grade, pool
+from othink_jax.rewards import AnswerFormat, Grade, GradingPool, grade, pool
 
 RIGHT, WRONG, UNGRADABLE = Grade(1.0, 0.0), Grade(0.0, 0.0), Grade(0.0, 0.0, ungradable=True)
 
@@ -81,7 +81,7 @@ def test_hostile_texts_score_zero_with_r1v() -> None:
     assert [result.accuracy for result in grades] == [0.0] * len(HOSTILE) + [1.0]
 
 
-def scripted_verdict(text: str, gold: str, grader: str) -> bool:
+def scripted_verdict(text: str, gold: str, grader: str, answers: AnswerFormat) -> bool:
     """Stands in for the algebra in workers, so that each way to fail comes surely."""
     if "sleep" in text:
         time.sleep(600)
@@ -189,7 +189,7 @@ def test_any_thread_may_grade(strict_pool: GradingPool) -> None:
 def test_workers_that_cannot_start_are_an_error_and_no_zero(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pool, "_prepare_worker", os.abort)
+    monkeypatch.setattr(pool, "prepare_worker", os.abort)
     with GradingPool("strict") as strict, pytest.raises(RuntimeError, match="no grading worker"):
         strict.grade_all([tagged("\\sqrt{25}")], ["5"])
 
@@ -206,7 +206,7 @@ def test_ctrl_c_ends_the_script_and_its_workers(tmp_path: os.PathLike[str]) -> N
                 # Where the suite runs in the background, it would be ignored.
                 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-                def hang(text, gold, grader):
+                def hang(text, gold, grader, answers):
                     os.write(1, b"%d\\n" % os.getpid())  # in one piece, beside the other's
                     time.sleep(600)
 

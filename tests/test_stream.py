@@ -332,7 +332,7 @@ def test_a_split_that_is_not_there_is_refused(folder):
 
 def test_what_lies_on_the_disk_anyway_is_not_streamed(tmp_path):
     path = write_jsonl(tmp_path / "x.jsonl", [])
-    refused = "--streaming goes with a --dataset of parquet files, here or on the hub"
+    refused = "--streaming goes with one --dataset of parquet files, here or on the hub"
     with pytest.raises(UserError, match=refused):
         opened(path)
     with pytest.raises(UserError, match=refused):

@@ -29,6 +29,8 @@ from othink_jax.config import (
 
 # Of settings: where something is written, which does not change what it is.
 _PLACES = ("out", "model")
+# Settings of data that cells made before them do not have.
+_LATER_DATA = ("columns", "system_prompt", "answer_pattern")
 _TRAINING: dict[str, Any] = {config.kind: config for config in (GRPOConfig, SFTConfig)}
 
 
@@ -52,7 +54,7 @@ class Cell:
         if self.train is None:
             return f"{self.method}-{_digest(self.model)}"
         data, seed = self.train.data, self.train.seed
-        trained_on = data.task or Path(str(data.dataset)).stem
+        trained_on = data.task or Path(str(data.dataset_name)).stem
         digest = _digest([self.model, self.train.kind, _settings(self.train)])
         return f"{self.method}-{trained_on}-seed{seed}-{digest}"
 
@@ -81,6 +83,16 @@ def _settings(config: Any) -> dict[str, Any]:
         settings.pop("skip_nonfinite", None)  # nothing is skipped, as by cells without the setting
     if "reward" in settings and not settings["reward"]["functions"]:
         del settings["reward"]["functions"]  # the reward is that of Eq. 1, as without the setting
+    if not settings.get("validation", {}).get("validate_every"):
+        settings.pop("validation", None)  # as by cells without validation
+    if "data" in settings:
+        usual: dict[str, str | None] = dict.fromkeys(_LATER_DATA)
+        usual["answer_tag"] = "answer"
+        settings["data"] = {
+            name: value
+            for name, value in settings["data"].items()
+            if name not in usual or value != usual[name]
+        }
     return settings
 
 
@@ -96,7 +108,7 @@ def decoding(test: EvaluateConfig) -> str:
 def evaluation_name(test: EvaluateConfig) -> str:
     """Of the directory of an evaluation."""
     data = test.data
-    asked = data.task or Path(str(data.dataset)).stem
+    asked = data.task or Path(str(data.dataset_name)).stem
     settings = _settings(test)
     del settings["parallel"]  # which devices answer does not change what is asked
     return f"{asked}-{data.split}-{decoding(test)}-{_digest(settings)}"

@@ -88,7 +88,7 @@ def outcomes(seed: int, count: int) -> Iterator[Outcome]:
 
 def _read(made: Made) -> Iterator[Outcome]:
     kind = _kind(made.config)
-    case = f"{kind} of {made.config.dataset}"
+    case = f"{kind} of {made.config.dataset_name}"
     used: Counter[tuple[str, str, int]] = Counter()
     try:
         source = open_source(made.config)
@@ -120,7 +120,7 @@ def _read(made: Made) -> Iterator[Outcome]:
 
 
 def _kind(config: DataConfig) -> str:
-    name = Path(str(config.dataset)).name
+    name = Path(str(config.dataset_name)).name
     name = "CLEVR" if name.startswith("rows") and "." not in name else name
     return f"{name} streamed" if config.streaming else name
 

@@ -13,7 +13,7 @@ from othink_jax.checkpoint import hf, orbax_model, peft
 from othink_jax.checkpoint.load import load_processor, locate, stored_model, write_hf
 from othink_jax.checkpoint.model_directory import check_model_directory, new_model_directory
 from othink_jax.checkpoint.tensors import Tensors, cast, watched
-from othink_jax.config import read_run, run_and_step
+from othink_jax.config import read_run, run_and_checkpoint
 from othink_jax.digests import write_sums
 from othink_jax.errors import UserError
 from othink_jax.model.config import Qwen2VLConfig
@@ -103,7 +103,7 @@ def to_adapter(
     adapters = orbax_model.run_adapters(run, hf.load_config(directory))
     if dtype != "stored":
         adapters = cast(adapters, dtype)
-    settings = read_run(run_and_step(run)[0]).config
+    settings = read_run(run_and_checkpoint(run)[0]).config
     with new_model_directory(out, size=adapters.total_nbytes, force=force) as unfinished:
         peft.save(unfinished, adapters, settings.lora, base=settings.model)
         write_sums(unfinished)

@@ -16,7 +16,7 @@ from othink_jax.checkpoint.tensors import (
     read_params,
     unread_params,
 )
-from othink_jax.config import DEFAULT_COMPUTE, ComputeConfig, run_and_step
+from othink_jax.config import DEFAULT_COMPUTE, ComputeConfig, run_and_checkpoint
 from othink_jax.data.processing import Processor, SpecialTokens
 from othink_jax.digests import write_sums
 from othink_jax.errors import UserError
@@ -67,7 +67,7 @@ def locate(model: str | Path) -> tuple[Path, Path | None]:
       UserError: there is no such model.
     """
     directory = hf.resolve(model)
-    run, _ = run_and_step(directory)
+    run, _ = run_and_checkpoint(directory)
     reference = run / orbax_model.RUN_REFERENCE
     return (reference, directory) if reference.is_dir() else (directory, None)
 

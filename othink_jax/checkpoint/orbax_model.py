@@ -17,7 +17,7 @@ from othink_jax.checkpoint.keymap import Entry, adapter_entries, entries, tied_h
 from othink_jax.checkpoint.model_directory import new_model_directory
 from othink_jax.checkpoint.store import damaged
 from othink_jax.checkpoint.tensors import Index, Tensors, adapted, nested, overlaid
-from othink_jax.config import RUN_CHECKPOINTS, read_run, run_and_step
+from othink_jax.config import RUN_BEST, RUN_CHECKPOINTS, read_run, run_and_checkpoint
 from othink_jax.digests import check_sums, write_sums
 from othink_jax.errors import UserError
 from othink_jax.files import absolute
@@ -100,7 +100,7 @@ def run_tensors(directory: Path, config: Qwen2VLConfig) -> Tensors:
       directory: of a run, whose last checkpoint it is, or of one of its checkpoints.
       config: the shape.
     """
-    run, _ = run_and_step(directory)
+    run, _ = run_and_checkpoint(directory)
     place = _params_of(directory)
     if place is None:
         return stored_tensors(run / RUN_REFERENCE, config)
@@ -120,7 +120,7 @@ def run_adapters(directory: Path, config: Qwen2VLConfig) -> Tensors:
     Raises:
       UserError: the run has none, or they are damaged.
     """
-    run, _ = run_and_step(directory)
+    run, _ = run_and_checkpoint(directory)
     settings, place = read_run(run).config, _params_of(directory)
     if settings.train != "lora":
         raise UserError(f"{run} has no adapters: it was trained with --train {settings.train}")
@@ -135,13 +135,18 @@ def _params_of(directory: Path) -> tuple[Path, tuple[str, ...]] | None:
     Raises:
       UserError: its files are not those that were written.
     """
-    run, step = run_and_step(directory)
-    if step is None:
-        steps = ocp.utils.checkpoint_steps(run / RUN_CHECKPOINTS)
+    run, name = run_and_checkpoint(directory)
+    folder = absolute(run) / RUN_CHECKPOINTS
+    if name == RUN_BEST:
+        folder = folder / RUN_BEST
+    if name is None or name == RUN_BEST:
+        steps = ocp.utils.checkpoint_steps(folder)
+        if not steps and name == RUN_BEST:
+            raise UserError(f"{run} has no best checkpoint: it has not been validated")
         if not steps:
             return None
-        step = max(steps)
-    checkpoint = absolute(run) / RUN_CHECKPOINTS / str(step)
+        name = str(max(steps))
+    checkpoint = folder / name
     check_sums(checkpoint)
     return checkpoint / "state", ("params",)
 

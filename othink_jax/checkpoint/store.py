@@ -116,9 +116,13 @@ class TrainingStore:
         """Look again which steps are there."""
         self._manager.reload()
 
+    def wait(self) -> None:
+        """Until everything is on disk."""
+        self._manager.wait_until_finished()
+
     def close(self) -> None:
         """Wait until everything is on disk."""
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
 
 

@@ -20,6 +20,7 @@ from othink_jax.config.data import (
     Task,
 )
 from othink_jax.config.entropy import EntropyConfig
+from othink_jax.config.options import RewardOption
 from othink_jax.config.parts import (
     KLConfig,
     LoRAConfig,
@@ -30,21 +31,24 @@ from othink_jax.config.parts import (
     SamplingConfig,
 )
 from othink_jax.config.record import (
+    RUN_BEST,
     RUN_CHECKPOINTS,
     RunRecord,
     evaluation_settings,
     from_dict,
     is_run,
     read_run,
-    run_and_step,
+    run_and_checkpoint,
     to_dict,
 )
 from othink_jax.config.resume import ResumeConfig, changed_settings
-from othink_jax.config.reward import Grader, RewardConfig, RewardOption, check_rewards, name_of
+from othink_jax.config.reward import Grader, RewardConfig, check_rewards, name_of
 from othink_jax.config.runs import EvaluateConfig, GRPOConfig, SFTConfig, TrainingConfig
+from othink_jax.config.validation import ValidationConfig
 
 __all__ = [
     "DEFAULT_COMPUTE",
+    "RUN_BEST",
     "RUN_CHECKPOINTS",
     "TINY_TEMPLATE",
     "TRAIN_TEMPLATE",
@@ -72,6 +76,7 @@ __all__ = [
     "ScanLayers",
     "Task",
     "TrainingConfig",
+    "ValidationConfig",
     "changed_settings",
     "check_rewards",
     "evaluation_settings",
@@ -79,6 +84,6 @@ __all__ = [
     "is_run",
     "name_of",
     "read_run",
-    "run_and_step",
+    "run_and_checkpoint",
     "to_dict",
 ]

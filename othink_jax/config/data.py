@@ -1,15 +1,20 @@
 """Where examples come from and how they become prompts."""
 
 import dataclasses
+import math
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from othink_jax.config.checks import require, require_seed
+from othink_jax.config.options import DatasetOption
 from othink_jax.files import as_path
 
 Task = Literal["counting", "geometry"]
 Difficulty = Literal["easy", "default", "hard"]
 
+COLUMN_ROLES = ("question", "answer", "image", "thinking")
 TRAIN_TEMPLATE = (
     "{question}  Output the thinking process in <think> </think> and final answer (number) in"
     " <answer> </answer> tags."
@@ -22,9 +27,13 @@ class DataConfig:
     """Where examples come from and how they become prompts. Give `task` or `dataset`, not both."""
 
     task: Task | None = None  # a synthetic task, generated on the fly
-    dataset: str | None = (
-        None  # a hub id, a parquet or JSONL file (also `gs://...`), or a folder (also of CLEVR)
-    )
+    # A hub id, a parquet or JSONL file (also `gs://...`), or a folder (also of CLEVR). Several are
+    # read as one; or, where weights are given, each draws its share of the prompts (1 without one)
+    dataset: DatasetOption = ()
+    # which columns hold what, where their names are others than ours:
+    # `question=query,answer=label,image=img,thinking=why`; of several data sets, those that have
+    # them
+    columns: str | None = None
     # folder that a data set's image paths are relative to; that of the file, or the folder of files
     # itself, if not given
     images: Path | None = None
@@ -35,9 +44,17 @@ class DataConfig:
     # --steps, or the first --limit rows; their order is shuffled in a window of 1000 rows
     streaming: bool = False
     difficulty: Difficulty = "default"  # of a task
-    limit: int | None = None  # use this many examples only (few-shot), chosen by `limit_seed`
+    # use this many examples of each data set only (few-shot), chosen by `limit_seed`
+    limit: int | None = None
     limit_seed: int = 0  # also the seed of a task's examples
     template: str = TRAIN_TEMPLATE  # the user's turn; {question} is replaced
+    # the system's turn before it; the chat template's own if not given
+    system_prompt: str | None = None
+    # An answer stands in `<answer>` tags, behind `<think>` ones: another name than `answer`
+    answer_tag: str = "answer"
+    # or a regular expression with one group, the answer, where it is found last; what is right in
+    # form is then what it is found in
+    answer_pattern: str | None = None
     # A longer prompt is never cut: training skips and counts it, evaluation counts it as answered
     # wrongly. None: no limit
     max_prompt_tokens: int | None = 1024
@@ -48,20 +65,30 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.images is not None:
             object.__setattr__(self, "images", as_path(self.images))
+        given = given_datasets(self.dataset)
+        # One is a text, and none is None, as in records of when there was one at most.
+        object.__setattr__(self, "dataset", given[0] if len(given) == 1 else given or None)
         require(
-            (self.task is None) != (self.dataset is None),
+            (self.task is None) != (not given),
             "give either --task (counting, geometry) or --dataset, and not both",
         )
         require(
-            self.images is None or self.dataset is not None,
+            self.images is None or bool(given),
             "--images goes with a --dataset whose rows name image files",
         )
         require(
-            not self.streaming
-            or (self.dataset is not None and not self.dataset.endswith(".jsonl")),
-            "--streaming goes with a --dataset of parquet files, here or on the hub",
+            not self.streaming or (len(given) == 1 and not given[0].endswith(".jsonl")),
+            "--streaming goes with one --dataset of parquet files, here or on the hub",
         )
+        require(not self.column_names or bool(given), "--columns goes with a --dataset")
+        _check_mixture(self.mixture)
         require("{question}" in self.template, "template must contain {question}")
+        asked = f"{self.system_prompt or ''} {self.template}"
+        require(
+            self.answer_tag == "answer" or "<answer>" not in asked,
+            f"--answer-tag {self.answer_tag}, but the prompt asks for <answer> tags: give a"
+            f" --template that asks for <{self.answer_tag}>",
+        )
         if self.min_pixels is not None and self.max_pixels is not None:
             require(
                 0 < self.min_pixels <= self.max_pixels,
@@ -77,21 +104,115 @@ class DataConfig:
 
     def located(self, directory: Path) -> "DataConfig":
         """The same with relative paths that exist from `directory` made absolute."""
-        found: dict[str, Any] = {}
-        if self.dataset is not None and (directory / self.dataset).exists():
-            found["dataset"] = str(directory / self.dataset)
-        if self.images is not None and (directory / self.images).exists():
-            found["images"] = directory / self.images
-        return dataclasses.replace(self, **found)
+        names = [
+            str(directory / name) if (directory / name).exists() else name
+            for name in self.dataset_names
+        ]
+        images = self.images
+        if images is not None and (directory / images).exists():
+            images = directory / images
+        return dataclasses.replace(self.moved(names), images=images)
+
+    def moved(self, names: Sequence[str]) -> "DataConfig":
+        """The same with its data sets in other places, as many, in their order.
+
+        Raises:
+          UserError: there are not as many.
+        """
+        require(
+            len(names) == len(self.mixture),
+            f"--dataset must say where {len(self.mixture)} data set(s) lie now, and names"
+            f" {len(names)}",
+        )
+        given = [
+            name if weight is None else f"{name}={weight:g}"
+            for name, (_, weight) in zip(names, self.mixture, strict=True)
+        ]
+        return dataclasses.replace(self, dataset=tuple(given))
+
+    @property
+    def mixture(self) -> tuple[tuple[str, float | None], ...]:
+        """Of each data set the name and the weight, None if it was not given.
+
+        What stands behind the last `=` of a name is a weight where there are several, and a number.
+        """
+        given = given_datasets(self.dataset)
+        return ((given[0], None),) if len(given) == 1 else tuple(map(_weighted, given))
+
+    @property
+    def dataset_names(self) -> tuple[str, ...]:
+        """Of the data sets, without their weights."""
+        return tuple(name for name, _ in self.mixture)
+
+    @property
+    def weights(self) -> tuple[float, ...] | None:
+        """Of the data sets; None where none has one."""
+        found = [weight for _, weight in self.mixture]
+        if all(weight is None for weight in found):
+            return None
+        return tuple(1.0 if weight is None else weight for weight in found)
+
+    @property
+    def column_names(self) -> dict[str, str]:
+        """What `columns` says: names by what they hold."""
+        found: dict[str, str] = {}
+        for part in (self.columns or "").split(",") if self.columns else ():
+            role, _, name = (word.strip() for word in part.partition("="))
+            require(
+                role in COLUMN_ROLES and bool(name) and role not in found,
+                f"--columns must be ROLE=COLUMN,..., each of {', '.join(COLUMN_ROLES)} once at"
+                f" most; got {self.columns!r}",
+            )
+            found[role] = name
+        return found
 
     @property
     def has_splits(self) -> bool:
         """A single file has none, whatever `split` says."""
-        return self.dataset is None or not self.dataset.endswith((".jsonl", ".parquet"))
+        files = [name.endswith((".jsonl", ".parquet")) for name in self.dataset_names]
+        return not files or not all(files)
+
+    @property
+    def dataset_name(self) -> str | None:
+        """Of the data sets, for people; None of a task."""
+        return " + ".join(given_datasets(self.dataset)) or None
 
     @property
     def name(self) -> str:
         """What the examples are, for people: the task or data set, and its split."""
-        of = self.task or str(self.dataset)
+        of = self.task or str(self.dataset_name)
         level = "" if self.task is None or self.difficulty == "default" else f" ({self.difficulty})"
         return f"{of}{level}, {self.split}" if self.has_splits else of
+
+
+def given_datasets(option: DatasetOption) -> tuple[str, ...]:
+    """What `DataConfig.dataset` names, as a tuple."""
+    if option is None:
+        return ()
+    return (option,) if isinstance(option, str) else tuple(option)
+
+
+_WEIGHTED = re.compile(r"(.+)=([-+.\deE]+|inf|nan)")
+
+
+def _weighted(given: str) -> tuple[str, float | None]:
+    match = _WEIGHTED.fullmatch(given)
+    try:
+        return (match[1], float(match[2])) if match else (given, None)
+    except ValueError:
+        return given, None
+
+
+def _check_mixture(mixture: Iterable[tuple[str, float | None]]) -> None:
+    """Raise UserError if a weight cannot be one, or a data set is there twice."""
+    mixture = list(mixture)
+    for name, weight in mixture:
+        require(
+            weight is None or 0 < weight < math.inf,
+            f"--dataset {name}: its weight must be > 0 and finite, got {weight}",
+        )
+    names = [name for name, _ in mixture]
+    for name in names:
+        require(
+            names.count(name) == 1, f"--dataset {name} is given twice: give it once, with a weight"
+        )

@@ -13,6 +13,7 @@ from othink_jax.errors import UserError
 from othink_jax.files import as_path, read_json
 
 RUN_CHECKPOINTS = "checkpoints"  # the training states inside a run directory, numbered by step
+RUN_BEST = "best"  # among them: a folder with that of the best validation, numbered as the others
 # Settings of an evaluation that change nothing at these values, as JSON.
 _UNUSED: dict[str, Any] = {"samples": 1}
 _C = TypeVar("_C")
@@ -81,13 +82,13 @@ def is_run(directory: Path) -> bool:
     return path.is_file() and "kind" in read_json(path)
 
 
-def run_and_step(place: Path) -> tuple[Path, int | None]:
-    """The run directory and the step of `RUN/checkpoints/STEP`; any other place as it is, and None.
+def run_and_checkpoint(place: Path) -> tuple[Path, str | None]:
+    """Of `RUN/checkpoints/STEP` or `RUN/checkpoints/best` the run and the last part of the path.
 
-    Whether there is such a run is not looked at.
+    Any other place comes back as it is, with None. Whether there is such a run is not looked at.
     """
-    if place.parent.name == RUN_CHECKPOINTS and place.name.isdigit():
-        return place.parents[1], int(place.name)
+    if place.parent.name == RUN_CHECKPOINTS and (place.name.isdigit() or place.name == RUN_BEST):
+        return place.parents[1], place.name
     return place, None
 
 

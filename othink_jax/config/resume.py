@@ -6,6 +6,8 @@ from typing import Any, Literal, TypeVar
 
 from othink_jax.config.checks import require
 from othink_jax.config.compute import Attention, Remat, ScanLayers
+from othink_jax.config.data import given_datasets
+from othink_jax.config.options import DatasetOption
 from othink_jax.config.record import to_dict
 from othink_jax.config.runs import TrainingConfig
 from othink_jax.files import as_path
@@ -21,7 +23,7 @@ class ResumeConfig:
 
     resume: Path  # run directory
     steps: int | None = None  # of the whole run; the schedules of learning rate and KL end there
-    dataset: str | None = None  # where the same data set lies now
+    dataset: DatasetOption = ()  # where the same data sets lie now, without their weights
     images: Path | None = None  # where its images lie now
     strategy: Literal["jit", "pmap", "mesh"] | None = None  # how an update is spread over devices
     devices: int | None = None  # how many (pmap, mesh)
@@ -49,21 +51,24 @@ class ResumeConfig:
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
             if field.name not in ("resume", "allow_changed_source")
-            and getattr(self, field.name) not in (None, False)
+            and getattr(self, field.name) not in (None, False, ())
         }
         devices = {name: given.pop(name) for name in _OF_DEVICES if name in given}
         data = {name: given.pop(name) for name in _OF_DATA if name in given}
         require(
-            not data or config.data.dataset is not None,
+            not data or bool(config.data.dataset),
             "--dataset and --images say where the data set of a run lies now; this one has a task",
         )
         parallel = config.parallel
         if "strategy" in devices:  # the others of the old one may not go with it
             parallel = type(parallel)()
+        where = config.data
+        if "dataset" in data:
+            where = where.moved(given_datasets(data.pop("dataset")))
         return dataclasses.replace(
             config,
             parallel=dataclasses.replace(parallel, **devices),
-            data=dataclasses.replace(config.data, **data),
+            data=dataclasses.replace(where, **data),
             **given,
         )
 

@@ -4,12 +4,11 @@ import dataclasses
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from othink_jax.config.checks import require
 from othink_jax.config.data import DataConfig, Task
+from othink_jax.config.options import RewardOption
 
 Grader = Literal["strict", "r1v"]
 
@@ -19,13 +18,6 @@ _FULL = "_full_share"
 _MOST = 1e6  # of a weight; see `rewards.functions`
 # A weight stands behind the last `=` of what is given, and holds no part of a path.
 _GIVEN = re.compile(r"(.+?)(?:=([^=:/]*))?", re.DOTALL)
-
-# `--reward` as the command line takes it, once for each function.
-RewardOption = Annotated[
-    tuple[str, ...],
-    tyro.conf.UseAppendAction,
-    tyro.conf.arg(name="reward", metavar="NAME_OR_PATH[=WEIGHT]"),
-]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,12 +80,17 @@ class RewardConfig:
         """What questions of this data ask for, as far as it is known.
 
         Raises:
-          UserError: it is not known, and the grader must be told.
+          UserError: it is not known, and the grader must be told; or the grader cannot find answers
+            that are marked so.
         """
         task = data.task or self.grade_as
         require(
             self.grader != "r1v" or task is not None,
             "--grader r1v with a --dataset needs --grade-as counting or --grade-as geometry",
+        )
+        require(
+            self.grader != "r1v" or (data.answer_tag == "answer" and data.answer_pattern is None),
+            "--grader r1v reads <answer> tags alone: no --answer-tag, no --answer-pattern",
         )
         return task
 

@@ -18,6 +18,7 @@ from othink_jax.config.parts import (
     SamplingConfig,
 )
 from othink_jax.config.reward import RewardConfig
+from othink_jax.config.validation import ValidationConfig
 from othink_jax.files import as_path
 
 
@@ -54,6 +55,7 @@ class TrainingConfig:
     optimizer: OptimizerConfig = OptimizerConfig()  # AdamW behind a global-norm clip
     lora: LoRAConfig = LoRAConfig()  # the adapters, with `train` = lora
     parallel: ParallelConfig = ParallelConfig()  # how an update is spread over devices
+    validation: ValidationConfig = ValidationConfig()  # greedy answers between steps
     checkpoint_every: int = 50  # steps between checkpoints; the last step is always saved
     keep_checkpoints: int = 2  # how many of the last ones stay
     # A step whose loss, gradient or update is not finite ends the run; or changes nothing and is
@@ -67,6 +69,8 @@ class TrainingConfig:
         require(self.steps is None or self.steps >= 1, f"steps must be >= 1, got {self.steps}")
         require(0 < self.epochs < math.inf, f"epochs must be > 0, got {self.epochs}")
         require_seed("seed", self.seed)
+        if self.validation.used:
+            self.validation.data(self.data)
         require(self.keep_checkpoints >= 1, "keep_checkpoints must be >= 1")
         require(self.skip_nonfinite >= 0, f"skip_nonfinite must be >= 0, got {self.skip_nonfinite}")
 
@@ -156,6 +160,11 @@ class SFTConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_positive("max_completion_tokens", "logp_chunk")
+        require(
+            self.data.answer_pattern is None,
+            "--answer-pattern says how an answer is found, and SFT must know how it is written:"
+            " give --answer-tag",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

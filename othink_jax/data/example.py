@@ -6,8 +6,9 @@ from typing import Any
 
 from PIL import Image
 
+from othink_jax.config import DataConfig
 from othink_jax.errors import UserError, quoted, writable
-from othink_jax.rewards import RewardExample
+from othink_jax.rewards import AnswerFormat, RewardExample
 
 # Where an image stands in a question, if not all stand before it; as EasyR1, verl and LLaVA have it
 PLACEHOLDER = "<image>"
@@ -37,11 +38,14 @@ class Example:
             if writable(text) != text:
                 raise UserError(f"its {name} is not UTF-8 text: {quoted(text)}")
 
-    def for_rewards(self, shown_sizes: tuple[tuple[int, int], ...]) -> RewardExample:
+    def for_rewards(
+        self, shown_sizes: tuple[tuple[int, int], ...], answers: AnswerFormat
+    ) -> RewardExample:
         """What reward functions know of it, in its own words and without its pixels.
 
         Args:
           shown_sizes: width and height of each image as the model is shown it, pixels.
+          answers: how the answer of a completion is marked.
         """
         return RewardExample(
             question=self.question,
@@ -50,7 +54,20 @@ class Example:
             columns=self.columns,
             image_sizes=tuple(image.size for image in self.images),
             shown_sizes=shown_sizes,
+            answer_format=answers,
         )
+
+
+def answer_format(config: DataConfig) -> AnswerFormat:
+    """How answers are marked.
+
+    Raises:
+      UserError: they cannot be so.
+    """
+    try:
+        return AnswerFormat(config.answer_tag, config.answer_pattern)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 class UnreadableExample(UserError):

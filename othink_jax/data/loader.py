@@ -13,10 +13,12 @@ import grain
 from PIL import Image
 
 from othink_jax.data.example import PLACEHOLDER, Example, UnreadableExample
-from othink_jax.data.processing import EncodedPrompt, Processor
+from othink_jax.data.mixture import Mixture
+from othink_jax.data.processing import EncodedPrompt, Processor, system_turn
 from othink_jax.data.sources import Source
 from othink_jax.data.stream import Stream
 from othink_jax.errors import UserError
+from othink_jax.rewards import ANSWER_TAGS, AnswerFormat
 
 _log = logging.getLogger(__name__)
 
@@ -50,10 +52,16 @@ class _Encode:
         processor: Processor,
         *,
         template: str,
+        system_prompt: str | None = None,
+        answers: AnswerFormat = ANSWER_TAGS,
         max_prompt_tokens: int | None = None,
         max_completion_tokens: int | None = None,
     ) -> None:
+        if system_prompt is not None:
+            processor.check_system_prompt(system_prompt)
         self._source = source
+        self._system_prompt = system_prompt
+        self._answers = answers
         self._processor = processor
         self._template = template
         self._max_prompt_tokens = max_prompt_tokens
@@ -66,9 +74,13 @@ class _Encode:
             return _Skipped(index, "unreadable", str(error), error.example)
         text = self._template.replace("{question}", example.question)
         try:
-            prompt = self._processor.encode_chat(_turn(text, example.images))
+            turns = _turn(text, example.images)
+            if self._system_prompt is not None:
+                turns = [system_turn(self._system_prompt), *turns]
+            prompt = self._processor.encode_chat(turns)
             if self._max_completion_tokens is not None:
-                completion = self._processor.encode_answer(example.solution)
+                solution = self._answers.written(example.solution)
+                completion = self._processor.encode_answer(solution)
                 prompt = dataclasses.replace(prompt, completion=completion)
         except UserError as error:
             return _Skipped(index, "unreadable", f"{example.id}: {error}", example)
@@ -198,6 +210,8 @@ class PromptLoader:
         template: str,
         max_prompt_tokens: int | None,
         max_completion_tokens: int | None = None,
+        system_prompt: str | None = None,
+        answers: AnswerFormat = ANSWER_TAGS,
         share: tuple[int, int] = (0, 1),
         exchange: Callable[[Any], list[Any]] = _alone,
     ) -> None:
@@ -210,12 +224,15 @@ class PromptLoader:
         max_prompt_tokens: longer prompts, image tokens included, are skipped; None skips none.
         max_completion_tokens: the examples' solutions are encoded as completions, and longer ones
             skipped; None encodes none.
+        system_prompt: the system's turn before the user's; None leaves it to the chat template.
+        answers: how the answers of solutions are marked.
         share: this is process `share[0]` of `share[1]`, a divisor of `batch_size`.
         exchange: gives the JSON values that all processes call it with, in their order; needed
           where there are several.
 
         Raises:
           ValueError: several processes without `exchange`.
+          UserError: the chat template shows no system prompt.
         """
         if share[1] > 1 and exchange is _alone:
             raise ValueError(f"{share[1]} processes need a way to exchange findings")
@@ -233,12 +250,16 @@ class PromptLoader:
         order = grain.MapDataset.range(len(source))
         if isinstance(source, Stream):
             source = source.shuffled(seed)
+        elif isinstance(source, Mixture):
+            order = source.order(seed)
         else:
             order = order.shuffle(seed=seed).repeat()
         encode = _Encode(
             source,
             processor,
             template=template,
+            system_prompt=system_prompt,
+            answers=answers,
             max_prompt_tokens=max_prompt_tokens,
             max_completion_tokens=max_completion_tokens,
         )
@@ -351,13 +372,14 @@ def in_order(
     *,
     batch_size: int,
     template: str,
+    system_prompt: str | None = None,
     max_prompt_tokens: int | None = None,
     unreadable: list[Example] | None = None,
 ) -> Iterator[tuple[int, Example, EncodedPrompt]]:
     """Every example once, in order, with its number in the source and its encoded prompt.
 
     Args:
-      source, processor, template, max_prompt_tokens: as of `PromptLoader`.
+      source, processor, template, system_prompt, max_prompt_tokens: as of `PromptLoader`.
       batch_size: two times so many are prepared ahead.
       unreadable: examples that cannot be used, as those that `PromptLoader` skips, are appended
         here for the caller to count, and the first ten are named in the log; without it, the first
@@ -366,7 +388,13 @@ def in_order(
     Raises:
       UnreadableExample: an example cannot be used, and `unreadable` is not given.
     """
-    encode = _Encode(source, processor, template=template, max_prompt_tokens=max_prompt_tokens)
+    encode = _Encode(
+        source,
+        processor,
+        template=template,
+        system_prompt=system_prompt,
+        max_prompt_tokens=max_prompt_tokens,
+    )
     numbers = grain.MapDataset.range(len(source))
     for number, item in enumerate(_ahead(numbers, encode, batch_size)):
         if not isinstance(item, _Skipped):

@@ -70,6 +70,11 @@ class SpecialTokens(Protocol):
         """What stands behind the end."""
 
 
+def system_turn(text: str) -> dict[str, Any]:
+    """The system's turn of a chat."""
+    return {"role": "system", "content": text}
+
+
 class Processor:
     """Tokenizer, chat template and image settings of one model."""
 
@@ -162,6 +167,12 @@ class Processor:
                 f"the chat template shows {found} of 2 images, and"
                 f" {'the' if _ASKED in text else 'no'} text: it is not that of a Qwen2-VL"
             )
+
+    def check_system_prompt(self, text: str) -> None:
+        """Raise UserError unless the chat template shows this text as the system's turn."""
+        asked = [system_turn(text), {"role": "user", "content": _ASKED}]
+        if text.strip() not in self._render(asked, asking=True):
+            raise UserError("--system-prompt: the model's chat template does not show it")
 
     def encode(self, question: str, images: Sequence[Image.Image]) -> EncodedPrompt:
         """One user turn: the images, then the question. Raises as `encode_chat` does."""

@@ -22,20 +22,80 @@ from PIL import Image
 from othink_jax.data.example import PLACEHOLDER, Example, UnreadableExample
 from othink_jax.data.images import open_image
 from othink_jax.errors import UserError, quoted, writable
-from othink_jax.rewards import extract_answer, ground_truth
+from othink_jax.rewards import ANSWER_TAGS, AnswerFormat, extract_answer, ground_truth
 
 _log = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 
-# Column names in use, the first that is there is taken: R1-V's training sets, its test files.
-_QUESTION = ("problem", "question")
-_SOLUTION = ("solution", "ground_truth", "answer")
-_IMAGES = ("images", "image", "image_path")
-# Reasoning that stands before the solution, where R1-V's sets for supervised fine-tuning have it.
-_THINKING = "thinking"
-TEXTS = (*_QUESTION, *_SOLUTION, _THINKING)
-USED = (*TEXTS, *_IMAGES)
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Which columns hold what: names in use, of which the first that is there is taken.
+
+    The defaults are those of R1-V's training sets and of its test files.
+    """
+
+    question: tuple[str, ...] = ("problem", "question")
+    answer: tuple[str, ...] = ("solution", "ground_truth", "answer")
+    image: tuple[str, ...] = ("images", "image", "image_path")
+    # reasoning that stands before the solution, where sets for supervised fine-tuning have it
+    thinking: tuple[str, ...] = ("thinking",)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All but the images."""
+        return (*self.question, *self.answer, *self.thinking)
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*self.texts, *self.image)
+
+    def check(self, there: Iterable[str], where: str) -> None:
+        """Raise UserError if there is no question, no answer or no image among the columns."""
+        there = list(there)
+        for names in (self.question, self.answer, self.image):
+            if _column(there, names) is None:
+                raise UserError(
+                    f"{where} has no column {' or '.join(names)}; it has {quoted(', '.join(there))}"
+                )
+
+
+USUAL = Columns()
+
+
+class ColumnChoice:
+    """Names of columns that a user gives, each for the data sets that have it."""
+
+    def __init__(self, given: Mapping[str, str]) -> None:
+        """Args:
+        given: names by fields of `Columns`.
+        """
+        self._given = dict(given)
+        self._unseen = dict(given)
+        self._there: dict[str, None] = {}  # in order
+
+    def among(self, there: Iterable[str]) -> Columns:
+        """The columns of a data set that has these."""
+        there = list(there)
+        self._there |= dict.fromkeys(there)
+        self._unseen = {r: name for r, name in self._unseen.items() if name not in there}
+        # One that is not there stands before the usual ones, where an error names them.
+        found = {
+            role: (name,) if name in there else (name, *getattr(USUAL, role))
+            for role, name in self._given.items()
+        }
+        return dataclasses.replace(USUAL, **found)
+
+    def check(self) -> None:
+        """Raise UserError if no data set had one of them."""
+        for role, name in self._unseen.items():
+            columns = quoted(", ".join(self._there)) or "none that could be named"
+            raise UserError(
+                f"--columns {role}={name}: there is no such column; there are {columns}"
+            )
+
 
 # Where an image stands: in sets for EasyR1, verl, LLaVA and ms-swift, and in those for Qwen2-VL.
 _PLACE = rf"(?:{PLACEHOLDER}|<\|vision_start\|><\|image_pad\|><\|vision_end\|>)"
@@ -51,16 +111,6 @@ _SHORTEST = 32  # bytes of a file that shows something; a short path may be base
 _FROM_URL = str.maketrans("-_", "+/")  # base64 has another alphabet in addresses
 
 
-def check_columns(columns: Iterable[str], where: str) -> None:
-    """Raise UserError if there is no question, no solution or no image among the columns."""
-    columns = list(columns)
-    for names in (_QUESTION, _SOLUTION, _IMAGES):
-        if _column(columns, names) is None:
-            raise UserError(
-                f"{where} has no column {' or '.join(names)}; it has {quoted(', '.join(columns))}"
-            )
-
-
 class RowReader:
     """Makes examples of the rows of one data set.
 
@@ -71,25 +121,37 @@ class RowReader:
 
     placeholders: int  # rows read so far whose questions had them
 
-    def __init__(self, name: str, folder: Path | None, *, columns: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path | None,
+        *,
+        columns: Columns = USUAL,
+        further: bool = False,
+        answers: AnswerFormat = ANSWER_TAGS,
+    ) -> None:
         """Args:
         name: of the data set, for people.
         folder: that paths of images are relative to; None if there is none.
-        columns: whether examples hold the further columns of their rows, for reward functions.
+        columns: which of them hold what.
+        further: whether examples hold the further columns of their rows, for reward functions.
+        answers: in whose tags a solution may hold its answer, too.
         """
+        self.columns = columns
+        self._further = further
+        self._answers = answers
         self._name = name
         self._folder = folder
-        self._columns = columns
         self.placeholders = 0
 
     def example(self, row: Row, identifier: str) -> Example:
         """Raises UnreadableExample if the row cannot be used."""
         read = Example(id=writable(identifier), images=(), question="", answer="", solution="")
         try:
-            read = dataclasses.replace(read, question=_question(row))
-            answer, solution = _solution(row)
+            read = dataclasses.replace(read, question=_question(row, self.columns))
+            answer, solution = _solution(row, self.columns, self._answers)
             read = dataclasses.replace(read, answer=answer, solution=solution)
-            images = tuple(_image(part, self._folder) for part in _image_parts(row))
+            images = tuple(_image(part, self._folder) for part in _image_parts(row, self.columns))
             question = self._placed(read.question, len(images), read.id)
             columns = self.further(row)
             return dataclasses.replace(read, images=images, question=question, columns=columns)
@@ -101,9 +163,10 @@ class RowReader:
 
         What is None is left out: in a stream it also stands for what is no plain data.
         """
-        if not self._columns:
+        if not self._further:
             return {}
-        taken = {_column(row, names) for names in (_QUESTION, _SOLUTION, _IMAGES, (_THINKING,))}
+        roles = dataclasses.astuple(self.columns)
+        taken = {_column(row, names) for names in roles}
         return {
             name: value
             for name, value in row.items()
@@ -177,15 +240,15 @@ def _text(held: Any, name: str) -> str:
     return held
 
 
-def _question(row: Row) -> str:
-    name, held = _entry(row, _QUESTION)
+def _question(row: Row, columns: Columns) -> str:
+    name, held = _entry(row, columns.question)
     return _text(held, name)
 
 
-def _solution(row: Row) -> tuple[str, str]:
+def _solution(row: Row, columns: Columns, answers: AnswerFormat) -> tuple[str, str]:
     """The ground truth, and the solution that holds it in its answer tag."""
-    name, held = _entry(row, _SOLUTION)
-    solution = _truth(held, name)
+    name, held = _entry(row, columns.answer)
+    solution = answers.in_usual_tags(_truth(held, name))
     answer = extract_answer(solution)
     if answer is None:
         if "<answer>" in solution or "</answer>" in solution:
@@ -194,8 +257,9 @@ def _solution(row: Row) -> tuple[str, str]:
         solution = f"<answer>{answer}</answer>"
     if not answer:
         raise UserError(f"its {name} has an empty answer tag")
-    if row.get(_THINKING):
-        solution = f"{_text(row[_THINKING], _THINKING)}\n\n{solution}"
+    thinking = _column(row, columns.thinking)
+    if thinking and row[thinking]:
+        solution = f"{_text(row[thinking], thinking)}\n\n{solution}"
     return answer, solution
 
 
@@ -221,8 +285,8 @@ def _truth(held: Any, name: str) -> str:
         raise UserError(f"its {name} {quoted(str(error))}") from error
 
 
-def _image_parts(row: Row) -> Sequence[Any]:
-    _, held = _entry(row, _IMAGES)
+def _image_parts(row: Row, columns: Columns) -> Sequence[Any]:
+    _, held = _entry(row, columns.image)
     return held if isinstance(held, list | tuple) else [held]
 
 

@@ -1,6 +1,7 @@
 """Where examples come from: synthetic tasks, files, the hub; all as sized, indexable sources."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -8,16 +9,19 @@ import numpy as np
 
 from othink_jax.config import DataConfig
 from othink_jax.data.clevr import ClevrScenes, is_clevr
-from othink_jax.data.example import Example, UnreadableExample
-from othink_jax.data.rows import TEXTS, USED, Row, RowReader, check_columns
-from othink_jax.data.stream import ENDLESS, Stream
+from othink_jax.data.example import Example, UnreadableExample, answer_format
+from othink_jax.data.mixture import Mixture
+from othink_jax.data.rows import ColumnChoice, Row, RowReader
+from othink_jax.data.stream import ENDLESS, Stream, first_columns
 from othink_jax.data.synthetic import LEVELS, SyntheticSource
 from othink_jax.data.tables import (
+    check_types,
     further_columns,
     local_folder,
     open_stream,
     open_table,
     plain,
+    plain_stream,
 )
 from othink_jax.errors import UserError, first_line, quoted, writable
 from othink_jax.files import as_path, check_readable, is_cloud, read_json_lines
@@ -43,9 +47,10 @@ def open_source(config: DataConfig, *, size: int | None = None, columns: bool = 
     """The examples that the settings ask for.
 
     Args:
-      config: a task, or a data set: a JSONL file whose rows name image files, a parquet file, a
+      config: a task, or data sets, each a JSONL file whose rows name image files, a parquet file, a
         folder of parquet files, a folder written by `datasets.save_to_disk`, a folder of CLEVR or
-        SuperCLEVR, or a hub id. One that is streamed is a `Stream`, unless `config.limit` is given.
+        SuperCLEVR, or a hub id. Several make a `Mixture`. One that is streamed is a `Stream`,
+        unless `config.limit` is given.
       size: how many examples of a synthetic task; `config.limit` goes before it.
       columns: whether examples hold the further columns of their rows, for reward functions.
 
@@ -61,28 +66,76 @@ def open_source(config: DataConfig, *, size: int | None = None, columns: bool = 
             seed=config.limit_seed,
             difficulty=LEVELS[config.task][config.difficulty],
         )
-    assert config.dataset is not None  # DataConfig saw to it
-    name = config.dataset
-    if is_cloud(name):
-        check_readable(as_path(name))
-    if name.endswith(".jsonl"):
-        source: Source = _JsonLines(as_path(name), config.images, columns=columns)
-    elif config.streaming:
-        return _open_stream(name, config, columns=columns)
-    elif not is_cloud(name) and is_clevr(Path(name)):
-        if config.images is not None:
-            raise UserError("--images goes with rows that name image files; CLEVR has its own")
-        source = ClevrScenes(Path(name), config.split)
-    else:
-        table = open_table(name, config.split, used=USED)
-        reader = RowReader(name, config.images or local_folder(name), columns=columns)
-        source = _Table(table, name, reader, columns=columns)
-    if len(source) == 0:
-        raise UserError(f"{name} holds no examples")
-    if config.limit is None:
-        return source
-    _check_limit(config.limit, len(source), name)
-    return _Subset(source, config.limit, config.limit_seed)
+    opener = _Opener(config, further=columns)
+    sources = [opener.open(name) for name in config.dataset_names]
+    opener.choice.check()
+    return sources[0] if len(sources) == 1 else Mixture(sources, config.weights)
+
+
+class _Opener:
+    """Opens the data sets of some settings."""
+
+    def __init__(self, config: DataConfig, *, further: bool) -> None:
+        self.choice = ColumnChoice(config.column_names)
+        self._config = config
+        self._further = further
+        self._answers = answer_format(config)
+
+    def open(self, name: str) -> Source:
+        """One of them, or as many of its examples as there may be."""
+        if is_cloud(name):
+            check_readable(as_path(name))
+        source = self._whole(name)
+        if len(source) == 0:
+            raise UserError(f"{name} holds no examples")
+        limit = self._config.limit
+        if limit is None or isinstance(source, _Rows):
+            return source
+        _check_limit(limit, len(source), name)
+        return drawn(source, limit, self._config.limit_seed)
+
+    def _whole(self, name: str) -> Source:
+        config = self._config
+        if name.endswith(".jsonl"):
+            return self._json_lines(name)
+        if config.streaming:
+            return self._stream(name)
+        if not is_cloud(name) and is_clevr(Path(name)):
+            if config.images is not None:
+                raise UserError("--images goes with rows that name image files; CLEVR has its own")
+            return ClevrScenes(Path(name), config.split)
+        table = open_table(name, config.split)
+        reader = self._reader(name, local_folder(name), table.column_names)
+        return _Table(table, name, reader, further=self._further)
+
+    def _reader(self, name: str, folder: Path | None, there: Iterable[str]) -> RowReader:
+        return RowReader(
+            name,
+            self._config.images or folder,
+            columns=self.choice.among(there),
+            further=self._further,
+            answers=self._answers,
+        )
+
+    def _json_lines(self, name: str) -> "_JsonLines":
+        path = as_path(name)
+        rows = list(read_json_lines(path, errors="surrogateescape").items())
+        there = dict.fromkeys(itertools.chain.from_iterable(row for _, row in rows))
+        reader = self._reader(str(path), path.parent, there)
+        return _JsonLines(path, rows, reader)
+
+    def _stream(self, name: str) -> Source:
+        table = open_stream(name, self._config.split)
+        there = table.column_names or first_columns(table, name)
+        reader = self._reader(name, local_folder(name), there)
+        rows = plain_stream(table, name, used=reader.columns.used, further=self._further)
+        stream = Stream(rows, name, reader.example, seed=self._config.limit_seed)
+        reader.columns.check(first_columns(rows, name), name)
+        if self._config.limit is None:
+            return stream
+        found = stream.first(self._config.limit)
+        _check_limit(self._config.limit, len(found), name)
+        return _Rows(found, name, reader)
 
 
 def _check_limit(limit: int, found: int, name: str) -> None:
@@ -90,18 +143,27 @@ def _check_limit(limit: int, found: int, name: str) -> None:
         raise UserError(f"limit asks for {limit} examples, but {name} holds only {found}")
 
 
-class _Subset:
-    """`count` examples of a source, chosen by a seed."""
+def drawn(source: Source, count: int, seed: int) -> "Subset":
+    """So many examples of a source, chosen by a seed."""
+    return Subset(source, np.random.default_rng(seed).permutation(len(source))[:count].tolist())
 
-    def __init__(self, source: Source, count: int, seed: int) -> None:
+
+class Subset:
+    """Some examples of a source."""
+
+    def __init__(self, source: Source, chosen: Sequence[int]) -> None:
+        """Args:
+        source: of all of them.
+        chosen: numbers of those that are meant, in their order here.
+        """
         self._source = source
-        self._chosen = np.random.default_rng(seed).permutation(len(source))[:count]
+        self._chosen = chosen
 
     def __len__(self) -> int:
         return len(self._chosen)
 
     def __getitem__(self, index: int) -> Example:
-        return self._source[int(self._chosen[index])]
+        return self._source[self._chosen[index]]
 
     def texts(self) -> Iterator[str]:
         return self._source.texts()
@@ -110,21 +172,20 @@ class _Subset:
 class _JsonLines:
     """Rows of question, ground_truth and image_path, as R1-V evaluates."""
 
-    def __init__(self, path: Path, images: Path | None, *, columns: bool) -> None:
+    def __init__(self, path: Path, rows: Sequence[tuple[int, Row]], reader: RowReader) -> None:
         """Args:
         path: of the file.
-        images: folder that paths of images are relative to; that of the file if None.
-        columns: see `RowReader`.
+        rows: by their lines.
+        reader: of the rows.
 
         Raises:
-          UserError: there is no such file, or a row is broken or lacks an entry.
+          UserError: a row lacks an entry.
         """
         self._name = path.name
-        folder = path.parent if images is None else images
-        self._reader = RowReader(str(path), folder, columns=columns)
-        self._rows = list(read_json_lines(path, errors="surrogateescape").items())
-        for number, row in self._rows:
-            check_columns(row, f"{path}, line {number}")
+        self._reader = reader
+        self._rows = rows
+        for number, row in rows:
+            reader.columns.check(row, f"{path}, line {number}")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -135,18 +196,6 @@ class _JsonLines:
 
     def texts(self) -> Iterator[str]:
         return (repr(row) for _, row in self._rows)
-
-
-def _open_stream(name: str, config: DataConfig, *, columns: bool) -> Source:
-    reader = RowReader(name, config.images or local_folder(name), columns=columns)
-    table = open_stream(name, config.split, used=USED, further=columns)
-    stream = Stream(table, name, reader.example, seed=config.limit_seed)
-    check_columns(stream.columns(), name)
-    if config.limit is None:
-        return stream
-    rows = stream.first(config.limit)
-    _check_limit(config.limit, len(rows), name)
-    return _Rows(rows, name, reader)
 
 
 class _Rows:
@@ -165,7 +214,7 @@ class _Rows:
 
     def texts(self) -> Iterator[str]:
         for row in self._rows:
-            texts = [row[column] for column in TEXTS if column in row]
+            texts = [row[column] for column in self._reader.columns.texts if column in row]
             further = self._reader.further(row)
             yield repr([*texts, further] if further else texts)
 
@@ -173,12 +222,14 @@ class _Rows:
 class _Table:
     """R1-V's training sets: image, problem, solution."""
 
-    def __init__(self, table: Any, name: str, reader: RowReader, *, columns: bool) -> None:
-        check_columns(table.column_names, name)
+    def __init__(self, table: Any, name: str, reader: RowReader, *, further: bool) -> None:
+        columns = reader.columns
+        columns.check(table.column_names, name)
         schema = table.features.arrow_schema
-        further = further_columns(schema, USED) if columns else []
-        self._texts = [column for column in TEXTS if column in table.column_names] + further
-        self._used = [column for column in USED if column in table.column_names] + further
+        check_types(schema, name, columns.used)
+        others = further_columns(schema, columns.used) if further else []
+        self._texts = [one for one in columns.texts if one in table.column_names] + others
+        self._used = [one for one in columns.used if one in table.column_names] + others
         # As Arrow: images stay bytes, so that a broken one is named and not fatal.
         self._table = table.select_columns(self._used).with_format("arrow")
         self._name = name

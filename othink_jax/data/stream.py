@@ -60,14 +60,6 @@ class Stream:
         self._drawn = 0
         self._last: deque[Row] = deque(maxlen=WINDOW)
 
-    def columns(self) -> list[str]:
-        """Those of the first row; UserError if there is none."""
-        with self._reading():
-            first = next(iter(self._table), None)
-        if first is None:
-            raise UserError(f"{self._name} holds no examples")
-        return list(first)
-
     def shuffled(self, seed: int) -> Self:
         """The same rows in the order of another seed."""
         return type(self)(self._table, self._name, self._example, seed=seed)
@@ -106,12 +98,28 @@ class Stream:
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
         try:
-            yield
-        except Exception as error:  # whatever the library, the network or the files come up with
+            with _named(self._name):
+                yield
+        except UserError:
             self._begin()
-            raise UserError(
-                f"the data set {self._name} cannot be read: {first_line(error)}"
-            ) from error
+            raise
+
+
+def first_columns(table: Any, name: str) -> list[str]:
+    """Those of the first row of an IterableDataset; UserError if there is none."""
+    with _named(name):
+        first = next(iter(table), None)
+    if first is None:
+        raise UserError(f"{name} holds no examples")
+    return list(first)
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever the library, the network or the files come up with
+        raise UserError(f"the data set {name} cannot be read: {first_line(error)}") from error
 
 
 @atexit.register

@@ -17,13 +17,12 @@ from othink_jax.hub import limit_reading
 _FILES = (".parquet", ".csv", ".tsv", ".json", ".arrow", ".zip")
 
 
-def open_table(name: str, split: str, *, used: Collection[str]) -> Any:
+def open_table(name: str, split: str) -> Any:
     """A `datasets.Dataset`, which stays on disk: its size does not matter to memory.
 
     A set of the hub is downloaded whole, or taken from the hub's cache.
 
     Args:
-      used: the columns that matter, those that are there.
       name: a parquet file, a folder of parquet files (whose names tell their splits, as on the
         hub), a folder written by `datasets.save_to_disk`, or a hub id.
       split: which split, where there are several; a single file has none.
@@ -31,9 +30,15 @@ def open_table(name: str, split: str, *, used: Collection[str]) -> Any:
     Raises:
       UserError: there is no such data set or split, it cannot be read, or `datasets` is missing.
     """
-    table = _open(name, split, streaming=False)
-    _check_types(table.features.arrow_schema, name, used)
-    return table
+    return _open(name, split, streaming=False)
+
+
+def open_stream(name: str, split: str) -> Any:
+    """A `datasets.IterableDataset`, of which nothing is stored.
+
+    Args and what is raised: as of `open_table`; a folder must have parquet files.
+    """
+    return _open(name, split, streaming=True)
 
 
 def further_columns(schema: pa.Schema, used: Collection[str]) -> list[str]:
@@ -66,19 +71,22 @@ def _is_plain(kind: pa.DataType) -> bool:
     )
 
 
-def open_stream(name: str, split: str, *, used: Collection[str], further: bool = False) -> Any:
-    """A `datasets.IterableDataset` of rows whose images are not decoded; nothing is stored.
+def plain_stream(table: Any, name: str, *, used: Collection[str], further: bool = False) -> Any:
+    """The rows of an `open_stream` as an IterableDataset whose images are not decoded.
 
     Args:
-      name, split, and what is raised: as of `open_table`; a folder must have parquet files.
+      table: the stream.
+      name: of the data set, for people.
       used: the columns that matter, those that are there; others are read as None.
       further: read `further_columns` as well.
+
+    Raises:
+      UserError: see `check_types`.
     """
-    table = _open(name, split, streaming=True)
     if table.features is None:
         return table.map(dict)
     schema = table.features.arrow_schema
-    _check_types(schema, name, used)
+    check_types(schema, name, used)
     if further:
         used = (*used, *further_columns(schema, used))
     table = table.decode(False).with_format("arrow").map(functools.partial(plain, used=used))
@@ -143,7 +151,7 @@ def _of_bytes(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def _check_types(schema: pa.Schema, name: str, used: Collection[str]) -> None:
+def check_types(schema: pa.Schema, name: str, used: Collection[str]) -> None:
     """Refuse times in a column: they would be the answer in a form that nobody could guess."""
     for field in schema:
         if field.name in used and any(

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,63 +14,22 @@ from othink_jax.data.sources import open_source
 from othink_jax.data.stream import ENDLESS
 from othink_jax.errors import UserError
 from othink_jax.evaluation.answers import Prediction, predict
+from othink_jax.evaluation.grading import answers_of, grade, graders, score
 from othink_jax.evaluation.kept import Kept, what_is_evaluated
 from othink_jax.evaluation.samples import over_samples
 from othink_jax.files import check_output_directory, write_atomically
 from othink_jax.rewards import (
+    ANSWER_FORMAT,
+    ANSWER_TAGS,
     EXAMPLE_FIELDS,
     Grade,
-    GradingPool,
-    Reward,
     Scores,
     measured,
-    score_asked,
 )
 from othink_jax.statistics import means_of, share_interval, summaries
 from othink_jax.training.parallel import make_parallel
 from othink_jax.training.rewards import load_rewards
 from othink_jax.training.run_directory import environment
-
-
-def grade(predictions: Sequence[Prediction], config: EvaluateConfig, grader: Grader) -> list[Grade]:
-    """Verdicts of one grader over predictions."""
-    with _pool(config, grader) as pool:
-        return pool.grade_all(
-            [prediction.model_output for prediction in predictions],
-            [prediction.ground_truth for prediction in predictions],
-        )
-
-
-def score(
-    predictions: Sequence[Prediction], config: EvaluateConfig, rewards: Sequence[Reward]
-) -> list[Scores]:
-    """Values of functions over predictions; 0 where the question could not be read.
-
-    Raises:
-      UserError: a function fails on every answer.
-    """
-    answers = [(prediction.model_output, prediction.example) for prediction in predictions]
-    try:
-        with _pool(config, config.reward.grader, rewards) as pool:
-            return score_asked(pool, rewards, answers)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def _pool(config: EvaluateConfig, grader: Grader, rewards: Sequence[Reward] = ()) -> GradingPool:
-    return GradingPool(
-        grader,
-        task=config.reward.task_of(config.data),
-        timeout_s=config.reward.grading_timeout_s,
-        workers=config.reward.grading_workers,
-        rewards=rewards,
-    )
-
-
-def _graders(config: EvaluateConfig) -> tuple[Grader, ...]:
-    """All that can be asked."""
-    known = config.reward.task_of(config.data) is not None
-    return get_args(Grader) if known else ("strict",)
 
 
 def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
@@ -103,6 +62,11 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
         raise UserError(f"{config.out} holds a result already; give another --out or remove it")
     if jax.process_count() > 1:
         raise UserError("an evaluation runs in one process, on all of its devices")
+    if config.data.weights is not None:
+        raise UserError(
+            "weights of data sets say how often training draws from them; an evaluation asks each"
+            " question once: give --dataset without them"
+        )
     parallel = make_parallel(config.parallel)
     source = open_source(config.data, size=config.count, columns=True)
     if len(source) == ENDLESS:
@@ -121,10 +85,13 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
             raise UserError(
                 f"none of the {len(source)} questions can be read; see the warnings above"
             )
-        verdicts = {grader: grade(predictions, config, grader) for grader in _graders(config)}
+        verdicts = {grader: grade(predictions, config, grader) for grader in graders(config)}
         scores = score(predictions, config, rewards)
         chosen = verdicts[config.reward.grader]
         result = _result(config, predictions, verdicts, kept.seconds)
+        if config.samples > 1:
+            voted = over_samples(answers_of(predictions, config), chosen, config.samples)
+            result |= {"samples": config.samples, **voted}
         if config.reward.functions:
             made = measured(config.reward.weights, rewards, chosen, scores)
             result["rewards"] = summaries(made, samples=config.samples)
@@ -144,21 +111,16 @@ def _result(
 ) -> dict[str, Any]:
     chosen, samples = verdicts[config.reward.grader], config.samples
     right = [verdict.accuracy for verdict in chosen]
-    several = {
-        "samples": samples,
-        **over_samples([prediction.model_output for prediction in predictions], chosen, samples),
-    }
     return {
         "model": config.model,
         "stage": config.stage,
         "task": config.data.task,
-        "dataset": config.data.dataset,
+        "dataset": config.data.dataset_name,
         "split": config.data.split if config.data.has_splits else None,
         "examples": config.data.name,
         "n": len(predictions) // samples,
         "accuracy": sum(right) / len(predictions),
         "interval": list(share_interval(means_of(right, samples))),
-        **(several if samples > 1 else {}),
         **{
             f"accuracy_{grader}": float(np.mean([grade.accuracy for grade in grades]))
             for grader, grades in verdicts.items()
@@ -204,6 +166,8 @@ def _row(prediction: Prediction, *, with_example: bool) -> dict[str, Any]:
     del row["number"], row["sample"]
     if example is not None and (with_example or example["columns"]):
         row |= {name: example[name] for name in EXAMPLE_FIELDS}
+    if prediction.example is not None and prediction.example.answer_format != ANSWER_TAGS:
+        row[ANSWER_FORMAT] = dataclasses.asdict(prediction.example.answer_format)
     return row
 
 

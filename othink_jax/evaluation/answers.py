@@ -10,7 +10,7 @@ import numpy as np
 
 from othink_jax.checkpoint.load import Checkpoint
 from othink_jax.config import EvaluateConfig
-from othink_jax.data.example import Example
+from othink_jax.data.example import Example, answer_format
 from othink_jax.data.loader import in_order
 from othink_jax.data.sources import Source
 from othink_jax.errors import UserError
@@ -64,13 +64,14 @@ def predict(
         checkpoint.processor, checkpoint.config, batch_size=batch_size, shards=parallel.batch_shards
     )
     answering = _Answering(checkpoint, config, parallel, batch_size, kept)
+    marked = answer_format(config.data)
     unreadable: list[Example] = []
     asked: dict[int, tuple[str, RewardExample]] = {}
     for batch in batches(_questions(checkpoint, source, config, batch_size, unreadable)):
         answering(batch)
         for question in batch.questions:  # the images have been seen, and take memory
-            shown = checkpoint.processor.shown_sizes(question.prompt)
-            asked[question.number] = question.example.id, question.example.for_rewards(shown)
+            example, shown = question.example, checkpoint.processor.shown_sizes(question.prompt)
+            asked[question.number] = example.id, example.for_rewards(shown, marked)
     if answering.too_large:
         raise UserError(answering.what_to_do(len(source)))
     left_out = (number for number in range(len(source)) if number not in asked)
@@ -100,6 +101,7 @@ def _questions(
         checkpoint.processor,
         batch_size=batch_size,
         template=config.data.template,
+        system_prompt=config.data.system_prompt,
         max_prompt_tokens=config.data.max_prompt_tokens,
         unreadable=unreadable,
     ):

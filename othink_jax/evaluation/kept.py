@@ -26,7 +26,7 @@ PARTIAL = "predictions.partial.jsonl"
 # the devices by the environment.
 _MAY_CHANGE = ("model", "out", "stage", "reward", "parallel")
 # Which questions are answered, but not how; each kept answer is told by its question's digest.
-_MAY_CHANGE_OF_DATA = ("max_prompt_tokens",)
+_MAY_CHANGE_OF_DATA = ("max_prompt_tokens", "answer_tag", "answer_pattern")
 
 # Of an answer; and of each completion, which stand in the answer itself where there is only one.
 _ANSWER = {"number", "digest", "seconds"}

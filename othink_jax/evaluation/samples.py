@@ -2,10 +2,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from othink_jax.rewards import Grade, extract_answer, same_answer_key
+from othink_jax.rewards import Grade, same_answer_key
 from othink_jax.statistics import share_interval
 
 
@@ -32,14 +32,17 @@ def measured_ks(samples: int) -> list[int]:
     return [*(2**power for power in range((samples - 1).bit_length())), samples]
 
 
-def majority(texts: Sequence[str]) -> int | None:
+def majority(answers: Sequence[str | None]) -> int | None:
     """Which completion bears the answer that most of them give; None where none has an answer.
 
-    Self-consistency (arXiv 2203.11171). What votes is the content of the answer tag, and answers
-    are the same if they read the same, see `same_answer_key`. Of answers with equally many votes
-    the one that came first wins, and of the completions that bear it the first one stands for it.
+    Self-consistency (arXiv 2203.11171). Answers are the same if they read the same, see
+    `same_answer_key`. Of answers with equally many votes the one that came first wins, and of the
+    completions that bear it the first one stands for it.
+
+    Args:
+      answers: of the completions of a question; None, or an empty one, does not vote.
     """
-    keys = [_vote(text) for text in texts]
+    keys = [same_answer_key(answer or "") for answer in answers]
     votes = Counter(key for key in keys if key is not None)
     if not votes:
         return None
@@ -47,17 +50,13 @@ def majority(texts: Sequence[str]) -> int | None:
     return keys.index(max(votes, key=votes.__getitem__))
 
 
-def _vote(text: str) -> Hashable | None:
-    return same_answer_key(extract_answer(text) or "")
-
-
 def over_samples(
-    texts: Sequence[str], grades: Sequence[Grade], samples: int
+    answers: Sequence[str | None], grades: Sequence[Grade], samples: int
 ) -> dict[str, dict[str, Any]]:
     """What several completions a question say of a model.
 
     Args:
-      texts, grades: of all completions, those of a question in a row.
+      answers, grades: of all completions, those of a question in a row.
       samples: how many a question has.
 
     Returns:
@@ -66,9 +65,9 @@ def over_samples(
       verdict on the first of them, with the number of questions of which none has an answer
       (`without`), which count as wrong.
     """
-    first = range(0, len(texts), samples)
+    first = range(0, len(answers), samples)
     rights = [int(sum(one.accuracy for one in grades[at : at + samples])) for at in first]
-    chosen = [majority(texts[at : at + samples]) for at in first]
+    chosen = [majority(answers[at : at + samples]) for at in first]
     voted = [
         0.0 if one is None else grades[at + one].accuracy
         for at, one in zip(first, chosen, strict=True)

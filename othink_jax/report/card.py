@@ -4,11 +4,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+from othink_jax.config import DataConfig
 from othink_jax.report.comparison import compare
 from othink_jax.report.method import describe, trained_part
 from othink_jax.report.page import percent
 from othink_jax.report.run_data import RunData, read_run_data
 from othink_jax.report.text import as_code, in_markdown
+from othink_jax.report.validated import best_validation
 
 
 def model_card(path: Path, *, library: Literal["transformers", "peft"] = "transformers") -> str:
@@ -38,14 +40,15 @@ def model_card(path: Path, *, library: Literal["transformers", "peft"] = "transf
         "| setting | value |",
         "|---|---|",
         f"| base model | {model} |",
-        f"| data | {data}" + (f", {config.data.limit} examples |" if config.data.limit else " |"),
+        f"| data | {data}{_limit(config.data)} |",
         f"| trained part | {trained_part(config)} |",
-        f"| prompt | {as_code(config.data.template)} |",
+        *(f"| {name} | {as_code(text)} |" for name, text in _asked(config.data)),
         f"| steps | {run.metrics[-1]['step'] if run.metrics else 0} of {run.record.total_steps} |",
         _row(*method.a_step),
         f"| learning rate | {optimizer.learning_rate:g}, {optimizer.lr_schedule} |",
         *(_row(name, value) for name, value in method.settings),
         *(_row(f"reward {name} at the end", _at_the_end(run, name)) for name in method.rewards),
+        *(_row("best validation", best) for best in [best_validation(config, run.metrics)] if best),
         f"| seed | {config.seed} |",
         "",
         *_scores(run),
@@ -57,6 +60,24 @@ def _public(model: str) -> str:
     """The name of a model: of a local directory its last part, for a reader has no such path."""
     directory = Path(model)
     return directory.name if directory.is_absolute() or directory.is_dir() else model
+
+
+def _limit(data: DataConfig) -> str:
+    if data.limit is None:
+        return ""
+    return f", {data.limit} examples" + (" of each" if len(data.dataset_names) > 1 else "")
+
+
+def _asked(data: DataConfig) -> list[tuple[str, str]]:
+    """How a model is asked, and how its answers are marked where not by the usual tags."""
+    tag = None if data.answer_tag == "answer" else data.answer_tag
+    said = {
+        "system prompt": data.system_prompt,
+        "prompt": data.template,
+        "answer tag": tag,
+        "answer pattern": data.answer_pattern,
+    }
+    return [(name, text) for name, text in said.items() if text is not None]
 
 
 def _row(name: str, value: str) -> str:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from othink_jax.config import DataConfig
+from othink_jax.config import DataConfig, EvaluateConfig, from_dict, to_dict
+from othink_jax.errors import UserError
 
 # Two evaluations that differ in these alone asked the same questions in the same way.
 _MAY_DIFFER = ("model", "out", "stage", "batch_size", "dtype", "parallel")
@@ -53,14 +54,15 @@ def difference(before: dict[str, Any], after: dict[str, Any]) -> tuple[float, fl
 def _relation(result: dict[str, Any], trained: DataConfig) -> str:
     if result["task"] and trained.task:
         return "same task" if result["task"] == trained.task else "cross task"
-    if result["dataset"] and result["dataset"] == trained.dataset:
+    if result["dataset"] and result["dataset"] == trained.dataset_name:
         return "same data set"
     return "other data"
 
 
 def _conditions(result: dict[str, Any]) -> str:
     """What two evaluations must share for their accuracies to be compared."""
-    asked = {name: value for name, value in result["config"].items() if name not in _MAY_DIFFER}
+    config = _as_read_today(result["config"])
+    asked = {name: value for name, value in config.items() if name not in _MAY_DIFFER}
     if result["decoding"] == "greedy":  # which takes the likeliest token, however few may be drawn
         asked["sampling"] = {
             name: value
@@ -68,6 +70,14 @@ def _conditions(result: dict[str, Any]) -> str:
             if name not in ("top_k", "top_p")
         }
     return json.dumps([asked, result["n"]], sort_keys=True)
+
+
+def _as_read_today(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an evaluation of an earlier version, with those that have come since."""
+    try:
+        return to_dict(from_dict(EvaluateConfig, config))
+    except (UserError, TypeError, AttributeError):
+        return config
 
 
 def compare(results: Sequence[dict[str, Any]], trained: DataConfig) -> list[Comparison]:

@@ -41,7 +41,8 @@ class Series:
 
     metric: str  # its name in metrics.jsonl
     label: str = ""  # for the legend, where a panel has several
-    exact: bool = False  # a setting, not a measurement: drawn as it is, without smoothing
+    exact: bool = False  # a setting, or measured seldom: drawn as it is, without smoothing
+    bounds: tuple[str, str] | None = None  # metrics that are the ends of its interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +154,28 @@ ENTROPY_BONUS = Curve(
 )
 
 
+VALIDATION = Curve(
+    "validation",
+    "Validation",
+    "Greedy answers to questions that are not trained on: share that is right, with its interval"
+    " (95%, Wilson), and share in the right form.",
+    (
+        Panel(
+            "accuracy",
+            (
+                Series(
+                    "validation_accuracy",
+                    exact=True,
+                    bounds=("validation_low", "validation_high"),
+                ),
+            ),
+            share=True,
+        ),
+        Panel("right form", (Series("validation_format", exact=True),), share=True),
+    ),
+)
+
+
 def grpo_curves(*, own_reward: bool) -> tuple[Curve, ...]:
     """Those of every GRPO run; `own_reward`: its reward is not that of Eq. 1."""
     if not own_reward:
@@ -217,7 +240,19 @@ def _draw_panel(axes: Axes, panel: Panel, rows: Sequence[Mapping[str, Any]]) -> 
         if not series.exact:
             axes.plot(steps, values, ".", color=colour, alpha=0.35, markersize=4.5, mew=0)
             values = smooth(values, smoothing_window(len(rows)))
-        axes.plot(steps, values, color=colour, linewidth=1.6, marker=marker, label=series.label)
+        known = np.isfinite(values)
+        axes.plot(
+            steps[known] if series.bounds else steps,
+            values[known] if series.bounds else values,
+            color=colour,
+            linewidth=1.6,
+            marker="o" if series.bounds else marker,
+            markersize=4 if series.bounds else None,
+            label=series.label,
+        )
+        if series.bounds:
+            low, high = (_values(rows, name)[known] for name in series.bounds)
+            axes.vlines(steps[known], low, high, color=colour, linewidth=1.0)
     if not drawn:
         axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color=_GREY)
         axes.set_yticks([])

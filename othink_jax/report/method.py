@@ -13,7 +13,14 @@ from othink_jax.config import (
     TrainingConfig,
     name_of,
 )
-from othink_jax.report.curves import ENTROPY_BONUS, SFT_CURVES, Curve, grpo_curves, reward_curve
+from othink_jax.report.curves import (
+    ENTROPY_BONUS,
+    SFT_CURVES,
+    VALIDATION,
+    Curve,
+    grpo_curves,
+    reward_curve,
+)
 from othink_jax.rewards import GRADED
 
 
@@ -32,6 +39,13 @@ class Method:
 
 def describe(config: TrainingConfig) -> Method:
     """The method of a run with these settings."""
+    made = _described(config)
+    if config.validation.used:
+        made = dataclasses.replace(made, curves=(VALIDATION, *made.curves))
+    return made
+
+
+def _described(config: TrainingConfig) -> Method:
     if isinstance(config, GRPOConfig):
         return _grpo(config)
     assert isinstance(config, SFTConfig)  # there is no other kind

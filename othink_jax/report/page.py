@@ -15,6 +15,7 @@ from othink_jax.report.curves import draw, smoothing_window
 from othink_jax.report.method import Method, describe, trained_part
 from othink_jax.report.run_data import RunData, read_run_data
 from othink_jax.report.text import shown
+from othink_jax.report.validated import best_validation
 
 
 def _duration(seconds: float) -> str:
@@ -65,7 +66,7 @@ def _facts(run: RunData, method: Method) -> list[tuple[str, str]]:
     config, rows = run.record.config, run.metrics
     facts = [
         ("model", config.model),
-        ("trained on", config.data.task or str(config.data.dataset)),
+        ("trained on", config.data.task or str(config.data.dataset_name)),
         ("method", method.name),
         ("trained part", trained_part(config)),
         ("steps", f"{rows[-1]['step'] if rows else 0} of {run.record.total_steps}"),
@@ -74,6 +75,8 @@ def _facts(run: RunData, method: Method) -> list[tuple[str, str]]:
         ("wall time", _duration(run.seconds)),
         ("device", run.record.device),
     ]
+    if best := best_validation(config, rows):
+        facts.append(("best validation", best))
     if rows:
         # `skipped` counts from the start of the run, `ungradable` a step.
         facts.append(("examples skipped", str(rows[-1].get("skipped", "not recorded"))))

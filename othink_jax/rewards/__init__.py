@@ -2,8 +2,9 @@
 
 from othink_jax.rewards.answers import extract_answer, ground_truth, same_answer_key
 from othink_jax.rewards.builtin import REWARDS, load
-from othink_jax.rewards.format import format_reward
+from othink_jax.rewards.format import ANSWER_TAGS, AnswerFormat, format_reward
 from othink_jax.rewards.functions import (
+    ANSWER_FORMAT,
     EXAMPLE_FIELDS,
     GRADED,
     Reward,
@@ -17,9 +18,12 @@ from othink_jax.rewards.sums import measured, parts, weighted
 from othink_jax.rewards.verdict import Grade, grade
 
 __all__ = [
+    "ANSWER_FORMAT",
+    "ANSWER_TAGS",
     "EXAMPLE_FIELDS",
     "GRADED",
     "REWARDS",
+    "AnswerFormat",
     "Grade",
     "GradingPool",
     "Reward",

@@ -46,15 +46,21 @@ class Answer:
         return is_arithmetic(self.value)
 
 
-def extract_answer(text: str) -> str | None:
-    """Content of the last `<answer>...</answer>`, stripped; None without such a pair."""
+def extract_answer(text: str, tag: str = "answer") -> str | None:
+    """Content of the last `<answer>...</answer>`, stripped; None without such a pair.
+
+    Args:
+      text: the whole completion.
+      tag: in the place of `answer`.
+    """
     # Searched from the end, not matched by a pattern: a pattern takes quadratic time on many
     # opened and never closed tags.
-    start = text.rfind("<answer>", 0, max(text.rfind("</answer>"), 0))
+    opened, closed = f"<{tag}>", f"</{tag}>"
+    start = text.rfind(opened, 0, max(text.rfind(closed), 0))
     if start < 0:
         return None
-    start += len("<answer>")
-    return text[start : text.index("</answer>", start)].strip()
+    start += len(opened)
+    return text[start : text.index(closed, start)].strip()
 
 
 def ground_truth(value: object) -> str:

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-from othink_jax.rewards.answers import extract_answer
 from othink_jax.rewards.functions import RewardExample
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -77,7 +76,7 @@ def iou(text: str, example: RewardExample, scaling: _Scaling = same) -> float:
     As VLM-R1's for referring expressions (arXiv 2504.07615), which takes the first of several
     boxes.
     """
-    found = _BOX.findall(extract_answer(text) or "")
+    found = _BOX.findall(example.answer_in(text) or "")
     if len(found) != 1:
         return 0.0
     return box_iou(_scaled(found[0], scaling(example)), _true_box(example))
@@ -88,7 +87,7 @@ def point_in_box(text: str, example: RewardExample, scaling: _Scaling = same) ->
 
     As GUI grounding is scored (SeeClick, arXiv 2401.10935).
     """
-    answer = extract_answer(text) or ""
+    answer = example.answer_in(text) or ""
     found = _POINT.findall(answer)
     if len(found) != 1 or _BOX.search(answer):
         return 0.0
@@ -106,7 +105,7 @@ def box_map(text: str, example: RewardExample, scaling: _Scaling = same) -> floa
     label of the answer that the truth has not counts as 0, where COCO leaves it out. Where there is
     nothing to be found, an empty answer is 1.
     """
-    answer = extract_answer(text)
+    answer = example.answer_in(text)
     if answer is None:
         return 0.0
     found, truth = _labelled(answer, scaling(example)), _labelled(example.answer, (1.0, 1.0))

@@ -1,9 +1,101 @@
-"""The format reward: did the completion use the tags it was asked to use?"""
+r"""How an answer is marked in a completion: by tags, or by a regular expression."""
 
-_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+import dataclasses
+import functools
+import re
+
+from othink_jax.rewards.answers import extract_answer
+
+ANSWER_TAG = "answer"
+_TAG = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 
 
-def format_reward(text: str) -> float:
+@dataclasses.dataclass(frozen=True)
+class AnswerFormat:
+    r"""Where the final answer of a completion stands, and which completions have the right form.
+
+    By tags, time is linear in the text. A regular expression can take any time, so `GradingPool`
+    asks it in a process that can be killed.
+
+    Raises:
+      ValueError: the tag is no name of one, or the expression does not compile or has not exactly
+        one group.
+    """
+
+    tag: str = ANSWER_TAG  # an answer is `<TAG>...</TAG>`, behind `<think>...</think>`
+    # Or it is the one group of this expression, where that is found last; the tag does not count
+    # then, and the form is right wherever it is found
+    pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        if not _TAG.fullmatch(self.tag) or self.tag == "think":
+            raise ValueError(
+                f"--answer-tag must be a name such as `answer`, without brackets, and not `think`;"
+                f" got {self.tag!r}"
+            )
+        if self.pattern is None:
+            return
+        if self.tag != ANSWER_TAG:
+            raise ValueError("give --answer-tag or --answer-pattern, and not both")
+        try:
+            groups = _compiled(self.pattern).groups
+        except re.error as error:
+            raise ValueError(f"--answer-pattern {self.pattern!r}: {error}") from error
+        if groups != 1:
+            raise ValueError(
+                f"--answer-pattern {self.pattern!r} must have one group, the answer, and has"
+                f" {groups}; (?:...) groups without being one"
+            )
+
+    @property
+    def linear(self) -> bool:
+        """Whether reading takes time linear in the text."""
+        return self.pattern is None
+
+    def extract(self, text: str) -> str | None:
+        """The answer of a completion, stripped; None where there is none."""
+        if self.pattern is None:
+            return extract_answer(text, self.tag)
+        found = None
+        for match in _compiled(self.pattern).finditer(text):
+            found = match
+        return None if found is None or found[1] is None else found[1].strip()
+
+    def reward(self, text: str) -> float:
+        """1.0 where a completion has the right form, else 0.0; see `format_reward`."""
+        if self.pattern is None:
+            return format_reward(text, self.tag)
+        return float(self.extract(text) is not None)
+
+    def written(self, solution: str) -> str:
+        """A solution whose answer stands in `<answer>` tags, with it in this format's tags.
+
+        Raises:
+          ValueError: the format is a regular expression, of which nothing says how it is written.
+        """
+        if self.pattern is not None:
+            raise ValueError("--answer-pattern does not say how an answer is written")
+        head, opened, rest = solution.rpartition(f"<{ANSWER_TAG}>")
+        answer, closed, tail = rest.partition(f"</{ANSWER_TAG}>")
+        if not (opened and closed):
+            return solution
+        return f"{head}<{self.tag}>{answer}</{self.tag}>{tail}"
+
+    def in_usual_tags(self, solution: str) -> str:
+        """The inverse of `written`; what has no answer in this format's tags stays as it is."""
+        if self.pattern is not None or self.extract(solution) is None:
+            return solution
+        head, _, rest = solution.rpartition(f"<{self.tag}>")
+        answer, _, tail = rest.partition(f"</{self.tag}>")
+        return f"{head}<{ANSWER_TAG}>{answer}</{ANSWER_TAG}>{tail}"
+
+
+_compiled = functools.lru_cache(re.compile)
+
+ANSWER_TAGS = AnswerFormat()  # R1-V's
+
+
+def format_reward(text: str, tag: str = ANSWER_TAG) -> float:
     r"""1.0 if the whole text is one think block and one answer block, else 0.0 (no unit).
 
     White space may stand around and between the blocks, and either may be empty. Each tag must
@@ -11,12 +103,17 @@ def format_reward(text: str) -> float:
 
     R1-V matches the whole text with `<think>.*?</think>\s*<answer>.*?</answer>`. It differs in two
     ways: white space at either end is wrong there, and tags may be repeated inside the blocks.
+
+    Args:
+      text: the whole completion.
+      tag: of the answer.
     """
     text = text.strip()
-    if any(text.count(tag) != 1 for tag in _TAGS):
+    tags = ("<think>", "</think>", f"<{tag}>", f"</{tag}>")
+    if any(text.count(each) != 1 for each in tags):
         return 0.0
-    if not (text.startswith("<think>") and text.endswith("</answer>")):
+    if not (text.startswith("<think>") and text.endswith(f"</{tag}>")):
         return 0.0
     # Searched for, not matched by a pattern: time stays linear in the text, whatever it holds.
     between = text[text.index("</think>") + len("</think>") :]
-    return float(between.lstrip().startswith("<answer>"))
+    return float(between.lstrip().startswith(f"<{tag}>"))

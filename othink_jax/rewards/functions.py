@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from othink_jax.rewards.format import ANSWER_TAGS, AnswerFormat
+
 # Measured of every completion, by the graders; see `verdict.Grade`.
 GRADED = ("accuracy", "format")
 
@@ -43,10 +45,16 @@ class RewardExample:
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     image_sizes: tuple[tuple[int, int], ...] = ()  # width and height of each image, pixels
     shown_sizes: tuple[tuple[int, int], ...] = ()  # the same as the model is shown them, resized
+    answer_format: AnswerFormat = ANSWER_TAGS  # how the answer of a completion is marked
+
+    def answer_in(self, text: str) -> str | None:
+        """The answer of a completion, stripped; None where it has none."""
+        return self.answer_format.extract(text)
 
 
 # Of a stored prediction, beside its question and its truth.
 EXAMPLE_FIELDS = ("solution", "columns", "image_sizes", "shown_sizes")
+ANSWER_FORMAT = "answer_format"  # the same, where it is not `ANSWER_TAGS`
 
 RewardFunction = Callable[[str, RewardExample], float]
 

@@ -7,15 +7,9 @@ in workers, for nobody knows what they do.
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
-import functools
-import logging
 import multiprocessing
-import signal
-import sys
 import threading
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
@@ -23,20 +17,18 @@ from typing import Any
 
 import pebble
 
-from othink_jax.rewards.builtin import load
-from othink_jax.rewards.format import format_reward
-from othink_jax.rewards.functions import Reward, RewardExample, Scores, call_reward, last_line
+from othink_jax.rewards.format import ANSWER_TAGS, AnswerFormat
+from othink_jax.rewards.functions import Reward, RewardExample, Scores, last_line
 from othink_jax.rewards.verdict import (
     Grade,
     Grader,
     Task,
     check_grader,
+    grade,
     quick_verdict,
     symbolic_verdict,
 )
-
-# What a worker may allocate beyond what it has at its start; an ordinary answer takes some 10 MB.
-_HEADROOM_BYTES = 1 << 30
+from othink_jax.rewards.worker import is_ready, prepare_worker, score
 
 
 class GradingPool:
@@ -58,6 +50,7 @@ class GradingPool:
         timeout_s: float = 5.0,
         workers: int = 2,
         rewards: Sequence[Reward] = (),
+        answers: AnswerFormat = ANSWER_TAGS,
     ) -> None:
         """Prepare a pool.
 
@@ -68,11 +61,12 @@ class GradingPool:
             seconds.
           workers: processes at most.
           rewards: functions that `score_all` calls. Workers load them by their paths.
+          answers: how answers are marked.
 
         Raises:
           ValueError: a name is unknown or a number is not positive.
         """
-        check_grader(grader, task)
+        check_grader(grader, task, answers)
         if not timeout_s > 0:
             raise ValueError(f"timeout_s must be > 0, got {timeout_s}")
         if workers < 1:
@@ -82,6 +76,7 @@ class GradingPool:
         self._timeout_s = timeout_s
         self._workers = workers
         self._rewards = tuple(rewards)
+        self._answers = answers
         self._pool: pebble.ProcessPool | None = None
         self._lock = threading.Lock()
         self._left = False
@@ -116,20 +111,32 @@ class GradingPool:
           ValueError: the lengths differ.
           RuntimeError: no worker can be started, or one is needed after the context was left.
         """
+        pairs = list(zip(texts, golds, strict=True))
+        if not self._answers.linear:
+            by = (self._grader, self._task, self._answers)
+            made = self._run(grade, [(*pair, *by) for pair in pairs])
+            return [Grade(0, 0, True) if isinstance(one, _Failure) else one for one in made]
         verdicts = [
-            quick_verdict(text, gold, self._grader, self._task)
-            for text, gold in zip(texts, golds, strict=True)
+            quick_verdict(text, gold, self._grader, self._task, self._answers)
+            for text, gold in pairs
         ]
         left_open = [i for i, verdict in enumerate(verdicts) if verdict is None]
         symbolic = self._run(
-            symbolic_verdict, [(texts[i], golds[i], self._grader) for i in left_open]
+            symbolic_verdict, [(*pairs[i], self._grader, self._answers) for i in left_open]
         )
         for i, verdict in zip(left_open, symbolic, strict=True):
             verdicts[i] = None if isinstance(verdict, _Failure) else verdict
         return [
-            Grade(float(verdict or 0), format_reward(text), ungradable=verdict is None)
+            Grade(float(verdict or 0), self._answers.reward(text), ungradable=verdict is None)
             for text, verdict in zip(texts, verdicts, strict=True)
         ]
+
+    def extract_all(self, texts: Sequence[str]) -> list[str | None]:
+        """The final answer of each completion; None where there is none, or it takes too long."""
+        if self._answers.linear:
+            return [self._answers.extract(text) for text in texts]
+        made = self._run(self._answers.extract, [(text,) for text in texts])
+        return [None if isinstance(one, _Failure) else one for one in made]
 
     def score_all(self, texts: Sequence[str], examples: Sequence[RewardExample]) -> list[Scores]:
         """What the pool's reward functions say of each completion.
@@ -148,7 +155,7 @@ class GradingPool:
         """
         pairs = list(zip(texts, examples, strict=True))
         tasks = [(reward.path, reward.source, *pair) for pair in pairs for reward in self._rewards]
-        made, count = self._run(_score, tasks), len(self._rewards)
+        made, count = self._run(score, tasks), len(self._rewards)
         return [self._scores(made[i * count : (i + 1) * count]) for i in range(len(pairs))]
 
     def _scores(self, results: Sequence["tuple[float, str] | _Failure"]) -> Scores:
@@ -229,13 +236,13 @@ class GradingPool:
                 self._stop()
                 self._pool = pebble.ProcessPool(
                     max_workers=self._workers,
-                    initializer=_prepare_worker,
+                    initializer=prepare_worker,
                     initargs=([reward.path for reward in self._rewards],),
                     context=multiprocessing.get_context("spawn"),
                 )
                 # Without this probe, workers that cannot start would look like hostile completions.
                 try:
-                    ready = self._wait(self._pool, self._pool.schedule(_is_ready))
+                    ready = self._wait(self._pool, self._pool.schedule(is_ready))
                 except _PoolBroke:
                     ready = False
                 if ready is not True:
@@ -261,49 +268,3 @@ class _Failure:
     """Why a task has no result."""
 
     reason: str
-
-
-def _score(path: str, source: str, text: str, example: RewardExample) -> tuple[float, str]:
-    """The value of a function, and an empty text; or 0, and why there is no value."""
-    try:
-        reward = _loaded(path)
-        if reward.source != source:  # a worker may start long after the run
-            raise RuntimeError("the source has changed since the run began")
-        return call_reward(reward, text, example), ""
-    except BaseException as error:  # a SystemExit is the function's own, and ends no worker
-        return 0.0, last_line(error)
-
-
-_loaded = functools.cache(load)
-
-
-def _is_ready() -> bool:
-    return True
-
-
-def _prepare_worker(paths: Sequence[str]) -> None:
-    """Load grader and functions before any time is taken, then limit what may be allocated."""
-    import math_verify  # noqa: F401
-
-    for path in paths:
-        with contextlib.suppress(BaseException):  # whoever calls the function is told
-            _loaded(path)
-    # The default action ends a worker at once, even amid one long operation on large integers, when
-    # no Python handler would run.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    warnings.simplefilter("ignore")
-    logging.disable(logging.CRITICAL)
-    # math-verify builds its parser on first use, a hundred times the cost of an ordinary verdict.
-    symbolic_verdict("<answer>\\sqrt{4}</answer>", "2", "strict")
-    if sys.platform == "linux":
-        import resource
-
-        # Above what is mapped already: a script whose worker imports jax with it maps gigabytes.
-        with open("/proc/self/statm") as statm:
-            mapped = int(statm.read().split()[0]) * resource.getpagesize()
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        limit = mapped + _HEADROOM_BYTES
-        if hard != resource.RLIM_INFINITY:
-            limit = min(limit, hard)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))

@@ -9,7 +9,9 @@ from typing import Any
 
 from othink_jax.rewards.answers import ground_truth
 from othink_jax.rewards.builtin import load
+from othink_jax.rewards.format import ANSWER_TAGS, AnswerFormat
 from othink_jax.rewards.functions import (
+    ANSWER_FORMAT,
     EXAMPLE_FIELDS,
     GRADED,
     Reward,
@@ -32,6 +34,14 @@ class _Row:
     text: str  # the completion
     gold: str
     example: RewardExample | None  # None where the question could not be asked
+    answers: AnswerFormat  # as it says
+
+    def marked(self, answers: AnswerFormat) -> "_Row":
+        """The same with its answer marked otherwise."""
+        if self.example is None:
+            return self
+        example = dataclasses.replace(self.example, answer_format=answers)
+        return dataclasses.replace(self, example=example)
 
 
 def regrade(
@@ -40,6 +50,7 @@ def regrade(
     task: Task | None = None,
     grader: Grader = "strict",
     weights: Mapping[str, float] | None = None,
+    answers: AnswerFormat | None = None,
 ) -> dict[str, Any]:
     """Grade the predictions of a JSONL file.
 
@@ -52,6 +63,8 @@ def regrade(
       task: see `grade`.
       grader: `strict`, or `r1v` for R1-V's published verdicts.
       weights: of rewards by name or path, see `load`; None for no rewards.
+      answers: how answers are marked; if not given as the rows say, in `<answer>` tags where they
+        do not.
 
     Returns:
       `accuracy` in [0, 1], `n` rows, how many of them were `ungradable`, and their lines
@@ -59,15 +72,18 @@ def regrade(
 
     Raises:
       ValueError: the file cannot be read, a row is not as described (with its line number), there
-        is none, R1-V's grader lacks the task, or a reward function cannot be loaded or fails on
-        every row.
+        is none, rows say different things of how answers are marked, R1-V's grader lacks the task
+        or the tags, or a reward function cannot be loaded or fails on every row.
     """
     rewards = [load(name) for name in weights or () if name not in GRADED]
     # One in a bucket is a path of its own kind already.
     rows = list(_rows(path if isinstance(path, PurePath) else Path(path)))
     if not rows:
         raise ValueError(f"{path}: the file holds no predictions")
-    with GradingPool(grader, task=task, rewards=rewards) as pool:
+    if answers is None:
+        answers = _format_of(rows, path)
+    rows = [row.marked(answers) for row in rows]
+    with GradingPool(grader, task=task, rewards=rewards, answers=answers) as pool:
         grades = pool.grade_all([row.text for row in rows], [row.gold for row in rows])
         scores = score_asked(pool, rewards, [(row.text, row.example) for row in rows])
     lines = [row.line for row, grade in zip(rows, grades, strict=True) if grade.ungradable]
@@ -126,13 +142,36 @@ def _row(number: int, line: bytes) -> _Row:
         raise ValueError(f"missing {', '.join(missing)}")
     if not isinstance(row["model_output"], str):
         raise ValueError(f"model_output must be a text, got {type(row['model_output']).__name__}")
+    answers = _marks(row)
     if row.get("readable") is False:  # `othink-jax evaluate` could not ask it: it has no answer
-        return _Row(number, "", str(row["ground_truth"]), None)
+        return _Row(number, "", str(row["ground_truth"]), None, answers)
     try:
         gold = ground_truth(row["ground_truth"])
     except ValueError as error:
         raise ValueError(f"ground_truth {error}") from error
-    return _Row(number, row["model_output"], gold, _example(row, gold))
+    return _Row(number, row["model_output"], gold, _example(row, gold), answers)
+
+
+def _marks(row: Mapping[str, Any]) -> AnswerFormat:
+    """How the answer of a row of `othink-jax evaluate` is marked."""
+    stored = row.get(ANSWER_FORMAT)
+    if stored is None:
+        return ANSWER_TAGS
+    try:
+        return AnswerFormat(**stored)
+    except TypeError as error:
+        raise ValueError(f"{ANSWER_FORMAT} must hold tag and pattern, got {stored!r}") from error
+
+
+def _format_of(rows: Sequence[_Row], path: str | PathLike[str]) -> AnswerFormat:
+    """That of all rows."""
+    for row in rows:
+        if row.answers != rows[0].answers:
+            raise ValueError(
+                f"{path}, line {row.line}: its answer is not marked as those before; give"
+                " --answer-tag or --answer-pattern"
+            )
+    return rows[0].answers
 
 
 def _example(row: Mapping[str, Any], gold: str) -> RewardExample:
@@ -142,7 +181,9 @@ def _example(row: Mapping[str, Any], gold: str) -> RewardExample:
         for name in ("image_sizes", "shown_sizes"):
             stored[name] = tuple(map(tuple, stored[name]))
     else:
-        further = {name: value for name, value in row.items() if name not in _NEEDED}
+        further = {
+            name: value for name, value in row.items() if name not in (*_NEEDED, ANSWER_FORMAT)
+        }
         solution = further.get("solution")
         stored = {"columns": further, "solution": solution if isinstance(solution, str) else None}
     return RewardExample(question=str(row["question"]), answer=gold, **stored)

@@ -20,7 +20,8 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-from othink_jax.rewards.answers import Answer, extract_answer, read_answer
+from othink_jax.rewards.answers import Answer, read_answer
+from othink_jax.rewards.format import ANSWER_TAGS, AnswerFormat
 from othink_jax.rewards.groups import coordinates, list_parts, matrix
 from othink_jax.rewards.rounding import rounds_to
 from othink_jax.rewards.symbols import equal_by_algebra
@@ -31,26 +32,26 @@ _WORD = re.compile(r"[a-z]{3}|(?<![A-Za-z])(?:or|no|is|to|of)(?![A-Za-z])")
 Algebra = Callable[[Answer, Answer], bool | None]
 
 
-def quick_verdict(text: str, gold: str) -> bool | None:
+def quick_verdict(text: str, gold: str, answers: AnswerFormat = ANSWER_TAGS) -> bool | None:
     """Verdict on a completion where it takes no symbolic algebra; None where that must be asked.
 
-    Never raises, and takes time linear in the text.
+    Never raises, and takes time linear in the text where the format does.
     """
-    return _verdict(text, gold, lambda answer, truth: None)
+    return _verdict(answers.extract(text), gold, lambda answer, truth: None)
 
 
-def symbolic_verdict(text: str, gold: str) -> bool | None:
+def symbolic_verdict(text: str, gold: str, answers: AnswerFormat = ANSWER_TAGS) -> bool | None:
     """Verdict by symbolic algebra, for what `quick_verdict` leaves open.
 
     None if the ground truth is too long to be one, or no mathematics.
 
     It may take any time and memory, so call it in a process that can be killed.
     """
-    return _verdict(text, gold, equal_by_algebra)
+    return _verdict(answers.extract(text), gold, equal_by_algebra)
 
 
-def _verdict(text: str, gold: str, algebra: Algebra) -> bool | None:
-    content = extract_answer(text)
+def _verdict(content: str | None, gold: str, algebra: Algebra) -> bool | None:
+    """On the content of an answer; None stands for no answer."""
     if content is None or not gold.strip():
         return False
     if content == gold.strip():

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from othink_jax.rewards.answers import extract_answer, read_answer
+from othink_jax.rewards.answers import read_answer
 from othink_jax.rewards.functions import RewardExample
 
 _CHOICE = re.compile(r"(?:\(([A-Za-z])\)[.:]?|([A-Za-z])(?:[.:)]|$))\s*(.*)", re.DOTALL)
@@ -20,7 +20,7 @@ def choice(text: str, example: RewardExample) -> float:
     a column, letters are compared with letters and texts with texts. An answer whose letter and
     text are of two choices is wrong. Case and white space do not count.
     """
-    given = extract_answer(text)
+    given = example.answer_in(text)
     options = _options(example.columns)
     wanted = _chosen(example.answer, options)
     if wanted is None:
@@ -68,7 +68,7 @@ def anls(text: str, example: RewardExample) -> float:
     Levenshtein's, the length that of the longer text, case and white space do not count. Truths are
     those of the column `answers`, a list, the nearest of which counts; else the example's answer.
     """
-    given = extract_answer(text)
+    given = example.answer_in(text)
     if given is None:
         return 0.0
     truths = example.columns.get("answers") or [example.answer]
@@ -103,7 +103,7 @@ def relaxed_accuracy(text: str, example: RewardExample) -> float:
     As charts are asked about (ChartQA, arXiv 2203.10244). A percentage is its number divided by
     100; only 0 is within 5% of 0.
     """
-    given = extract_answer(text)
+    given = example.answer_in(text)
     if given is None:
         return 0.0
     number, truth = _number(given), _number(example.answer)

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from othink_jax.rewards import r1v, strict
-from othink_jax.rewards.format import format_reward
+from othink_jax.rewards.format import ANSWER_TAGS, AnswerFormat
 
 Grader = Literal["strict", "r1v"]
 Task = Literal["counting", "geometry"]
@@ -20,35 +20,53 @@ class Grade:
     ungradable: bool = False
 
 
-def check_grader(grader: str, task: str | None) -> None:
-    """Raise ValueError unless both names are known, and the grader needs no task or has it."""
+def check_grader(grader: str, task: str | None, answers: AnswerFormat = ANSWER_TAGS) -> None:
+    """Raise ValueError unless the names are known and the grader can grade so.
+
+    R1-V's needs a task, and reads `<answer>` tags alone.
+    """
     if grader not in ("strict", "r1v"):
         raise ValueError(f"grader must be strict or r1v, got {grader!r}")
     if task not in ("counting", "geometry", None):
         raise ValueError(f"task must be counting or geometry, got {task!r}")
     if grader == "r1v" and task is None:
         raise ValueError("R1-V's grader has a rule for counting and one for geometry: give task")
+    if grader == "r1v" and answers != ANSWER_TAGS:
+        raise ValueError(
+            "R1-V's grader reads <answer> tags alone: no --answer-tag, no --answer-pattern"
+        )
 
 
-def quick_verdict(text: str, gold: str, grader: Grader, task: Task | None) -> bool | None:
+def quick_verdict(
+    text: str, gold: str, grader: Grader, task: Task | None, answers: AnswerFormat = ANSWER_TAGS
+) -> bool | None:
     """Verdict where it takes no symbolic algebra, in linear time; None where it does."""
     if grader == "r1v":
         return None if task == "geometry" else r1v.counting_verdict(text, gold)
-    return strict.quick_verdict(text, gold)
+    return strict.quick_verdict(text, gold, answers)
 
 
-def symbolic_verdict(text: str, gold: str, grader: Grader) -> bool | None:
+def symbolic_verdict(
+    text: str, gold: str, grader: Grader, answers: AnswerFormat = ANSWER_TAGS
+) -> bool | None:
     """Verdict by symbolic algebra; None if it gave up: no memory, or a gold that says nothing."""
     try:
-        symbolic = r1v.geometry_verdict if grader == "r1v" else strict.symbolic_verdict
-        return symbolic(text, gold)
+        if grader == "r1v":
+            return r1v.geometry_verdict(text, gold)
+        return strict.symbolic_verdict(text, gold, answers)
     except Exception:
         # Computer algebra can raise anything on what a model writes. No completion may end a
         # training run, and none that failed goes unseen: it counts as ungradable.
         return None
 
 
-def grade(text: str, gold: str, grader: Grader = "strict", task: Task | None = None) -> Grade:
+def grade(
+    text: str,
+    gold: str,
+    grader: Grader = "strict",
+    task: Task | None = None,
+    answers: AnswerFormat = ANSWER_TAGS,
+) -> Grade:
     """Grade one completion in this process, without any limit on time or memory.
 
     For many completions, or for such as a model wrote, use `GradingPool`.
@@ -59,12 +77,13 @@ def grade(text: str, gold: str, grader: Grader = "strict", task: Task | None = N
       grader: `strict`, or `r1v` for R1-V's published verdicts.
       task: which of R1-V's two rules it takes, which it must be told. The strict grader treats
         both alike.
+      answers: how the answer is marked.
 
     Raises:
-      ValueError: the grader or the task is unknown, or R1-V's grader lacks the task.
+      ValueError: the grader or the task is unknown, or R1-V's grader lacks the task or the tags.
     """
-    check_grader(grader, task)
-    right = quick_verdict(text, gold, grader, task)
+    check_grader(grader, task, answers)
+    right = quick_verdict(text, gold, grader, task, answers)
     if right is None:
-        right = symbolic_verdict(text, gold, grader)
-    return Grade(float(right or 0), format_reward(text), ungradable=right is None)
+        right = symbolic_verdict(text, gold, grader, answers)
+    return Grade(float(right or 0), answers.reward(text), ungradable=right is None)

@@ -1,9 +1,8 @@
 """GRPO: data, rollout, rewards, advantages, update; one direction, no back and forth."""
 
-import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ from othink_jax.training.run_directory import RunDirectory
 from othink_jax.training.runs import begin, go_on
 from othink_jax.training.shapes import Lengths, quarters
 from othink_jax.training.state import TrainState
+from othink_jax.training.validation import Graded
 from othink_jax.types import GRPOBatch, Prompts, Rollout
 
 
@@ -91,17 +91,28 @@ class GRPOTrainer(Trainer[GRPOConfig]):
             return self.frozen
         return self.frozen | {REFERENCE: self.reference}
 
-    @contextlib.contextmanager
-    def at_work(self) -> Iterator[None]:
-        """With the pool that grades."""
-        with GradingPool(
+    def grading_pool(self) -> GradingPool:
+        """By the grader and the functions of the settings."""
+        return GradingPool(
             self.config.reward.grader,
             task=self.config.reward.task_of(self.config.data),
             timeout_s=self.config.reward.grading_timeout_s,
             workers=self.config.reward.grading_workers,
             rewards=self.rewards,
-        ) as self.pool:
-            yield
+            answers=self.answers,
+        )
+
+    def judge(
+        self, examples: list[Example], encoded: list[EncodedPrompt], rollout: Rollout
+    ) -> Graded:
+        """Grades of completions, prompt after prompt, and their rewards."""
+        _, grades, scores = self.grade(examples, encoded, rollout)
+        return grades, self.total(grades, scores, rollout)
+
+    @property
+    def criterion(self) -> str:
+        """Accuracy, as far as the reward is made of it alone; else the reward."""
+        return "validation_reward" if self.config.reward.functions else "validation_accuracy"
 
     def step(
         self, step: int, state: TrainState, directory: RunDirectory
@@ -241,13 +252,10 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         Raises:
           UserError: a function fails on all completions of the first batch, of all processes.
         """
-        _, group, length = rollout.tokens.shape
-        tokens, mask = rollout.tokens.reshape(-1, length), rollout.mask.reshape(-1, length)
-        decode = self.checkpoint.processor.decode
-        texts = [decode(row, real) for row, real in zip(tokens, mask, strict=True)]
+        group, texts = rollout.tokens.shape[1], self.texts(rollout)
         golds = [example.answer for example in examples for _ in range(group)]
         asked = [
-            example.for_rewards(self.checkpoint.processor.shown_sizes(prompt))
+            example.for_rewards(self.checkpoint.processor.shown_sizes(prompt), self.answers)
             for example, prompt in zip(examples, encoded, strict=True)
             for _ in range(group)
         ]

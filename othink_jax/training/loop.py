@@ -11,18 +11,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import jax
+import numpy as np
 import optax
 
 from othink_jax.checkpoint.load import Checkpoint
 from othink_jax.checkpoint.store import TrainingStore
-from othink_jax.config import RunRecord, TrainingConfig
-from othink_jax.data.example import Example
+from othink_jax.config import RUN_BEST, RunRecord, TrainingConfig
+from othink_jax.data.example import Example, answer_format
 from othink_jax.data.loader import PromptLoader
 from othink_jax.data.processing import EncodedPrompt, PadTo
 from othink_jax.data.sources import open_source
 from othink_jax.data.stream import ENDLESS
 from othink_jax.errors import UserError
 from othink_jax.model.attention import check_attention
+from othink_jax.rewards import GradingPool
 from othink_jax.training import processes
 from othink_jax.training.console import Monitor
 from othink_jax.training.interrupt import StopRequest
@@ -36,7 +38,8 @@ from othink_jax.training.recovery import last_whole
 from othink_jax.training.run_directory import RunDirectory
 from othink_jax.training.shapes import SURVEYED, Lengths, Shapes, choose_shapes, common, shape_of
 from othink_jax.training.state import TrainState
-from othink_jax.types import Prompts
+from othink_jax.training.validation import Best, Graded, Questions
+from othink_jax.types import Prompts, Rollout
 
 _Config = TypeVar("_Config", bound=TrainingConfig)
 
@@ -45,6 +48,7 @@ class Trainer(abc.ABC, Generic[_Config]):
     """One run of a method, whose `step` is all that a method has to say."""
 
     compiled: Programs
+    pool: GradingPool  # of the completions of a run, while it is at work
     sources: Mapping[str, str] = {}  # digests of functions of the user's own, by name
     shown: tuple[str, ...] = ()  # metrics of the progress line beside those of the method
     read_columns = False  # whether examples hold the further columns of their rows
@@ -74,6 +78,7 @@ class Trainer(abc.ABC, Generic[_Config]):
         self.parallel.check_model(checkpoint.config)
         check_attention(checkpoint.compute)
         self.share = (jax.process_index(), jax.process_count())
+        self.answers = answer_format(config.data)
         source = open_source(config.data, columns=self.read_columns)
         self.steps = total_steps(config, len(source))
         self.updates_per_step = updates_per_step
@@ -92,11 +97,19 @@ class Trainer(abc.ABC, Generic[_Config]):
             batch_size=config.prompts_per_step,
             seed=config.seed,
             template=config.data.template,
+            system_prompt=config.data.system_prompt,
+            answers=self.answers,
             max_prompt_tokens=config.data.max_prompt_tokens,
             max_completion_tokens=max_completion_tokens,
             share=self.share,
             exchange=processes.exchange,
         )
+        self.best = Best()
+        self.questions: Questions | None = None
+        if config.validation.used:
+            self.questions = Questions(
+                config, checkpoint.processor, share=self.share, columns=self.read_columns
+            )
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), parts.trained)
         like = jax.eval_shape(lambda params: TrainState.create(params, self.tx), shapes)
         self.layout = DiskLayout(self.parallel, like)
@@ -110,7 +123,8 @@ class Trainer(abc.ABC, Generic[_Config]):
 
     def _choose_shapes(self, batches: int) -> Shapes:
         """By so many of the first batches; raises UserError where not one can be used."""
-        begin, needed, longest = self.loader.get_state(), [], 0
+        begin, longest = self.loader.get_state(), 0
+        needed = [] if self.questions is None else [*self.questions.shapes]
         for _ in range(batches):
             _, encoded = next(self.loader)
             needed.append(common_shapes(self.checkpoint.processor.bucket(encoded)))
@@ -141,8 +155,46 @@ class Trainer(abc.ABC, Generic[_Config]):
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
-        """Around all steps: whatever a method has to open and close."""
-        yield
+        """Around all steps: with the pool that grades what is answered."""
+        with self.grading_pool() as self.pool:
+            yield
+
+    def grading_pool(self) -> GradingPool:
+        """By the strict grader."""
+        return GradingPool(answers=self.answers)
+
+    def judge(
+        self, examples: list[Example], encoded: list[EncodedPrompt], rollout: Rollout
+    ) -> Graded:
+        """Grades of completions, prompt after prompt, and what they are worth: their accuracy."""
+        golds = [example.answer for example in examples]
+        grades = self.pool.grade_all(self.texts(rollout), golds)
+        return grades, np.array([grade.accuracy for grade in grades])
+
+    @property
+    def criterion(self) -> str:
+        """The figure of a validation by which one is better than another."""
+        return "validation_accuracy"
+
+    def texts(self, rollout: Rollout) -> list[str]:
+        """Of all completions, prompt after prompt."""
+        length = rollout.tokens.shape[-1]
+        tokens, mask = rollout.tokens.reshape(-1, length), rollout.mask.reshape(-1, length)
+        decode = self.checkpoint.processor.decode
+        return [decode(row, real) for row, real in zip(tokens, mask, strict=True)]
+
+    def validate(self, questions: Questions, state: TrainState) -> dict[str, Any]:
+        """Figures of the policy as it is now; see `Questions.measure`."""
+        assert self.compiled.answering is not None
+        respond = self.compiled.answering(self.policy(state))
+        # No token is drawn: the keys change nothing.
+        keys = np.zeros((self.config.prompts_per_step // self.share[1], 2), np.uint32)
+
+        def answer(encoded: list[EncodedPrompt]) -> Rollout:
+            prompts = self.prompts_of(encoded, state)
+            return self.parallel.gather(respond(prompts, self.parallel.shard(keys)))
+
+        return questions.measure(answer, self.judge)
 
     def run(
         self,
@@ -159,7 +211,12 @@ class Trainer(abc.ABC, Generic[_Config]):
           changed: settings that are others than before.
         """
         store = TrainingStore(directory.checkpoints, keep=self.config.keep_checkpoints)
+        best = None
+        if self.questions is not None:
+            best = TrainingStore(directory.checkpoints / RUN_BEST, keep=1)
         state, done, notes = self._first_state(directory, store, resumed=record is not None)
+        if best is not None and self.best.step is not None and best.latest_step() != self.best.step:
+            notes.append(self._kept_best(best, done, state, directory))
         if record is not None and changed:
             change = {"after_step": done, "settings": changed}
             directory.write_record(dataclasses.replace(record, changes=(*record.changes, change)))
@@ -179,27 +236,50 @@ class Trainer(abc.ABC, Generic[_Config]):
             for note in [*self.notes, *notes]:
                 monitor.say(note)
             for step in range(done + 1, self.steps + 1):
+                if self.best.is_over(self.config.validation.patience):
+                    self._say_over(step - 1, monitor)
+                    break
                 state, row = self.step(step, state, directory)
                 if self.nonfinite.in_a_row > self.config.skip_nonfinite:
                     raise _diverged(step, directory, store)
+                better = False
+                if self.questions is not None and self._validates(step):
+                    row |= self.validate(self.questions, state)
+                    better = self.best.take(row[self.criterion], step)
                 directory.append_metrics(row)
                 monitor.show(row)
                 stopping = any(processes.exchange(stop.made))
-                if step % self.config.checkpoint_every == 0 or step == self.steps or stopping:
-                    directory.list_skipped(self.loader.left_out.values())
-                    progress = {
-                        "loader": self.loader.get_state(),
-                        "shapes": dataclasses.asdict(self.shapes),
-                        "nonfinite": dataclasses.asdict(self.nonfinite),
-                        "metrics": directory.metrics_digest(),
-                    }
-                    held = self.parallel.unreplicate(state)
-                    store.save(step, self.layout.to_disk(held), progress)
+                over = self.best.is_over(self.config.validation.patience)
+                due = step % self.config.checkpoint_every == 0 or step == self.steps
+                if due or better or over or stopping:
+                    self._save(store, step, state, directory)
+                if better and best is not None:
+                    store.wait()  # a run goes on from there where the best one is cut short
+                    self._save(best, step, state, directory)
                 if stopping and step < self.steps:
                     store.close()
                     self._say_stopped(step, directory, monitor)
                     raise KeyboardInterrupt
             store.close()
+            if best is not None:
+                best.close()
+
+    def _validates(self, step: int) -> bool:
+        return step % self.config.validation.validate_every == 0 or step == self.steps
+
+    def _save(
+        self, store: TrainingStore, step: int, state: TrainState, directory: RunDirectory
+    ) -> None:
+        directory.list_skipped(self.loader.left_out.values())
+        progress = {
+            "loader": self.loader.get_state(),
+            "shapes": dataclasses.asdict(self.shapes),
+            "nonfinite": dataclasses.asdict(self.nonfinite),
+            "metrics": directory.metrics_digest(),
+            "best": dataclasses.asdict(self.best),
+        }
+        held = self.parallel.unreplicate(state)
+        store.save(step, self.layout.to_disk(held), progress)
 
     def _first_state(
         self, directory: RunDirectory, store: TrainingStore, *, resumed: bool
@@ -230,11 +310,30 @@ class Trainer(abc.ABC, Generic[_Config]):
         if "shapes" in progress:  # an earlier version padded each batch by itself
             self.shapes = Shapes.stored(progress["shapes"])
         self.nonfinite = NonFinite(**progress["nonfinite"])
+        self.best = Best(**progress.get("best", {}))  # an earlier version validated nothing
         if directory.keep_metrics_until(done) != progress["metrics"]:
             notes.append(
                 f"{directory.path}/metrics.jsonl is not what was written up to step {done}"
             )
         return state, done, notes
+
+    def _kept_best(
+        self, best: TrainingStore, done: int, state: TrainState, directory: RunDirectory
+    ) -> str:
+        """Store the best checkpoint where an interruption came before it; what to say of it."""
+        if self.best.step == done:
+            self._save(best, done, state, directory)
+            return f"the checkpoint of step {done} is the best one so far, and is stored as such"
+        return (
+            f"the best validation was that of step {self.best.step}, and its checkpoint is not"
+            f" there any more"
+        )
+
+    def _say_over(self, step: int, monitor: Monitor) -> None:
+        monitor.say(
+            f"Ended after step {step} of {self.steps}: {self.best.waited} validations in a row were"
+            f" no better than that of step {self.best.step}"
+        )
 
     def _say_stopped(self, step: int, directory: RunDirectory, monitor: Monitor) -> None:
         monitor.stop()

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from othink_jax import rl
 from othink_jax.checkpoint.load import Model
-from othink_jax.config import GRPOConfig, SFTConfig, TrainingConfig
+from othink_jax.config import GRPOConfig, SamplingConfig, SFTConfig, TrainingConfig
+from othink_jax.data.processing import SpecialTokens
 from othink_jax.model.log_probs import Reference, completion_logp, completion_stats
 from othink_jax.model.qwen2_vl import computing_weights, merge
 from othink_jax.model.stack import unrolled
@@ -40,6 +41,8 @@ class Programs:
 
     encode: Callable[..., Float[Array, "B M D"] | None]  # params, prompts
     update: Callable[..., tuple[TrainState, Metrics]]  # state, (fixed parameters, batch)
+    # params -> (prompts, key_data) -> their greedy answers, G = 1; of a run that is validated
+    answering: Callable[[Params], Callable[..., Rollout]] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,12 +68,9 @@ def compile_grpo(
     Its steps, bound by reading the weights, cost the same for few prompts as for many.
     """
     # Not the checkpoint itself: what the programs close over would keep its parameters alive.
-    reference, processor = checkpoint.graphdef, checkpoint.processor
+    reference = checkpoint.graphdef
     policy = policy_graphdef(checkpoint, config)
-    decoder, unroll = policy, None
-    if checkpoint.scanned:
-        decoder = decoding_graphdef(checkpoint, config)
-        unroll = parallel.relay(lambda params: unrolled(computing_weights(params, config.dtype)))
+    decoding = _decoding(checkpoint, config, parallel)
 
     def logp(
         graphdef: Any, params: Params, prompts: Prompts, completions: Int[Array, "B G T"]
@@ -102,32 +102,77 @@ def compile_grpo(
 
     update = functools.partial(grpo_update, tx=tx, config=config.loss, loss=loss)
     moving = over_vocabulary(config.loss) and config.kl.reference_every is not None
-    sampler = make_sampler(
-        decoder,
-        processor,
-        config.sampling,
-        group_size=config.group_size,
-        micro_batches=config.micro_batches,
-        prefill_graphdef=policy,
-    )
+    sampler = decoding.sampler(config.sampling, group_size=config.group_size)
     policy_logp = parallel.apply(functools.partial(logp, policy))
     same = policy is reference  # then what was compiled for one may serve the other
     return GRPOPrograms(
         encode=parallel.apply(functools.partial(_encode, policy)),
-        unroll=unroll,
-        weights=functools.partial(_weights, parallel, unroll, config.dtype),
-        sample=parallel.sampler(sampler),
+        answering=decoding.answering(config.sampling.max_new_tokens),
+        unroll=decoding.unroll,
+        weights=decoding.weights,
+        sample=sampler,
         logp=policy_logp,
         ref_logp=policy_logp if same else parallel.apply(functools.partial(logp, reference)),
         update=_compile_update(update, stats, config, parallel, moving=moving),
     )
 
 
-def _weights(
-    parallel: Parallel, unroll: Callable[[Params], Params] | None, dtype: str, params: Params
-) -> Params:
-    made = computing_weights(params, dtype) if unroll is None else unroll(params)
-    return parallel.whole(made)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Decoding:
+    """How completions of a policy are decoded."""
+
+    tokens: SpecialTokens
+    config: TrainingConfig
+    parallel: Parallel
+    prefill: Any  # graphdef of the policy
+    decoder: Any  # the same with unrolled layers
+    unroll: Callable[[Params], Params] | None  # params -> weights, where the policy is scanned
+
+    def weights(self, params: Params) -> Params:
+        """What `sampler` takes first."""
+        if self.unroll is not None:
+            return self.parallel.whole(self.unroll(params))
+        return self.parallel.whole(computing_weights(params, self.config.dtype))
+
+    def sampler(self, sampling: SamplingConfig, *, group_size: int) -> Callable[..., Rollout]:
+        made = make_sampler(
+            self.decoder,
+            self.tokens,
+            sampling,
+            group_size=group_size,
+            micro_batches=self.config.micro_batches,
+            prefill_graphdef=self.prefill,
+        )
+        return self.parallel.sampler(made)
+
+    def answering(self, max_new_tokens: int) -> Callable[[Params], Callable[..., Rollout]] | None:
+        """See `Programs`."""
+        if not self.config.validation.used:
+            return None
+        greedy = SamplingConfig(temperature=0.0, max_new_tokens=max_new_tokens)
+        sample = self.sampler(greedy, group_size=1)
+
+        def with_params(params: Params) -> Callable[..., Rollout]:
+            prefill = None if self.unroll is None else params
+            return functools.partial(sample, self.weights(params), prefill)
+
+        return with_params
+
+
+def _decoding(checkpoint: Model, config: TrainingConfig, parallel: Parallel) -> _Decoding:
+    policy = policy_graphdef(checkpoint, config)
+    decoder, unroll = policy, None
+    if checkpoint.scanned:
+        decoder = decoding_graphdef(checkpoint, config)
+        unroll = parallel.relay(lambda params: unrolled(computing_weights(params, config.dtype)))
+    return _Decoding(
+        tokens=checkpoint.processor,
+        config=config,
+        parallel=parallel,
+        prefill=policy,
+        decoder=decoder,
+        unroll=unroll,
+    )
 
 
 def compile_sft(
@@ -144,7 +189,9 @@ def compile_sft(
         return completion_logp(*given, chunk=config.logp_chunk)
 
     update = functools.partial(sft_update, tx=tx)
+    decoding = _decoding(checkpoint, config, parallel)
     return Programs(
+        answering=decoding.answering(config.max_completion_tokens),
         encode=parallel.apply(functools.partial(_encode, policy)),
         update=_compile_update(update, logp, config, parallel),
     )

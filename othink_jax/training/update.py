@@ -278,7 +278,7 @@ def _mean_over_pieces(
 
     def add(total: PyTree, piece: _Batch) -> tuple[PyTree, dict[str, Average]]:
         gradient, averages = gradient_of(piece)
-        return jax.tree.map(jnp.add, total, gradient), averages
+        return jax.tree.map(_add, total, gradient), averages
 
     # f32: a sum in bf16 loses the small pieces to the large ones.
     zeros = jax.tree.map(
@@ -287,6 +287,13 @@ def _mean_over_pieces(
     total, averages = jax.lax.scan(add, zeros, cut_rows(batch, pieces))
     gradient = jax.tree.map(lambda sum_, x: (sum_ / pieces).astype(x.dtype), total, params)
     return gradient, jax.tree.map(lambda values: values.mean(axis=0), averages)
+
+
+def _add(total: Float[Array, "..."], piece: Float[Array, "..."]) -> Float[Array, "..."]:
+    # XLA moves sums over devices out of a loop that adds them up, and fails where they are bf16:
+    # `while_loop_all_reduce_code_motion`, libtpu 0.0.42. A barrier a leaf, so that each is added,
+    # and its memory free, as soon as it is there.
+    return total + jax.lax.optimization_barrier(piece)
 
 
 def _norm(tree: PyTree) -> Float[Array, ""]:

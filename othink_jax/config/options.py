@@ -1,0 +1,23 @@
+"""Options of the command line that may be given several times.
+
+Settings are also made where tyro is not installed, as by the benchmarks on a GPU's image.
+"""
+
+import contextlib
+from typing import TYPE_CHECKING, Annotated, Any
+
+_repeated: Any = None
+_reward: Any = None
+_dataset: Any = None
+with contextlib.suppress(ImportError):
+    from tyro.conf import UseAppendAction, arg
+
+    _repeated = UseAppendAction
+    _reward = arg(name="reward", metavar="NAME_OR_PATH[=WEIGHT]")
+    _dataset = arg(metavar="NAME[=WEIGHT]")
+
+RewardOption = Annotated[tuple[str, ...], _repeated, _reward]
+if TYPE_CHECKING:  # one name may be a text, in Python and in records
+    DatasetOption = str | tuple[str, ...] | None
+else:
+    DatasetOption = Annotated[tuple[str, ...], _repeated, _dataset]

@@ -1,0 +1,22 @@
+"""The best validation of a run, in words."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from othink_jax.config import GRPOConfig, TrainingConfig
+
+
+def best_validation(config: TrainingConfig, rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Of rows of metrics; None of a run that has not been validated. Of equals, the first is."""
+    validated = [row for row in rows if "validation_accuracy" in row]
+    if not validated:
+        return None
+    by_reward = isinstance(config, GRPOConfig) and bool(config.reward.functions)
+    criterion = "validation_reward" if by_reward else "validation_accuracy"
+    best = max(validated, key=lambda row: row.get(criterion, 0.0))
+    reward = f", reward {best[criterion]:.3g}" if by_reward else ""
+    return (
+        f"accuracy {100 * best['validation_accuracy']:.1f}% (95% interval"
+        f" {100 * best['validation_low']:.1f}% to {100 * best['validation_high']:.1f}%,"
+        f" n = {best['validation_count']}){reward}, after step {best['step']}"
+    )
