@@ -142,10 +142,12 @@ def evaluate(config: EvaluateConfig) -> None:
                 file=sys.stderr,
             )
         raise
-    from othink_jax.report.evaluation import accuracy_lines
+    from othink_jax.report.evaluation import accuracy_lines, group_tables
 
     print(*accuracy_lines(result), sep="\n")
     _print_rewards(result)
+    for table in group_tables(result):
+        print(table.text(), end="")
     for name in ("unreadable", "ungradable"):
         if result[name]:
             print(

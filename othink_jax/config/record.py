@@ -15,7 +15,7 @@ from othink_jax.files import as_path, read_json
 RUN_CHECKPOINTS = "checkpoints"  # the training states inside a run directory, numbered by step
 RUN_BEST = "best"  # among them: a folder with that of the best validation, numbered as the others
 # Settings of an evaluation that change nothing at these values, as JSON.
-_UNUSED: dict[str, Any] = {"samples": 1}
+_UNUSED: dict[str, Any] = {"samples": 1, "by": []}
 _C = TypeVar("_C")
 _RUNS: dict[str, type[TrainingConfig]] = {cls.kind: cls for cls in (GRPOConfig, SFTConfig)}
 

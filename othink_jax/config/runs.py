@@ -9,6 +9,7 @@ from othink_jax.config.checks import require, require_seed
 from othink_jax.config.compute import Attention, ComputeConfig, Remat, ScanLayers
 from othink_jax.config.data import DataConfig
 from othink_jax.config.entropy import EntropyConfig
+from othink_jax.config.options import ColumnOption
 from othink_jax.config.parts import (
     KLConfig,
     LoRAConfig,
@@ -181,6 +182,8 @@ class EvaluateConfig:
     # Prompts decoded together, each with all its samples; fewer of those whose images or texts are
     # large. With a temperature, what is drawn depends on it
     batch_size: int = 16
+    # A column of the data set, for the accuracy by its values; may be given several times
+    by: ColumnOption = ()
     sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_new_tokens=1024)
     reward: RewardConfig = RewardConfig()
     seed: int = 0  # of sampling, where temperature > 0
@@ -190,6 +193,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", as_path(self.out))
+        object.__setattr__(self, "by", tuple(self.by))
         require(self.count >= 1, f"count must be >= 1, got {self.count}")
         require(self.samples >= 1, f"samples must be >= 1, got {self.samples}")
         require(

@@ -15,6 +15,7 @@ from othink_jax.data.stream import ENDLESS
 from othink_jax.errors import UserError
 from othink_jax.evaluation.answers import Prediction, predict
 from othink_jax.evaluation.grading import answers_of, grade, graders, score
+from othink_jax.evaluation.groups import over_groups, read_groups
 from othink_jax.evaluation.kept import Kept, what_is_evaluated
 from othink_jax.evaluation.samples import over_samples
 from othink_jax.files import check_output_directory, write_atomically
@@ -48,13 +49,15 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
       set asks for), share of right format, of cut completions, counts and seconds. A question that
       cannot be read counts as answered wrongly, and in `unreadable`. Of several samples a question,
       all these are means over completions, but for the counts `n` and `unreadable` of questions,
-      and there are `samples`, and what `over_samples` says. With `--reward` also `rewards`: of each
+      and there are `samples`, and what `over_samples` says. With `--by` there is `by`, see
+      `over_groups`. With `--reward` also `rewards`: of each
       by name, and of `total`, their weighted sum, what `statistics.summaries` says.
 
     Raises:
       UserError: there is a result in `config.out` already, or answers of another evaluation;
         nothing can be written there; not one question can be read; some do not fit into memory; a
-        stream has no limit; a reward function cannot be loaded, or fails on every answer.
+        stream has no limit; a column does not exist or has too many values; a reward function
+        cannot be loaded, or fails on every answer.
     """
     rewards = load_rewards(config.reward)
     check_output_directory(config.out)
@@ -71,6 +74,7 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
     source = open_source(config.data, size=config.count, columns=True)
     if len(source) == ENDLESS:
         raise UserError("a stream has no end: give --limit, or leave --streaming out")
+    groups = read_groups(source, config.by)
     if checkpoint is None:
         checkpoint = load(
             config.model,
@@ -92,6 +96,10 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
         if config.samples > 1:
             voted = over_samples(answers_of(predictions, config), chosen, config.samples)
             result |= {"samples": config.samples, **voted}
+        if config.by:
+            shares = means_of([verdict.accuracy for verdict in chosen], config.samples)
+            numbers = [prediction.number for prediction in predictions[:: config.samples]]
+            result["by"] = over_groups(groups, dict(zip(numbers, shares, strict=True)))
         if config.reward.functions:
             made = measured(config.reward.weights, rewards, chosen, scores)
             result["rewards"] = summaries(made, samples=config.samples)
