@@ -145,12 +145,12 @@ def evaluate(config: EvaluateConfig) -> None:
                 file=sys.stderr,
             )
         raise
-    low, high = result["interval"]
-    print(
-        f"accuracy {result['accuracy']:.1%} on {config.data.name} (95% interval {low:.1%} to"
-        f" {high:.1%}, n = {result['n']}, {result['grader']} grader, {result['decoding']})"
-    )
+    from othink_jax.report.evaluation import accuracy_lines, group_tables
+
+    print(*accuracy_lines(result), sep="\n")
     _print_rewards(result)
+    for table in group_tables(result):
+        print(table.text(), end="")
     for name in ("unreadable", "ungradable"):
         if result[name]:
             print(

@@ -66,15 +66,37 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     return mean, mean - half, mean + half
 
 
-def summaries(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def share_interval(shares: Sequence[float]) -> tuple[float, float]:
+    """95% interval of the mean of independent shares, such as of right answers to each question.
+
+    It is Wilson's where all are 0 or 1, else by Student's t, cut to [0, 1]; all of that for a
+    single share between.
+
+    Args:
+      shares: in [0, 1], at least one.
+    """
+    low, high = _interval(shares) or (0.0, 1.0)
+    return max(0.0, low), min(1.0, high)
+
+
+def means_of(values: Sequence[float], count: int) -> list[float]:
+    """The mean of each `count` values that follow each other; their number divides by `count`."""
+    return np.reshape(values, (-1, count)).mean(axis=1).tolist()
+
+
+def summaries(
+    measured: Mapping[str, Mapping[str, Any]], *, samples: int = 1
+) -> dict[str, dict[str, Any]]:
     """Of named measurements the mean, its 95% interval and the share that reaches the maximum.
 
     The interval is Wilson's where all values are 0 or 1, else by Student's t, and None for a single
     value of that kind.
 
     Args:
-      measured: by name `values`, independent, at least one; `maximum`, from which on a value counts
-        as full; and `failed`, how many stand for a failure.
+      measured: by name `values`, at least one; `maximum`, from which on a value counts as full; and
+        `failed`, how many stand for a failure.
+      samples: so many values that follow each other are of one item. Items are independent, and the
+        interval is that of their means.
 
     Returns:
       By name `mean`, `interval` (a list of two, or None), `full_share` and `failed`.
@@ -82,7 +104,7 @@ def summaries(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
     return {
         name: {
             "mean": statistics.fmean(one["values"]),
-            "interval": _interval(one["values"]),
+            "interval": _interval(means_of(one["values"], samples)),
             "full_share": statistics.fmean(value >= one["maximum"] for value in one["values"]),
             "failed": one["failed"],
         }

@@ -160,6 +160,17 @@ def test_what_no_answer_depends_on_may_change(tiny, examples, config, monkeypatc
     assert (result["n"], result["unreadable"], result["grader"]) == (COUNT, 1, "r1v")
 
 
+def test_answers_that_do_not_say_how_many_there_are_of_a_question_are_its_only_ones(
+    tiny, examples, config, monkeypatch
+):
+    partial = begin(config, tiny, monkeypatch)
+    rows = [json.loads(line)["row"] for line in partial.read_text().splitlines()]
+    del rows[0]["begun"]["settings"]["samples"]
+    partial.write_text("".join(map(stored, rows)))
+    refused(dataclasses.replace(config, samples=2), tiny, "made with samples = 1, and not 2")
+    assert evaluate(config, checkpoint=tiny)["n"] == COUNT
+
+
 def stored(row):
     """A line of the file, with its checksum."""
     return json.dumps({"crc32": zlib.crc32(json.dumps(row).encode()), "row": row}) + "\n"

@@ -22,6 +22,7 @@ from othink_jax.config import (
     EvaluateConfig,
     GRPOConfig,
     SFTConfig,
+    evaluation_settings,
     from_dict,
     read_run,
     to_dict,
@@ -77,7 +78,8 @@ class Cell:
 
 
 def _settings(config: Any) -> dict[str, Any]:
-    settings = {name: value for name, value in to_dict(config).items() if name not in _LEFT_OUT}
+    made = evaluation_settings(config) if isinstance(config, EvaluateConfig) else to_dict(config)
+    settings = {name: value for name, value in made.items() if name not in _LEFT_OUT}
     if not settings.get("skip_nonfinite"):
         settings.pop("skip_nonfinite", None)  # nothing is skipped, as by cells without the setting
     if "reward" in settings and not settings["reward"]["functions"]:

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 _repeated: Any = None
 _reward: Any = None
 _dataset: Any = None
+_column: Any = None
 with contextlib.suppress(ImportError):
     from tyro.conf import UseAppendAction, arg
 
     _repeated = UseAppendAction
     _reward = arg(name="reward", metavar="NAME_OR_PATH[=WEIGHT]")
     _dataset = arg(metavar="NAME[=WEIGHT]")
+    _column = arg(metavar="COLUMN")
 
 RewardOption = Annotated[tuple[str, ...], _repeated, _reward]
+ColumnOption = Annotated[tuple[str, ...], _repeated, _column]
 if TYPE_CHECKING:  # one name may be a text, in Python and in records
     DatasetOption = str | tuple[str, ...] | None
 else:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from othink_jax.config.checks import require
-from othink_jax.config.runs import GRPOConfig, SFTConfig, TrainingConfig
+from othink_jax.config.runs import EvaluateConfig, GRPOConfig, SFTConfig, TrainingConfig
 from othink_jax.digests import check_sums
 from othink_jax.errors import UserError
 from othink_jax.files import as_path, is_locked, read_json
@@ -16,6 +16,8 @@ RUN_CHECKPOINTS = "checkpoints"  # the training states inside a run directory, n
 RUN_BEST = "best"  # among them: a folder with that of the best validation, numbered as the others
 RUN_LOCK = ".lock"  # held by the process that writes
 RUN_BEGINNING = ".beginning"  # there while a run is being begun
+# Settings of an evaluation that change nothing at these values, as JSON.
+_UNUSED: dict[str, Any] = {"samples": 1, "by": []}
 _C = TypeVar("_C")
 _RUNS: dict[str, type[TrainingConfig]] = {cls.kind: cls for cls in (GRPOConfig, SFTConfig)}
 
@@ -23,6 +25,15 @@ _RUNS: dict[str, type[TrainingConfig]] = {cls.kind: cls for cls in (GRPOConfig, 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as a JSON object; paths become strings."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def evaluation_settings(config: EvaluateConfig) -> dict[str, Any]:
+    """Settings of an evaluation as its result holds them: without those that are not used.
+
+    So a result is compared with those of evaluations that do not have these settings at all.
+    """
+    made = to_dict(config)
+    return {name: x for name, x in made.items() if name not in _UNUSED or x != _UNUSED[name]}
 
 
 def from_dict(cls: type[_C], values: dict[str, Any]) -> _C:

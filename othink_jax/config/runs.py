@@ -10,6 +10,7 @@ from othink_jax.config.compute import Attention, ComputeConfig, Remat, ScanLayer
 from othink_jax.config.data import DataConfig
 from othink_jax.config.entropy import EntropyConfig
 from othink_jax.config.labels import checked_notes, checked_tags
+from othink_jax.config.options import ColumnOption
 from othink_jax.config.parts import (
     KLConfig,
     LoRAConfig,
@@ -174,16 +175,20 @@ class SFTConfig(TrainingConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """One evaluation: greedy decoding over a test set."""
+    """One evaluation over a test set: by greedy decoding, or by sampling at a temperature."""
 
     # Hugging Face directory or hub id, Orbax checkpoint, run or one of its checkpoints, or `tiny`
     model: str
     out: Path  # directory for predictions.jsonl and result.json, or `gs://BUCKET/...`
     data: DataConfig
     count: int = 500  # examples of a synthetic task; a data set is evaluated whole unless limited
-    # Prompts decoded together; fewer of those whose images or texts are large. With a temperature,
-    # what is drawn depends on it
+    # Completions drawn for each question, at a temperature above 0: pass@k and majority vote
+    samples: int = 1
+    # Prompts decoded together, each with all its samples; fewer of those whose images or texts are
+    # large. With a temperature, what is drawn depends on it
     batch_size: int = 16
+    # A column of the data set, for the accuracy by its values; may be given several times
+    by: ColumnOption = ()
     sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_new_tokens=1024)
     reward: RewardConfig = RewardConfig()
     seed: int = 0  # of sampling, where temperature > 0
@@ -193,7 +198,14 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", as_path(self.out))
+        object.__setattr__(self, "by", tuple(self.by))
         require(self.count >= 1, f"count must be >= 1, got {self.count}")
+        require(self.samples >= 1, f"samples must be >= 1, got {self.samples}")
+        require(
+            self.samples == 1 or self.sampling.temperature > 0,
+            f"--samples {self.samples} needs a --temperature above 0: greedy completions of one"
+            " question are all the same",
+        )
         require(self.batch_size >= 1, f"batch_size must be >= 1, got {self.batch_size}")
         require_seed("seed", self.seed)
         self.reward.task_of(self.data)

@@ -70,6 +70,10 @@ class ClevrScenes:
         """See `data.sources.Source`."""
         return map(repr, self._scenes)
 
+    def further(self, index: int) -> Mapping[str, Any]:
+        """None: a scene is no row."""
+        return {}
+
 
 def _split_of(file: Path) -> str | None:
     """The split in a name such as CLEVR_train_scenes.json; None in superCLEVR_scenes.json."""

@@ -2,7 +2,7 @@
 
 import bisect
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -30,8 +30,13 @@ class Mixture:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Example:
+        source, within = self._found(index)
+        return source[within]
+
+    def _found(self, index: int) -> tuple[Any, int]:
+        """The source of an example, and its number there."""
         number = bisect.bisect_right(self._ends, index)
-        return self._sources[number][index - self._begin(number)]
+        return self._sources[number], index - self._begin(number)
 
     def _begin(self, number: int) -> int:
         return self._ends[number] - len(self._sources[number])
@@ -39,6 +44,11 @@ class Mixture:
     def texts(self) -> Iterator[str]:
         """Those of the sources, in their order."""
         return itertools.chain.from_iterable(source.texts() for source in self._sources)
+
+    def further(self, index: int) -> Mapping[str, Any]:
+        """That of its source."""
+        source, within = self._found(index)
+        return source.further(within)
 
     def order(self, seed: int) -> grain.MapDataset:
         """Numbers of examples without an end, each source in an order of its own."""

@@ -1,7 +1,7 @@
 """Where examples come from: synthetic tasks, files, the hub; all as sized, indexable sources."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +41,9 @@ class Source(Protocol):
 
     def texts(self) -> Iterator[str]:
         """What tells these examples from others, without their images; nothing of a stream."""
+
+    def further(self, index: int) -> Mapping[str, Any]:
+        """`Example.columns` of an example, whose images are not read; none without a row."""
 
 
 def open_source(config: DataConfig, *, size: int | None = None, columns: bool = False) -> Source:
@@ -169,6 +172,10 @@ class Subset:
         """Those of the whole source."""
         return self._source.texts()
 
+    def further(self, index: int) -> Mapping[str, Any]:
+        """That of the whole source."""
+        return self._source.further(self._chosen[index])
+
 
 class _JsonLines:
     """Rows of question, ground_truth and image_path, as R1-V evaluates."""
@@ -198,6 +205,9 @@ class _JsonLines:
     def texts(self) -> Iterator[str]:
         return (repr(row) for _, row in self._rows)
 
+    def further(self, index: int) -> Mapping[str, Any]:
+        return self._reader.further(self._rows[index][1])
+
 
 class _Rows:
     """The first rows of a stream."""
@@ -219,6 +229,9 @@ class _Rows:
             further = self._reader.further(row)
             yield repr([*texts, further] if further else texts)
 
+    def further(self, index: int) -> Mapping[str, Any]:
+        return self._reader.further(self._rows[index])
+
 
 class _Table:
     """R1-V's training sets: image, problem, solution."""
@@ -230,6 +243,7 @@ class _Table:
         check_types(schema, name, columns.used)
         others = further_columns(schema, columns.used) if further else []
         self._texts = [one for one in columns.texts if one in table.column_names] + others
+        self._others = table.select_columns(others).with_format("arrow")
         self._used = [one for one in columns.used if one in table.column_names] + others
         # As Arrow: images stay bytes, so that a broken one is named and not fatal.
         self._table = table.select_columns(self._used).with_format("arrow")
@@ -252,3 +266,13 @@ class _Table:
     def texts(self) -> Iterator[str]:
         for rows in self._table.select_columns(self._texts).iter(_ROWS_AT_A_TIME):
             yield repr(plain(rows, self._texts).to_pylist())
+
+    def further(self, index: int) -> Mapping[str, Any]:
+        names = self._others.column_names
+        if not names:
+            return {}
+        try:
+            (row,) = plain(self._others[index : index + 1], names).to_pylist()
+        except Exception:  # as above; whoever reads the example is told
+            return {}
+        return self._reader.further(row)

@@ -6,7 +6,7 @@ import itertools
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, Self
 
 from othink_jax.data.example import Example
@@ -80,6 +80,10 @@ class Stream:
     def texts(self) -> Iterator[str]:
         """Nothing: it would take reading all of it."""
         return iter(())
+
+    def further(self, index: int) -> Mapping[str, Any]:
+        """As of any source; here its images are read as well."""
+        return self[index].columns
 
     def first(self, count: int) -> list[Row]:
         """Rows of the first pass, fewer if there are not so many."""

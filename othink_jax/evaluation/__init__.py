@@ -1,7 +1,8 @@
 """A model's answers to a test set, and its accuracy with a confidence interval."""
 
-from othink_jax.evaluation.accuracy import evaluate, grade
+from othink_jax.evaluation.accuracy import evaluate
 from othink_jax.evaluation.answers import Prediction, predict
+from othink_jax.evaluation.grading import grade
 from othink_jax.evaluation.kept import PARTIAL, Kept
 
 __all__ = ["PARTIAL", "Kept", "Prediction", "evaluate", "grade", "predict"]

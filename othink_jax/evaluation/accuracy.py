@@ -3,78 +3,34 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import numpy as np
 
 from othink_jax.checkpoint.load import Checkpoint, load
-from othink_jax.config import EvaluateConfig, Grader, to_dict
-from othink_jax.data.example import answer_format
+from othink_jax.config import EvaluateConfig, Grader, evaluation_settings
 from othink_jax.data.sources import open_source
 from othink_jax.data.stream import ENDLESS
 from othink_jax.errors import UserError
 from othink_jax.evaluation.answers import Prediction, predict
+from othink_jax.evaluation.grading import answers_of, grade, graders, score
+from othink_jax.evaluation.groups import over_groups, read_groups
 from othink_jax.evaluation.kept import Kept, what_is_evaluated
+from othink_jax.evaluation.samples import over_samples
 from othink_jax.files import check_output_directory, write_atomically
 from othink_jax.rewards import (
     ANSWER_FORMAT,
     ANSWER_TAGS,
     EXAMPLE_FIELDS,
     Grade,
-    GradingPool,
-    Reward,
     Scores,
     measured,
-    score_asked,
 )
-from othink_jax.statistics import summaries, wilson_interval
+from othink_jax.statistics import means_of, share_interval, summaries
 from othink_jax.training.parallel import make_parallel
 from othink_jax.training.rewards import load_rewards
 from othink_jax.training.run_directory import environment
-
-
-def grade(predictions: Sequence[Prediction], config: EvaluateConfig, grader: Grader) -> list[Grade]:
-    """Verdicts of one grader over predictions."""
-    with _pool(config, grader) as pool:
-        return pool.grade_all(
-            [prediction.model_output for prediction in predictions],
-            [prediction.ground_truth for prediction in predictions],
-        )
-
-
-def score(
-    predictions: Sequence[Prediction], config: EvaluateConfig, rewards: Sequence[Reward]
-) -> list[Scores]:
-    """Values of functions over predictions; 0 where the question could not be read.
-
-    Raises:
-      UserError: a function fails on every answer.
-    """
-    answers = [(prediction.model_output, prediction.example) for prediction in predictions]
-    try:
-        with _pool(config, config.reward.grader, rewards) as pool:
-            return score_asked(pool, rewards, answers)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def _pool(config: EvaluateConfig, grader: Grader, rewards: Sequence[Reward] = ()) -> GradingPool:
-    return GradingPool(
-        grader,
-        task=config.reward.task_of(config.data),
-        timeout_s=config.reward.grading_timeout_s,
-        workers=config.reward.grading_workers,
-        rewards=rewards,
-        answers=answer_format(config.data),
-    )
-
-
-def _graders(config: EvaluateConfig) -> tuple[Grader, ...]:
-    """All that can be asked."""
-    known = config.reward.task_of(config.data) is not None
-    tagged = answer_format(config.data) == ANSWER_TAGS
-    return get_args(Grader) if known and tagged else ("strict",)
 
 
 def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
@@ -88,16 +44,20 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
       checkpoint: the model, if it is loaded already; else `config.model` is loaded.
 
     Returns:
-      The contents of result.json: `accuracy` by the chosen grader, `interval` (95%, Wilson), the
-      accuracy by each grader (R1-V's only where it is known what a data set asks for), share of
-      right format, of cut completions, counts and seconds. A question that cannot be read counts as
-      answered wrongly, and in `unreadable`. With `--reward` also `rewards`: of each by
-      name, and of `total`, their weighted sum, what `statistics.summaries` says.
+      The contents of result.json: `accuracy` by the chosen grader, `interval` (95%, over questions,
+      see `share_interval`), the accuracy by each grader (R1-V's only where it is known what a data
+      set asks for), share of right format, of cut completions, counts and seconds. A question that
+      cannot be read counts as answered wrongly, and in `unreadable`. Of several samples a question,
+      all these are means over completions, but for the counts `n` and `unreadable` of questions,
+      and there are `samples`, and what `over_samples` says. With `--by` there is `by`, see
+      `over_groups`. With `--reward` also `rewards`: of each
+      by name, and of `total`, their weighted sum, what `statistics.summaries` says.
 
     Raises:
       UserError: there is a result in `config.out` already, or answers of another evaluation;
         nothing can be written there; not one question can be read; some do not fit into memory; a
-        stream has no limit; a reward function cannot be loaded, or fails on every answer.
+        stream has no limit; a column does not exist or has too many values; a reward function
+        cannot be loaded, or fails on every answer.
     """
     rewards = load_rewards(config.reward)
     check_output_directory(config.out)
@@ -114,6 +74,7 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
     source = open_source(config.data, size=config.count, columns=True)
     if len(source) == ENDLESS:
         raise UserError("a stream has no end: give --limit, or leave --streaming out")
+    groups = read_groups(source, config.by)
     if checkpoint is None:
         checkpoint = load(
             config.model,
@@ -126,15 +87,22 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
         predictions = predict(checkpoint, source, config, parallel, kept)
         if not any(prediction.readable for prediction in predictions):
             raise UserError(
-                f"none of the {len(predictions)} questions can be read; see the warnings above"
+                f"none of the {len(source)} questions can be read; see the warnings above"
             )
-        verdicts = {grader: grade(predictions, config, grader) for grader in _graders(config)}
+        verdicts = {grader: grade(predictions, config, grader) for grader in graders(config)}
         scores = score(predictions, config, rewards)
         chosen = verdicts[config.reward.grader]
         result = _result(config, predictions, verdicts, kept.seconds)
+        if config.samples > 1:
+            voted = over_samples(answers_of(predictions, config), chosen, config.samples)
+            result |= {"samples": config.samples, **voted}
+        if config.by:
+            shares = means_of([verdict.accuracy for verdict in chosen], config.samples)
+            numbers = [prediction.number for prediction in predictions[:: config.samples]]
+            result["by"] = over_groups(groups, dict(zip(numbers, shares, strict=True)))
         if config.reward.functions:
             made = measured(config.reward.weights, rewards, chosen, scores)
-            result["rewards"] = summaries(made)
+            result["rewards"] = summaries(made, samples=config.samples)
         config.out.mkdir(parents=True, exist_ok=True)
         rows = _rows(predictions, chosen, scores)
         write_atomically(config.out / "predictions.jsonl", "".join(map(_line, rows)))
@@ -149,8 +117,8 @@ def _result(
     verdicts: Mapping[Grader, Sequence[Grade]],
     seconds: float,
 ) -> dict[str, Any]:
-    chosen = verdicts[config.reward.grader]
-    right = int(sum(verdict.accuracy for verdict in chosen))
+    chosen, samples = verdicts[config.reward.grader], config.samples
+    right = [verdict.accuracy for verdict in chosen]
     return {
         "model": config.model,
         "stage": config.stage,
@@ -158,9 +126,9 @@ def _result(
         "dataset": config.data.dataset_name,
         "split": config.data.split if config.data.has_splits else None,
         "examples": config.data.name,
-        "n": len(predictions),
-        "accuracy": right / len(predictions),
-        "interval": list(wilson_interval(right, len(predictions))),
+        "n": len(predictions) // samples,
+        "accuracy": sum(right) / len(predictions),
+        "interval": list(share_interval(means_of(right, samples))),
         **{
             f"accuracy_{grader}": float(np.mean([grade.accuracy for grade in grades]))
             for grader, grades in verdicts.items()
@@ -168,7 +136,7 @@ def _result(
         "format": float(np.mean([verdict.format for verdict in chosen])),
         "truncated": float(np.mean([not prediction.finished for prediction in predictions])),
         "tokens": float(np.mean([prediction.tokens for prediction in predictions])),
-        "unreadable": sum(not prediction.readable for prediction in predictions),
+        "unreadable": sum(not prediction.readable for prediction in predictions) // samples,
         "ungradable": sum(verdict.ungradable for verdict in chosen),
         "grader": config.reward.grader,
         "decoding": "greedy"
@@ -176,7 +144,7 @@ def _result(
         else f"temperature {config.sampling.temperature:g}",
         "seed": config.seed,
         "seconds": round(seconds, 2),
-        "config": to_dict(config),
+        "config": evaluation_settings(config),
         **environment(),
     }
 
@@ -184,10 +152,12 @@ def _result(
 def _rows(
     predictions: Sequence[Prediction], verdicts: Sequence[Grade], scores: Sequence[Scores]
 ) -> list[dict[str, Any]]:
-    """Of predictions.jsonl."""
+    """Of predictions.jsonl: one a completion."""
+    several = any(prediction.sample for prediction in predictions)
     return [
         {
             **_row(prediction, with_example=bool(score.values)),
+            **({"sample": prediction.sample} if several else {}),
             "correct": bool(verdict.accuracy),
             "format": verdict.format,
             "ungradable": verdict.ungradable,
@@ -201,6 +171,7 @@ def _row(prediction: Prediction, *, with_example: bool) -> dict[str, Any]:
     """Of a prediction; with what its row and its images have beside it, if functions may ask."""
     row = dataclasses.asdict(prediction)
     example = row.pop("example")
+    del row["number"], row["sample"]
     if example is not None and (with_example or example["columns"]):
         row |= {name: example[name] for name in EXAMPLE_FIELDS}
     if prediction.example is not None and prediction.example.answer_format != ANSWER_TAGS:

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from othink_jax.checkpoint.load import Checkpoint
 from othink_jax.config import EvaluateConfig
 from othink_jax.data.example import Example, answer_format
@@ -13,7 +15,7 @@ from othink_jax.data.loader import in_order
 from othink_jax.data.sources import Source
 from othink_jax.errors import UserError
 from othink_jax.evaluation.batches import Batch, Batches, Question
-from othink_jax.evaluation.kept import Kept
+from othink_jax.evaluation.kept import Kept, answer
 from othink_jax.evaluation.sampler import DoesNotFitError, Prompt, Sampler
 from othink_jax.rewards import RewardExample
 from othink_jax.sampling import prompt_keys
@@ -27,8 +29,10 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One answered test question."""
+    """One completion of a test question."""
 
+    number: int  # of the question, in its source
+    sample: int = 0  # of the completion, among those of the question
     id: str
     question: str
     ground_truth: str
@@ -42,14 +46,14 @@ class Prediction:
 def predict(
     checkpoint: Checkpoint, source: Source, config: EvaluateConfig, parallel: Parallel, kept: Kept
 ) -> list[Prediction]:
-    """Answer every question of `source`, one completion each, but for those whose answer is kept.
+    """Answer every question of `source` `config.samples` times, but for those that are kept.
 
     An answer is kept as soon as it is there. What is drawn for a question is a function of the
     seed, the batch size and the question's number, however batches are cut.
 
     Returns:
-      Answers in the order of the source. Questions that cannot be read (a broken image, a prompt
-      that is too long) come last, unanswered.
+      Answers in the order of the source, all those of a question in a row. Questions that cannot be
+      read (a broken image, a prompt that is too long) come last, unanswered, as often.
 
     Raises:
       UserError: a kept answer is to another question than the source's, or questions do not fit
@@ -70,9 +74,18 @@ def predict(
             asked[question.number] = example.id, example.for_rewards(shown, marked)
     if answering.too_large:
         raise UserError(answering.what_to_do(len(source)))
+    left_out = (number for number in range(len(source)) if number not in asked)
     return [
-        *(_answered(*asked[number], kept.answers[number]) for number in sorted(asked)),
-        *(_unanswered(example) for example in unreadable),
+        *(
+            _answered(number, sample, *asked[number], completion)
+            for number in sorted(asked)
+            for sample, completion in enumerate(kept.completions(number))
+        ),
+        *(
+            _unanswered(number, sample, example)
+            for number, example in zip(left_out, unreadable, strict=True)
+            for sample in range(config.samples)
+        ),
     ]
 
 
@@ -107,10 +120,11 @@ class _Answering:
         kept: Kept,
     ) -> None:
         self.too_large: list[str] = []  # questions that do not fit into memory, and why
-        self._sampler = Sampler(checkpoint, config.sampling, parallel)
+        self._sampler = Sampler(checkpoint, config.sampling, parallel, samples=config.samples)
         self._decode = checkpoint.processor.decode
         self._kept = kept
         self._batch_size = batch_size
+        self._samples = config.samples
         self._keys = functools.lru_cache(lambda step: prompt_keys(config.seed, step, batch_size))
 
     def __call__(self, batch: Batch) -> None:
@@ -125,21 +139,27 @@ class _Answering:
             if isinstance(drawn, DoesNotFitError):
                 self._leave_out([question for question, _ in part], drawn)
                 continue
-            rows = zip(
-                part, drawn.tokens[:, 0], drawn.mask[:, 0], drawn.finished[:, 0], strict=False
-            )
+            # The rows that fill up a batch have no question.
+            rows = zip(part, drawn.tokens, drawn.mask, drawn.finished, strict=False)
             self._kept.add(
                 [
-                    {
-                        "number": question.number,
-                        "digest": digest,
-                        "model_output": self._decode(tokens, mask),
-                        "tokens": int(mask.sum()),
-                        "finished": bool(finished),
-                    }
-                    for (question, digest), tokens, mask, finished in rows
+                    answer(question.number, digest, self._completions(*drawn_row))
+                    for (question, digest), *drawn_row in rows
                 ]
             )
+
+    def _completions(
+        self, tokens: np.ndarray, mask: np.ndarray, finished: np.ndarray
+    ) -> list[dict[str, Any]]:
+        """What is kept of the completions of a question, [G, T] and [G]."""
+        return [
+            {
+                "model_output": self._decode(row, real),
+                "tokens": int(real.sum()),
+                "finished": bool(whole),
+            }
+            for row, real, whole in zip(tokens, mask, finished, strict=True)
+        ]
 
     def _prompt(self, question: Question) -> Prompt:
         step, row = divmod(question.number, self._batch_size)
@@ -154,11 +174,12 @@ class _Answering:
     def what_to_do(self, examples: int) -> str:
         """About the questions that are too large."""
         count = len(self.too_large)
+        fewer = ", and fewer --samples take less" if self._samples > 1 else ""
         return (
             f"{count} of {examples} questions {'does' if count == 1 else 'do'} not fit into memory,"
             f" such as {self.too_large[0]}. The other answers are kept: the same command goes on"
             " where there is more memory. --max-prompt-tokens counts long prompts as answered"
-            " wrongly; --max-pixels makes images smaller, for another --out"
+            f" wrongly; --max-pixels makes images smaller{fewer}, for another --out"
         )
 
 
@@ -168,18 +189,24 @@ def _size(question: Question) -> str:
     return f"{question.example.id} ({', '.join(sizes)})"
 
 
-def _answered(identifier: str, example: RewardExample, answer: dict[str, Any]) -> Prediction:
+def _answered(
+    number: int, sample: int, identifier: str, example: RewardExample, completion: dict[str, Any]
+) -> Prediction:
     return Prediction(
+        number=number,
+        sample=sample,
         id=identifier,
         question=example.question,
         ground_truth=example.answer,
         example=example,
-        **{name: answer[name] for name in ("model_output", "tokens", "finished")},
+        **completion,
     )
 
 
-def _unanswered(example: Example) -> Prediction:
+def _unanswered(number: int, sample: int, example: Example) -> Prediction:
     return Prediction(
+        number=number,
+        sample=sample,
         id=example.id,
         question=example.question,
         ground_truth=example.answer,

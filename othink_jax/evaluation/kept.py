@@ -24,11 +24,13 @@ PARTIAL = "predictions.partial.jsonl"
 
 # Settings that no answer depends on. The model is told by its weights and not by its place, and
 # the devices by the environment.
-_MAY_CHANGE = ("model", "out", "stage", "reward", "parallel")
+_MAY_CHANGE = ("model", "out", "stage", "by", "reward", "parallel")
 # Which questions are answered, but not how; each kept answer is told by its question's digest.
 _MAY_CHANGE_OF_DATA = ("max_prompt_tokens", "answer_tag", "answer_pattern")
 
-_ANSWER = {"number", "digest", "model_output", "tokens", "finished", "seconds"}
+# Of an answer; and of each completion, which stand in the answer itself where there is only one.
+_ANSWER = {"number", "digest", "seconds"}
+_COMPLETION = {"model_output", "tokens", "finished"}
 
 _log = logging.getLogger(__name__)
 
@@ -87,8 +89,7 @@ class Kept:
         """Keep answers: on the disk when this returns, and in a bucket within half a minute.
 
         Args:
-          answers: each with the `number` and the `digest` of its question, and what a `Prediction`
-            says of a completion.
+          answers: see `answer`.
 
         Raises:
           UserError: another evaluation has begun to write here.
@@ -99,6 +100,12 @@ class Kept:
         rows = [{**answer, "seconds": round(self.seconds, 2)} for answer in answers]
         self._write(rows)
         self.answers |= {row["number"]: row for row in rows}
+
+    def completions(self, number: int) -> list[dict[str, Any]]:
+        """What is kept of the completions of a question, as `answer` takes them."""
+        kept = self.answers[number]
+        completions: list[dict[str, Any]] = kept.get("samples", [kept])
+        return [{name: one[name] for name in _COMPLETION} for one in completions]
 
     def holds(self, number: int, digest: str) -> bool:
         """Whether the answer to a question is kept.
@@ -139,11 +146,11 @@ class Kept:
         self._earlier = rows[-1]["seconds"] if rows else 0.0
 
     def _object(self, line: bytes, number: int) -> dict[str, Any]:
-        needed = {"begun"} if number == 1 else _ANSWER
         try:
             stored = json.loads(line)
             row: dict[str, Any] = stored["row"]
-            whole = stored["crc32"] == _checksum(json.dumps(row)) and needed <= row.keys()
+            whole = stored["crc32"] == _checksum(json.dumps(row))
+            whole = whole and ("begun" in row if number == 1 else _is_answer(row))
         except (ValueError, KeyError, TypeError, AttributeError):
             whole = False
         if not whole:
@@ -155,7 +162,9 @@ class Kept:
         anew = f"give another --out, or remove {self.path} to begin anew"
         if not isinstance(begun, dict) or begun.keys() != self._begun.keys():
             raise UserError(f"{self.path} is not of an evaluation: {anew}")
-        before, now = dict(_flat(begun["settings"])), dict(_flat(self._begun["settings"]))
+        # A file that does not say how many samples there are has one a question.
+        before = {"samples": 1} | dict(_flat(begun["settings"]))
+        now = dict(_flat(self._begun["settings"]))
         for name in before | now:
             if before.get(name) != now.get(name):
                 raise UserError(
@@ -186,6 +195,23 @@ class Kept:
             self._file.flush()
             self._file = None
         self._lock.release()
+
+
+def answer(number: int, digest: str, completions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What is kept of a question's answer.
+
+    Args:
+      number, digest: of the question.
+      completions: at least one, each with what a `Prediction` says of it: `model_output`, `tokens`
+        and `finished`.
+    """
+    held = completions[0] if len(completions) == 1 else {"samples": completions}
+    return {"number": number, "digest": digest, **held}
+
+
+def _is_answer(row: Mapping[str, Any]) -> bool:
+    completions = row.get("samples", [row])
+    return row.keys() >= _ANSWER and all(one.keys() >= _COMPLETION for one in completions)
 
 
 def what_is_evaluated(

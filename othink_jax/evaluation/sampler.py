@@ -27,7 +27,7 @@ _LIMITS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What a completion is drawn from."""
+    """What completions are drawn from."""
 
     encoded: EncodedPrompt
     key: UInt32[np.ndarray, " 2"]
@@ -38,9 +38,25 @@ class DoesNotFitError(Exception):
 
 
 class Sampler:
-    """Draws one completion a prompt, of as many at once as fit into memory."""
+    """Draws completions of prompts, of as many prompts at once as fit into memory.
 
-    def __init__(self, checkpoint: Checkpoint, config: SamplingConfig, parallel: Parallel) -> None:
+    All completions of a prompt are drawn together: it is computed once for them.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: SamplingConfig,
+        parallel: Parallel,
+        *,
+        samples: int = 1,
+    ) -> None:
+        """Args:
+        checkpoint: the model.
+        config: how completions are drawn.
+        parallel: the devices.
+        samples: completions of each prompt.
+        """
         parallel.check_model(checkpoint.config)
         self._processor = checkpoint.processor
         self._parallel = parallel
@@ -49,14 +65,14 @@ class Sampler:
         else:
             self._params = parallel.whole(parallel.replicate(checkpoint.params))
         self._draw: Any = parallel.sampler(
-            make_sampler(checkpoint.graphdef, self._processor, config)
+            make_sampler(checkpoint.graphdef, self._processor, config, group_size=samples)
         )
         self._programs: dict[tuple[int, PadTo], Any] = {}
 
     def __call__(
         self, prompts: Sequence[Prompt], pad: PadTo, rows: int
     ) -> Iterator[tuple[int, Rollout | DoesNotFitError]]:
-        """Completions of prompts, as they are drawn.
+        """Completions of prompts, as they are drawn; [B, samples, T].
 
         Args:
           prompts: at most `rows`.

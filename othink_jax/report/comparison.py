@@ -10,7 +10,7 @@ from othink_jax.config import DataConfig, EvaluateConfig, from_dict, to_dict
 from othink_jax.errors import UserError
 
 # Two evaluations that differ in these alone asked the same questions in the same way.
-_MAY_DIFFER = ("model", "out", "stage", "batch_size", "dtype", "parallel")
+_MAY_DIFFER = ("model", "out", "stage", "batch_size", "dtype", "parallel", "by")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Rewards of a completion: is the answer right, and is the format as asked for?"""
 
-from othink_jax.rewards.answers import extract_answer, ground_truth
+from othink_jax.rewards.answers import extract_answer, ground_truth, same_answer_key
 from othink_jax.rewards.builtin import REWARDS, load
 from othink_jax.rewards.format import ANSWER_TAGS, AnswerFormat, format_reward
 from othink_jax.rewards.functions import (
@@ -37,6 +37,7 @@ __all__ = [
     "measured",
     "parts",
     "regrade",
+    "same_answer_key",
     "score_asked",
     "weighted",
     "why_all_failed",

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Hashable
 from fractions import Fraction
 
 from othink_jax.rewards.groups import cut, ungrouped
@@ -80,6 +81,25 @@ def ground_truth(value: object) -> str:
 def read_answer(text: str) -> Answer:
     """Read the content of an answer tag, or a ground truth. Never raises; see `Answer`."""
     return Answer() if len(text) > MAX_ANSWER_CHARS else _read_answer(text)
+
+
+def same_answer_key(text: str) -> Hashable | None:
+    """What the contents of two answer tags share if they read the same; None of an empty one.
+
+    They do if choice, name, unit and value are the same: numbers by their value (`0.5` and `1/2`),
+    words without regard to case, anything else in one spelling. Unlike the strict grader's
+    equality, which lets a unit be left out and a decimal be rounded, this one is transitive.
+    """
+    if not text.strip():
+        return None
+    answer = read_answer(text)
+    if answer == Answer():  # nothing in it could be read
+        return text.strip()
+    if answer.number is not None:
+        return dataclasses.replace(answer, value="", decimal=False)
+    if not any(c.isdecimal() for c in answer.value):
+        return dataclasses.replace(answer, value=answer.value.casefold())
+    return answer
 
 
 @functools.lru_cache(maxsize=4096)

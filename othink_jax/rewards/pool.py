@@ -131,6 +131,13 @@ class GradingPool:
             for text, verdict in zip(texts, verdicts, strict=True)
         ]
 
+    def extract_all(self, texts: Sequence[str]) -> list[str | None]:
+        """The final answer of each completion; None where there is none, or it takes too long."""
+        if self._answers.linear:
+            return [self._answers.extract(text) for text in texts]
+        made = self._run(self._answers.extract, [(text,) for text in texts])
+        return [None if isinstance(one, _Failure) else one for one in made]
+
     def score_all(self, texts: Sequence[str], examples: Sequence[RewardExample]) -> list[Scores]:
         """What the pool's reward functions say of each completion.
 

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import operator
 from collections.abc import Iterator, Mapping
-from typing import SupportsIndex, cast, get_args
+from typing import Any, SupportsIndex, cast, get_args
 
 import numpy as np
 
@@ -123,3 +123,7 @@ class SyntheticSource:
     def texts(self) -> Iterator[str]:
         """What tells these examples from others: the settings that they are made from."""
         yield repr(self)
+
+    def further(self, index: int) -> Mapping[str, Any]:
+        """None: an example is no row."""
+        return {}

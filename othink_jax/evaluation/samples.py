@@ -1,0 +1,85 @@
+"""Several completions a question: pass@k, and the answer that most of them give."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from othink_jax.rewards import Grade, same_answer_key
+from othink_jax.statistics import share_interval
+
+
+def pass_at_k(right: int, samples: int, k: int) -> float:
+    """Chance that at least one of k samples is right, without bias.
+
+    Eq. 1 of Chen et al. 2021 (arXiv 2107.03374): 1 - C(n - c, k) / C(n, k).
+
+    Args:
+      right: c, how many of the samples are.
+      samples: n.
+      k: at most `samples`.
+
+    Raises:
+      ValueError: a number is out of its range.
+    """
+    if not (0 <= right <= samples and 1 <= k <= samples):
+        raise ValueError(f"pass@{k} of {right} right among {samples} samples has no meaning")
+    return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
+
+
+def measured_ks(samples: int) -> list[int]:
+    """1, 2, 4 and so on, and the number of samples itself."""
+    return [*(2**power for power in range((samples - 1).bit_length())), samples]
+
+
+def majority(answers: Sequence[str | None]) -> int | None:
+    """Which completion bears the answer that most of them give; None where none has an answer.
+
+    Self-consistency (arXiv 2203.11171). Answers are the same if they read the same, see
+    `same_answer_key`. Of answers with equally many votes the one that came first wins, and of the
+    completions that bear it the first one stands for it.
+
+    Args:
+      answers: of the completions of a question; None, or an empty one, does not vote.
+    """
+    keys = [same_answer_key(answer or "") for answer in answers]
+    votes = Counter(key for key in keys if key is not None)
+    if not votes:
+        return None
+    # Counter keeps the order in which the keys came, and max takes the first of equals.
+    return keys.index(max(votes, key=votes.__getitem__))
+
+
+def over_samples(
+    answers: Sequence[str | None], grades: Sequence[Grade], samples: int
+) -> dict[str, dict[str, Any]]:
+    """What several completions a question say of a model.
+
+    Args:
+      answers, grades: of all completions, those of a question in a row.
+      samples: how many a question has.
+
+    Returns:
+      `pass_at`, by k (as a text) the mean over questions and its 95% interval, see `measured_ks`;
+      and `majority`, the same of the answer that most completions of a question give, by the
+      verdict on the first of them, with the number of questions of which none has an answer
+      (`without`), which count as wrong.
+    """
+    first = range(0, len(answers), samples)
+    rights = [int(sum(one.accuracy for one in grades[at : at + samples])) for at in first]
+    chosen = [majority(answers[at : at + samples]) for at in first]
+    voted = [
+        0.0 if one is None else grades[at + one].accuracy
+        for at, one in zip(first, chosen, strict=True)
+    ]
+    return {
+        "pass_at": {
+            str(k): _mean([pass_at_k(right, samples, k) for right in rights])
+            for k in measured_ks(samples)
+        },
+        "majority": {**_mean(voted), "without": chosen.count(None)},
+    }
+
+
+def _mean(shares: Sequence[float]) -> dict[str, Any]:
+    return {"mean": math.fsum(shares) / len(shares), "interval": list(share_interval(shares))}
