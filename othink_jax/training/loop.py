@@ -15,8 +15,7 @@ import numpy as np
 import optax
 
 from othink_jax.checkpoint.load import Checkpoint
-from othink_jax.checkpoint.store import TrainingStore
-from othink_jax.config import RUN_BEST, RunRecord, TrainingConfig
+from othink_jax.config import RunRecord, TrainingConfig
 from othink_jax.data.example import Example, answer_format
 from othink_jax.data.loader import PromptLoader
 from othink_jax.data.processing import EncodedPrompt, PadTo
@@ -26,6 +25,7 @@ from othink_jax.errors import UserError
 from othink_jax.model.attention import check_attention
 from othink_jax.rewards import GradingPool
 from othink_jax.training import processes
+from othink_jax.training.checkpoints import Checkpoints
 from othink_jax.training.console import Monitor
 from othink_jax.training.interrupt import StopRequest
 from othink_jax.training.layout import DiskLayout
@@ -34,7 +34,6 @@ from othink_jax.training.parallel import make_parallel
 from othink_jax.training.partial import Params, divide, join
 from othink_jax.training.programs import Programs
 from othink_jax.training.records import Clock
-from othink_jax.training.recovery import last_whole
 from othink_jax.training.run_directory import RunDirectory
 from othink_jax.training.samples import Samples
 from othink_jax.training.shapes import SURVEYED, Lengths, Shapes, choose_shapes, common, shape_of
@@ -212,13 +211,8 @@ class Trainer(abc.ABC, Generic[_Config]):
           record: of a run that goes on, with its settings as they are now.
           changed: settings that are others than before.
         """
-        store = TrainingStore(directory.checkpoints, keep=self.config.keep_checkpoints)
-        best = None
-        if self.questions is not None:
-            best = TrainingStore(directory.checkpoints / RUN_BEST, keep=1)
-        state, done, notes = self._first_state(directory, store, resumed=record is not None)
-        if best is not None and self.best.step is not None and best.latest_step() != self.best.step:
-            notes.append(self._kept_best(best, done, state, directory))
+        checkpoints = Checkpoints(directory, self.config, self.parallel, self.layout)
+        state, done, notes = self._first_state(directory, checkpoints, resumed=record is not None)
         if record is not None:
             if changed:
                 change = {"after_step": done, "settings": changed}
@@ -245,7 +239,7 @@ class Trainer(abc.ABC, Generic[_Config]):
                     break
                 state, row = self.step(step, state, directory)
                 if self.nonfinite.in_a_row > self.config.skip_nonfinite:
-                    raise _diverged(step, directory, store)
+                    raise _diverged(step, directory, checkpoints)
                 better = False
                 if self.questions is not None and self._validates(step):
                     row |= self.validate(self.questions, state)
@@ -256,37 +250,29 @@ class Trainer(abc.ABC, Generic[_Config]):
                 over = self.best.is_over(self.config.validation.patience)
                 due = step % self.config.checkpoint_every == 0 or step == self.steps
                 if due or better or over or stopping:
-                    self._save(store, step, state, directory)
-                if better and best is not None:
-                    store.wait()  # a run goes on from there where the best one is cut short
-                    self._save(best, step, state, directory)
+                    directory.list_skipped(self.loader.left_out.values())
+                    checkpoints.save(step, state, self._progress(directory), better=better)
                 if stopping and step < self.steps:
-                    store.close()
+                    checkpoints.close()
                     self._say_stopped(step, directory, monitor)
                     raise KeyboardInterrupt
-            store.close()
-            if best is not None:
-                best.close()
+            checkpoints.close()
 
     def _validates(self, step: int) -> bool:
         return step % self.config.validation.validate_every == 0 or step == self.steps
 
-    def _save(
-        self, store: TrainingStore, step: int, state: TrainState, directory: RunDirectory
-    ) -> None:
-        directory.list_skipped(self.loader.left_out.values())
-        progress = {
+    def _progress(self, directory: RunDirectory) -> dict[str, Any]:
+        """What a checkpoint holds beside the state: where everything else stands."""
+        return {
             "loader": self.loader.get_state(),
             "shapes": dataclasses.asdict(self.shapes),
             "nonfinite": dataclasses.asdict(self.nonfinite),
             "metrics": directory.metrics_digest(),
             "best": dataclasses.asdict(self.best),
         }
-        held = self.parallel.unreplicate(state)
-        store.save(step, self.layout.to_disk(held), progress)
 
     def _first_state(
-        self, directory: RunDirectory, store: TrainingStore, *, resumed: bool
+        self, directory: RunDirectory, checkpoints: Checkpoints, *, resumed: bool
     ) -> tuple[TrainState, int, list[str]]:
         """The state on the devices, the steps it has behind it, and what a user should know.
 
@@ -295,13 +281,12 @@ class Trainer(abc.ABC, Generic[_Config]):
         given = self.checkpoint.params
         if not resumed:
             return self.parallel.begin(given, self.tx), 0, []
-        found, notes = last_whole(store, self.parallel.stored(self.layout.shapes))
+        found, notes = checkpoints.restore()
         if found is None:
             directory.keep_metrics_until(0)
             notes.append(f"{directory.path} has no checkpoint yet: it begins at step 1")
             return self.parallel.begin(given, self.tx), 0, notes
         state, progress = found
-        state = self.parallel.adopt(self.layout.from_disk(state))
         done = int(self.parallel.unreplicate(state.step)) // self.updates_per_step
         if "loader" not in progress:
             raise UserError(
@@ -319,19 +304,10 @@ class Trainer(abc.ABC, Generic[_Config]):
             notes.append(
                 f"{directory.path}/metrics.jsonl is not what was written up to step {done}"
             )
+        if self.best.step is not None:
+            mended = checkpoints.mend_best(done, state, progress, self.best.step)
+            notes += [mended] if mended else []
         return state, done, notes
-
-    def _kept_best(
-        self, best: TrainingStore, done: int, state: TrainState, directory: RunDirectory
-    ) -> str:
-        """Store the best checkpoint where an interruption came before it; what to say of it."""
-        if self.best.step == done:
-            self._save(best, done, state, directory)
-            return f"the checkpoint of step {done} is the best one so far, and is stored as such"
-        return (
-            f"the best validation was that of step {self.best.step}, and its checkpoint is not"
-            f" there any more"
-        )
 
     def _say_over(self, step: int, monitor: Monitor) -> None:
         monitor.say(
@@ -434,10 +410,10 @@ class NonFinite:
         self.in_a_row = self.in_a_row + 1 if updates else 0
 
 
-def _diverged(step: int, directory: RunDirectory, store: TrainingStore) -> UserError:
+def _diverged(step: int, directory: RunDirectory, checkpoints: Checkpoints) -> UserError:
     return UserError(
         f"step {step}: the loss, its gradient or the change of the parameters is not finite; the"
-        f" last good checkpoint of {directory.path} is that of step {store.latest_step() or 0}."
+        f" last good checkpoint of {directory.path} is that of step {checkpoints.latest_step}."
         " Lower --learning-rate, or let --skip-nonfinite leave such steps out"
     )
 

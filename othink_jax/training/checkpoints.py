@@ -1,0 +1,79 @@
+"""The checkpoints of a run: those of its last steps, and that of its best validation."""
+
+from typing import Any
+
+from othink_jax.checkpoint.store import TrainingStore
+from othink_jax.config import RUN_BEST, TrainingConfig
+from othink_jax.training.layout import DiskLayout
+from othink_jax.training.parallel import Parallel
+from othink_jax.training.recovery import last_whole
+from othink_jax.training.run_directory import RunDirectory
+from othink_jax.training.state import TrainState
+
+
+class Checkpoints:
+    """Where a run stores its states, and goes on from."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        config: TrainingConfig,
+        parallel: Parallel,
+        layout: DiskLayout,
+    ) -> None:
+        """Args:
+        directory, config: of the run.
+        parallel: its devices.
+        layout: of a state on disk.
+        """
+        self._parallel = parallel
+        self._layout = layout
+        self._last = TrainingStore(directory.checkpoints, keep=config.keep_checkpoints)
+        self._best = None
+        if config.validation.used:
+            self._best = TrainingStore(directory.checkpoints / RUN_BEST, keep=1)
+
+    @property
+    def latest_step(self) -> int:
+        """That of the last checkpoint; 0 where there is none."""
+        return self._last.latest_step() or 0
+
+    def save(self, step: int, state: TrainState, progress: dict[str, Any], *, better: bool) -> None:
+        """Store a state, and once more if it is the best so far."""
+        held = self._layout.to_disk(self._parallel.unreplicate(state))
+        self._last.save(step, held, progress)
+        if better and self._best is not None:
+            # First the one that a run goes on from, where an interruption comes between the two.
+            self._last.wait()
+            self._best.save(step, held, progress)
+
+    def restore(self) -> tuple[tuple[TrainState, dict[str, Any]] | None, list[str]]:
+        """The last state that is whole, on the devices, and its progress; see `last_whole`."""
+        found, notes = last_whole(self._last, self._parallel.stored(self._layout.shapes))
+        if found is None:
+            return None, notes
+        state, progress = found
+        return (self._parallel.adopt(self._layout.from_disk(state)), progress), notes
+
+    def mend_best(
+        self, step: int, state: TrainState, progress: dict[str, Any], best: int
+    ) -> str | None:
+        """Store the best state where an interruption came before that; what to say of it.
+
+        Args:
+          step, state, progress: that a run goes on from.
+          best: the step of the best validation until then.
+        """
+        if self._best is None or self._best.latest_step() == best:
+            return None
+        if best == step:
+            held = self._layout.to_disk(self._parallel.unreplicate(state))
+            self._best.save(step, held, progress)
+            return f"the checkpoint of step {step} is the best one so far, and is stored as such"
+        return f"the best validation was that of step {best}, and its checkpoint is gone"
+
+    def close(self) -> None:
+        """Wait until everything is on disk."""
+        self._last.close()
+        if self._best is not None:
+            self._best.close()
