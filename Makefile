@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 VENV_BENCH := .venv-bench
 
-.PHONY: demo test test-slow lint bench bench-gpu bench-aot soak clean
+.PHONY: demo docs test test-slow lint bench bench-gpu bench-aot soak clean
 
 $(VENV)/installed: setup.cfg requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,10 @@ lint: $(VENV)/installed-test
 
 test: lint
 	$(BIN)/pytest -m 'not slow' -n 3 --dist loadfile
+
+# Pages of the API, from the docstrings.
+docs: $(VENV)/installed-test
+	$(BIN)/python docs/build.py build/docs
 
 test-slow: $(VENV)/installed-test
 	$(BIN)/pytest -m slow --timeout 3600

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import tyro
 
 from othink_jax.config import (
+    RUN_CHECKPOINTS,
     Difficulty,
     EvaluateConfig,
     Grader,
@@ -31,6 +32,8 @@ from othink_jax.config import (
     SamplingConfig,
     SFTConfig,
     Task,
+    is_run,
+    read_run,
 )
 from othink_jax.errors import UserError
 from othink_jax.files import as_path
@@ -263,8 +266,8 @@ def export(
 ) -> None:
     """-> Hugging Face: write MODEL as a directory that transformers loads.
 
-    A run comes with a model card: its data, settings and scores. The adapters of a run
-    with `--train lora` are added to the model that they were trained on.
+    A run comes with a model card: its data, settings and scores, and how far it was trained. The
+    adapters of a run with `--train lora` are added to the model that they were trained on.
 
     Args:
       model: Hugging Face directory or hub id, Orbax checkpoint, run (or checkpoint), `tiny`.
@@ -275,12 +278,20 @@ def export(
       force: replace a model that is there.
     """
     from othink_jax.checkpoint.convert import to_adapter, to_hf
+    from othink_jax.checkpoint.orbax_model import last_step
     from othink_jax.report import model_card
 
     card = None
     run = as_path(model)
-    if (run / "metrics.jsonl").is_file():
-        card = model_card(run, library="peft" if adapter else "transformers")
+    if is_run(run):
+        step, total = last_step(run), read_run(run).last_step
+        if step is not None:  # by its number: a run at work has another last one in a moment
+            model = str(run / RUN_CHECKPOINTS / str(step))
+        if (step or 0) < total:
+            print(
+                f"{run} is not finished: weights after step {step or 0} of {total}", file=sys.stderr
+            )
+        card = model_card(run, step=step or 0, library="peft" if adapter else "transformers")
     if adapter:
         to_adapter(model, as_path(out), dtype=dtype, card=card, force=force)
         return

@@ -204,6 +204,24 @@ def lock_of(path: Path) -> filelock.BaseFileLock:
     return filelock.FileLock(path, blocking=False)
 
 
+def is_locked(path: Path) -> bool | None:
+    """Whether the lock of a path is held now; None where that cannot be told.
+
+    That is where it cannot be opened, and in a bucket, whose lock another machine may hold. Nothing
+    is written. The lock is held for the moment that it takes to look.
+    """
+    lock = lock_of(path)
+    try:
+        if Path(lock.lock_file).exists():
+            with lock:
+                pass
+    except filelock.Timeout:
+        return True
+    except OSError:  # of another user, or on a disk that is not to be written
+        return None
+    return None if is_cloud(path) else False
+
+
 def remove(path: Path) -> None:
     """Remove a directory and all in it, if it is there."""
     if is_cloud(path):

@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "othink_jax"
 ROOMS = (
     *(
         "errors",
+        "markup",
         "files",
         "digests",
         "identity",
@@ -35,7 +36,7 @@ ROOMS = (
     "cli",
 )
 # Rooms that stand on nothing of ours, so that they can be taken out and used alone.
-ALONE = ("errors", "identity", "rl", "rewards", "statistics")
+ALONE = ("errors", "identity", "markup", "rl", "rewards", "statistics")
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

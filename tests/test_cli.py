@@ -80,7 +80,9 @@ def trained(tmp_path_factory):
     """A finished run, and what its command printed."""
     out = tmp_path_factory.mktemp("trained") / "run"
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
-        patch.setattr(sys, "argv", ["othink-jax", *map(str, new_run(out))])
+        patch.setattr(
+            sys, "argv", ["othink-jax", *map(str, new_run(out, "--checkpoint-every", "1"))]
+        )
         patch.setattr(sys, "unraisablehook", sys.unraisablehook)
         cli.main()
     return out, said.getvalue()
@@ -338,6 +340,22 @@ def test_export_of_a_run_comes_with_a_card_and_in_shards_of_the_dtype_asked_for(
     assert not (tmp_path / "made" / "README.md").exists()
 
 
+def test_export_of_an_unfinished_run_says_of_which_step_its_weights_are(run, trained, tmp_path):
+    """Stopped in its second step, whose row stands there; its first checkpoint is its last."""
+    unfinished = shutil.copytree(trained[0], tmp_path / "run")
+    shutil.rmtree(unfinished / "checkpoints" / "2")
+    code, _, err = run("export", unfinished, tmp_path / "made")
+    assert code == 0
+    assert f"{unfinished} is not finished: weights after step 1 of 2\n" in err
+    assert "these are the weights after step 1 of 2" in (tmp_path / "made/README.md").read_text()
+    assert run("export", unfinished / "checkpoints" / "1", tmp_path / "same")[0] == 0
+    made, same = (load_file(tmp_path / name / WEIGHTS) for name in ("made", "same"))
+    assert all(np.array_equal(made[name], same[name]) for name in made)
+    shutil.rmtree(unfinished / "checkpoints")
+    assert "after step 0 of 2" in run("export", unfinished, tmp_path / "made", "--force")[2]
+    assert "| steps | 0 of 2 |" in (tmp_path / "made/README.md").read_text()
+
+
 def test_a_run_of_adapters_is_trained_and_exported_alone_with_a_card(run, tmp_path):
     words = ("--train", "lora", "--lora-rank", "4", "--lora-alpha", "8")
     assert run(*new_run(tmp_path / "run", *words))[0] == 0
@@ -408,6 +426,15 @@ def test_wrong_usage_exits_with_2(run, words):
         (("--weight-decay", "-1"), "weight_decay"),
         (("--max-prompt-tokens", "5"), "over max_prompt_tokens = 5"),
         (("--wandb",), "pip install"),
+        (
+            ("--tags", "two words"),
+            '--tags "two words": a tag is one word; several are --tags FIRST',
+        ),
+        (("--tags", "a,b"), "a tag is one word"),
+        (("--tags", "a", ""), '--tags "": a tag has from 1 to 64 characters'),
+        (("--tags", "x" * 65), "a tag has from 1 to 64 characters"),
+        (("--tags", "a\u202eb"), '--tags "a\\u202eb": a tag is one word'),
+        (("--notes", "\udc80"), "--notes is not UTF-8 text: \\udc80"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_line_and_writes_nothing(run, tmp_path, words, said):

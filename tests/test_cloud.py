@@ -24,8 +24,9 @@ from othink_jax.config.record import from_dict, to_dict
 from othink_jax.data.sources import open_source
 from othink_jax.errors import UserError
 from othink_jax.evaluation import PARTIAL, Kept, evaluate
-from othink_jax.files import GrowingFile, as_path
+from othink_jax.files import GrowingFile, as_path, is_locked
 from othink_jax.report import write_report
+from othink_jax.training.run_directory import RunDirectory
 from othink_jax.training.sft import SFTTrainer, resume, train
 from tests import buckets
 from tests.compiled_once import programs_of_equal_settings_are_compiled_once
@@ -295,6 +296,9 @@ def test_a_run_in_a_bucket_that_is_killed_goes_on_bit_for_bit(finished, bucket, 
             np.testing.assert_array_equal(ours, whole)
     assert read_run(run).total_steps == 4
     assert str(write_report(run)) == "gs://bucket/killed/report.html"
+    assert is_locked(run / ".lock") is None  # another machine may hold it
+    with RunDirectory(run).held():
+        assert is_locked(run / ".lock") is True
     assert "<html" in (bucket / "killed" / "report.html").read_text()
 
 

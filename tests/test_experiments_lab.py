@@ -120,6 +120,8 @@ def test_the_name_of_a_cell_tells_its_settings_apart_but_not_where_it_lies():
     assert cell.train is not None
     moved = dataclasses.replace(cell, train=dataclasses.replace(cell.train, out=Path("else")))
     assert moved.name == cell.name
+    labelled = dataclasses.replace(cell.train, notes="as before", tags=("a",))
+    assert dataclasses.replace(cell, train=labelled).name == cell.name
     others = [
         LAPTOP.cell("grpo", "counting", 1),
         LAPTOP.cell("grpo", "geometry", 0),

@@ -108,6 +108,10 @@ def test_a_kl_term_that_has_no_gradient_is_said():
         assert not notes(LossConfig(kl_estimator="k1", kl_gradient=gradient))
     assert not notes(LossConfig(kl_estimator="k1", kl_placement="reward"))
     assert not notes(LossConfig())
+    assert "climbs" not in notes(LossConfig(kl_estimator="k1"))[0]
+    assert "climbs the KL" in notes(LossConfig(kl_estimator="k1"), updates=2)[0]
+    in_reward = LossConfig(kl_estimator="k1", kl_placement="reward")
+    assert "of the policy that has sampled" in notes(in_reward, updates=4)[0]
 
 
 def test_a_length_that_is_counted_twice_is_said():

@@ -19,13 +19,13 @@ from othink_jax.config import (
     to_dict,
 )
 from othink_jax.errors import UserError
+from othink_jax.markup import as_code
 from othink_jax.report import model_card, write_report
 from othink_jax.report import page as report_page
 from othink_jax.report.checks import is_result
 from othink_jax.report.comparison import compare, difference
 from othink_jax.report.curves import GRPO_CURVES, draw, smooth, smoothing_window
 from othink_jax.report.method import reference_in_words
-from othink_jax.report.text import as_code
 from othink_jax.statistics import wilson_interval
 
 SETTINGS = {"model": "tiny", "out": Path("run"), "data": DataConfig(task="counting")}
@@ -416,13 +416,13 @@ def test_a_line_whose_entries_are_not_as_they_should_be_is_left_out_and_counted(
     page = Page(write_report(run))
     assert "4 unreadable lines of metrics.jsonl left out" in page.text
     assert "4 unreadable line(s) of samples/step_000001.jsonl left out" in page.text
-    assert "The run stands at step 21 of 150" in page.text
+    assert "Stopped at step 21 of 150; go on with othink-jax grpo --resume" in page.text
     assert "wall time 32 s" in page.text
 
 
 def test_run_of_one_step_gives_a_page(tmp_path):
     page = Page(write_report(make_run(tmp_path / "run", steps=1)))
-    assert "The run stands at step 1 of 150" in page.text
+    assert "Stopped at step 1 of 150" in page.text
     assert "without smoothing" in page.text
 
 
@@ -438,7 +438,7 @@ def test_line_cut_by_a_kill_is_left_out_and_counted(tmp_path):
     (run / "metrics.jsonl").write_text(text[:-40])
     page = Page(write_report(run))
     assert "1 unreadable line of metrics.jsonl left out" in page.text
-    assert "The run stands at step 19 of 150" in page.text
+    assert "Stopped at step 19 of 150" in page.text
 
 
 def test_completion_with_a_line_separator_of_unicode_is_shown(tmp_path):

@@ -15,6 +15,7 @@ from othink_jax.config import (
     SamplingConfig,
     SFTConfig,
     ValidationConfig,
+    read_run,
 )
 from othink_jax.data.processing import Processor
 from othink_jax.errors import UserError
@@ -131,8 +132,11 @@ def test_report_and_card_show_what_was_validated(finished, tmp_path):
 def fake(monkeypatch, values):
     """Validations with these accuracies, one after the other."""
     left = iter(values)
+    rest = {"validation_low": 0.0, "validation_high": 1.0, "validation_count": 5}
     monkeypatch.setattr(
-        Questions, "measure", lambda self, answer, judge: {"validation_accuracy": next(left)}
+        Questions,
+        "measure",
+        lambda self, answer, judge: {"validation_accuracy": next(left), **rest},
     )
 
 
@@ -144,6 +148,8 @@ def test_a_run_ends_where_it_gets_no_better_and_stays_ended(tmp_path, monkeypatc
     said = "Ended after step 4 of 6: 2 validations in a row were no better than that of step 2"
     assert said in capsys.readouterr().err
     assert (tmp_path / "run" / "checkpoints" / "best" / "2").is_dir()
+    assert read_run(tmp_path / "run").ended == 4
+    assert "4 of 4 (6 were planned; it ended early)" in write_report(tmp_path / "run").read_text()
     resume(tmp_path / "run")
     assert len(rows_of(tmp_path / "run")) == 4
     assert said in capsys.readouterr().err

@@ -17,6 +17,7 @@ from typing import Any
 import filelock
 
 from othink_jax.config import (
+    LABELS,
     RUN_CHECKPOINTS,
     EvaluateConfig,
     GRPOConfig,
@@ -27,10 +28,10 @@ from othink_jax.config import (
     to_dict,
 )
 
-# Of settings: where something is written, which does not change what it is.
-_PLACES = ("out", "model")
 # Settings of data that cells made before them do not have.
 _LATER_DATA = ("columns", "system_prompt", "answer_pattern")
+# Of settings: where something is written and what is said of it, which do not change what it is.
+_LEFT_OUT = ("out", "model", *LABELS)
 _TRAINING: dict[str, Any] = {config.kind: config for config in (GRPOConfig, SFTConfig)}
 
 
@@ -78,7 +79,7 @@ class Cell:
 
 def _settings(config: Any) -> dict[str, Any]:
     made = evaluation_settings(config) if isinstance(config, EvaluateConfig) else to_dict(config)
-    settings = {name: value for name, value in made.items() if name not in _PLACES}
+    settings = {name: value for name, value in made.items() if name not in _LEFT_OUT}
     if not settings.get("skip_nonfinite"):
         settings.pop("skip_nonfinite", None)  # nothing is skipped, as by cells without the setting
     if "reward" in settings and not settings["reward"]["functions"]:
@@ -137,15 +138,15 @@ def checkpoint_steps(run: Path) -> list[int]:
     record = read_run(run)
     names = [path.name for path in (run / RUN_CHECKPOINTS).glob("*")]
     kept = {int(name) for name in names if name.isdigit()}
-    regular = range(0, record.total_steps, record.config.checkpoint_every)
-    return [*sorted(kept.intersection(regular)), record.total_steps]
+    regular = range(0, record.last_step, record.config.checkpoint_every)
+    return [*sorted(kept.intersection(regular)), record.last_step]
 
 
 def is_trained(run: Path) -> bool:
     """Whether a run directory holds the checkpoint of its last step, which appears whole."""
     if not (run / "config.json").is_file():
         return False
-    return (run / RUN_CHECKPOINTS / str(read_run(run).total_steps)).is_dir()
+    return (run / RUN_CHECKPOINTS / str(read_run(run).last_step)).is_dir()
 
 
 def is_done(root: Path, cell: Cell) -> bool:

@@ -25,9 +25,9 @@ from PIL import Image
 from experiments.soak.record import Campaign, Outcome, parser
 from othink_jax.config import DataConfig, GRPOConfig, RunRecord, SFTConfig, to_dict
 from othink_jax.errors import UserError
+from othink_jax.markup import visible
 from othink_jax.report import model_card, write_experiment_report, write_report
 from othink_jax.report.table import Table
-from othink_jax.report.text import visible
 
 _PIECES = (
     *("<script>alert(1)</script>", "</script>", "<img src=x onerror=alert(1)>", "<svg onload=a()>"),

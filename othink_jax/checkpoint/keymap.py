@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 
 from othink_jax.model.config import Qwen2VLConfig, VisionConfig
 
@@ -37,7 +38,8 @@ class Entry:
         """Its size in this dtype."""
         return math.prod(self.hub_shape) * dtype.itemsize
 
-    def to_hub(self, tensor: np.ndarray) -> np.ndarray:
+    def to_hub(self, tensor: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
+        """Our tensor as Hugging Face has it: transposed back, in its own shape."""
         return (tensor.T if self.transposed else tensor).reshape(self.hub_shape)
 
 

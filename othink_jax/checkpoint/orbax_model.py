@@ -129,6 +129,15 @@ def run_adapters(directory: Path, config: Qwen2VLConfig) -> Tensors:
     return _stored(*place, adapter_entries(config, settings.lora.lora_rank))
 
 
+def last_step(run: Path) -> int | None:
+    """The step of a run's last checkpoint; None before there is one."""
+    return _last_step(run / RUN_CHECKPOINTS)
+
+
+def _last_step(folder: Path) -> int | None:
+    return max(ocp.utils.checkpoint_steps(folder), default=None)
+
+
 def _params_of(directory: Path) -> tuple[Path, tuple[str, ...]] | None:
     """Where a checkpoint of a run holds parameters, the last if it is not one itself; or None.
 
@@ -139,14 +148,12 @@ def _params_of(directory: Path) -> tuple[Path, tuple[str, ...]] | None:
     folder = absolute(run) / RUN_CHECKPOINTS
     if name == RUN_BEST:
         folder = folder / RUN_BEST
-    if name is None or name == RUN_BEST:
-        steps = ocp.utils.checkpoint_steps(folder)
-        if not steps and name == RUN_BEST:
-            raise UserError(f"{run} has no best checkpoint: it has not been validated")
-        if not steps:
-            return None
-        name = str(max(steps))
-    checkpoint = folder / name
+    step = name if name and name != RUN_BEST else _last_step(folder)
+    if step is None and name == RUN_BEST:
+        raise UserError(f"{run} has no best checkpoint: it has not been validated")
+    if step is None:
+        return None
+    checkpoint = folder / str(step)
     check_sums(checkpoint)
     return checkpoint / "state", ("params",)
 

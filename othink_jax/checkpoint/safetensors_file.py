@@ -15,6 +15,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Shaped
 
 from othink_jax.checkpoint.keymap import Entry, hub_name
 from othink_jax.checkpoint.tensors import Index, Tensors
@@ -99,7 +100,7 @@ def _span(about: Any) -> tuple[int, int]:
     return first, last
 
 
-def read(tensor: Stored, shape: tuple[int, ...], index: Index) -> np.ndarray:
+def read(tensor: Stored, shape: tuple[int, ...], index: Index) -> Shaped[np.ndarray, "..."]:
     """What stands at an index of a tensor, seen as an array of `shape` of as many elements.
 
     Of the file, the rows are read that the index names.

@@ -64,6 +64,7 @@ class TrainingStore:
                 write_sums(folder, (file for file in files if file.name != _WRITTEN_LAST))
 
     def latest_step(self) -> int | None:
+        """The last step that is there; None if there is none."""
         return self._manager.latest_step()
 
     def steps(self) -> list[int]:

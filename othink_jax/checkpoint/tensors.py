@@ -53,7 +53,10 @@ class StoredArray:
         self.shape, self.dtype = shape, np.dtype(dtype)
         self._read = read
 
-    ndim = property(lambda self: len(self.shape))
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
 
     def __getitem__(self, index: Index) -> np.ndarray:
         return self._read(index)

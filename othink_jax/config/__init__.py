@@ -20,6 +20,7 @@ from othink_jax.config.data import (
     Task,
 )
 from othink_jax.config.entropy import EntropyConfig
+from othink_jax.config.labels import LABELS
 from othink_jax.config.options import RewardOption
 from othink_jax.config.parts import (
     KLConfig,
@@ -31,8 +32,10 @@ from othink_jax.config.parts import (
     SamplingConfig,
 )
 from othink_jax.config.record import (
+    RUN_BEGINNING,
     RUN_BEST,
     RUN_CHECKPOINTS,
+    RUN_LOCK,
     RunRecord,
     asked_settings,
     evaluation_settings,
@@ -49,8 +52,11 @@ from othink_jax.config.validation import ValidationConfig
 
 __all__ = [
     "DEFAULT_COMPUTE",
+    "LABELS",
+    "RUN_BEGINNING",
     "RUN_BEST",
     "RUN_CHECKPOINTS",
+    "RUN_LOCK",
     "TINY_TEMPLATE",
     "TRAIN_TEMPLATE",
     "Attention",

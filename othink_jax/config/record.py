@@ -11,10 +11,12 @@ from othink_jax.config.checks import require
 from othink_jax.config.runs import EvaluateConfig, GRPOConfig, SFTConfig, TrainingConfig
 from othink_jax.digests import check_sums
 from othink_jax.errors import UserError
-from othink_jax.files import as_path, read_json
+from othink_jax.files import as_path, is_locked, read_json
 
 RUN_CHECKPOINTS = "checkpoints"  # the training states inside a run directory, numbered by step
 RUN_BEST = "best"  # among them: a folder with that of the best validation, numbered as the others
+RUN_LOCK = ".lock"  # held by the process that writes
+RUN_BEGINNING = ".beginning"  # there while a run is being begun
 # Settings of an evaluation that change nothing at these values, as JSON.
 _UNUSED: dict[str, Any] = {"samples": 1, "by": []}
 # Two evaluations that differ in these alone ask the same questions in the same way.
@@ -86,8 +88,14 @@ class RunRecord:
     trainer_digest: str = ""  # of the source of that class, see `identity.source_digest`
     # The same of the user's own functions that it is made with, by name
     sources: dict[str, str] = dataclasses.field(default_factory=dict)
+    ended: int | None = None  # the step after which it ended early, as `patience` has it
     # Where it went on with other settings: the step after which, and what each was and is
     changes: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def last_step(self) -> int:
+        """The one that finishes it."""
+        return self.total_steps if self.ended is None else self.ended
 
 
 def is_run(directory: Path) -> bool:
@@ -114,10 +122,19 @@ def read_run(directory: Path) -> RunRecord:
     """The record of a run.
 
     Raises:
-      UserError: there is no run of a known kind, its settings cannot be used, or config.json is not
-        what was written.
+      UserError: there is no run of a known kind, it has not begun, its settings cannot be used, or
+        config.json is not what was written.
     """
     path = directory / "config.json"
+    if (directory / RUN_BEGINNING).exists() and not path.is_file():
+        require(
+            is_locked(directory / RUN_LOCK) is not True,
+            f"the run in {directory} is being begun: there is nothing of it yet",
+        )
+        raise UserError(
+            f"the run in {directory} was stopped before it began: give the command that began it"
+            " once more"
+        )
     require(path.is_file(), f"{directory} is not a run directory: it has no config.json")
     check_sums(directory)
     values = read_json(path)

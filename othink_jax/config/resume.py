@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 from othink_jax.config.checks import require
 from othink_jax.config.compute import Attention, Remat, ScanLayers
 from othink_jax.config.data import given_datasets
+from othink_jax.config.labels import LABELS
 from othink_jax.config.options import DatasetOption
 from othink_jax.config.record import to_dict
 from othink_jax.config.runs import TrainingConfig
@@ -34,6 +35,8 @@ class ResumeConfig:
     attention: Attention | None = None  # the kernel of attention
     checkpoint_every: int | None = None  # steps between checkpoints
     wandb: bool = False  # from here on, also log to Weights & Biases
+    notes: str | None = None  # in the place of those that it has; "" removes them
+    tags: tuple[str, ...] | None = None  # the same; --tags with nothing behind it removes them
     # Continue though the source of what made the run, a trainer or a reward function of one's own,
     # is another one now
     allow_changed_source: bool = False
@@ -51,7 +54,9 @@ class ResumeConfig:
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
             if field.name not in ("resume", "allow_changed_source")
-            and getattr(self, field.name) not in (None, False, ())
+            and getattr(self, field.name) is not None
+            and getattr(self, field.name) is not False
+            and (field.name != "dataset" or self.dataset)
         }
         devices = {name: given.pop(name) for name in _OF_DEVICES if name in given}
         data = {name: given.pop(name) for name in _OF_DATA if name in given}
@@ -74,7 +79,10 @@ class ResumeConfig:
 
 
 def changed_settings(before: TrainingConfig, after: TrainingConfig) -> dict[str, list[Any]]:
-    """What each setting was and is, where it differs; `data.limit` is the limit of the data."""
+    """What each setting was and is, where it differs; `data.limit` is the limit of the data.
+
+    Without notes and tags, which do not change what a run is.
+    """
 
     def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -86,4 +94,8 @@ def changed_settings(before: TrainingConfig, after: TrainingConfig) -> dict[str,
         return found
 
     old, new = flat(to_dict(before)), flat(to_dict(after))
-    return {name: [old[name], new[name]] for name in old if old[name] != new[name]}
+    return {
+        name: [old[name], new[name]]
+        for name in old
+        if old[name] != new[name] and name not in LABELS
+    }

@@ -9,6 +9,7 @@ from othink_jax.config.checks import require, require_seed
 from othink_jax.config.compute import Attention, ComputeConfig, Remat, ScanLayers
 from othink_jax.config.data import DataConfig
 from othink_jax.config.entropy import EntropyConfig
+from othink_jax.config.labels import checked_notes, checked_tags
 from othink_jax.config.options import ColumnOption
 from othink_jax.config.parts import (
     KLConfig,
@@ -63,9 +64,13 @@ class TrainingConfig:
     # counted, up to so many in a row
     skip_nonfinite: int = 0
     wandb: bool = False  # also log to Weights & Biases (extra `wandb`)
+    notes: str = ""  # for the report, the model card and the trackers; may have several lines
+    tags: tuple[str, ...] = ()  # words for the same places: --tags FIRST SECOND
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", as_path(self.out))
+        object.__setattr__(self, "notes", checked_notes(self.notes))
+        object.__setattr__(self, "tags", checked_tags(self.tags))
         self._require_positive("prompts_per_step", "micro_batches", "checkpoint_every")
         require(self.steps is None or self.steps >= 1, f"steps must be >= 1, got {self.steps}")
         require(0 < self.epochs < math.inf, f"epochs must be > 0, got {self.epochs}")

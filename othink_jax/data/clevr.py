@@ -67,6 +67,7 @@ class ClevrScenes:
             raise UnreadableExample(f"{read.id}: {error}", read) from error
 
     def texts(self) -> Iterator[str]:
+        """See `data.sources.Source`."""
         return map(repr, self._scenes)
 
     def further(self, index: int) -> Mapping[str, Any]:

@@ -169,9 +169,11 @@ class Subset:
         return self._source[self._chosen[index]]
 
     def texts(self) -> Iterator[str]:
+        """Those of the whole source."""
         return self._source.texts()
 
     def further(self, index: int) -> Mapping[str, Any]:
+        """That of the whole source."""
         return self._source.further(self._chosen[index])
 
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import DTypeLike, PyTree
+from jaxtyping import DTypeLike, Float, Int, PyTree
 
 from othink_jax.model.precision import at_least_f32
 from othink_jax.model.sharding import FSDP, TENSOR, names, shardings
@@ -104,12 +104,14 @@ def _shard_map(fn: Callable[..., _T], **specs: Any) -> Callable[..., _T]:
 # Along `fsdp`
 
 
-def gather_matrix(matrix: Array, shape: tuple[int, ...]) -> Array:
+def gather_matrix(matrix: Float[Array, "i o"], shape: tuple[int, ...]) -> Float[Array, "I O"]:
     """All-gather a parameter to the shape that a device computes with; see `gather_for`."""
     return gather_for(1, matrix, shape)[0]
 
 
-def gather_for(uses: int, matrix: Array, shape: tuple[int, ...]) -> tuple[Array, ...]:
+def gather_for(
+    uses: int, matrix: Float[Array, "i o"], shape: tuple[int, ...]
+) -> tuple[Float[Array, "I O"], ...]:
     """All-gather a parameter once, for so many uses of it: one copy each.
 
     The backward pass sums the cotangents of uses and devices in at least float32, and each device
@@ -163,7 +165,12 @@ def _gather_tensor_backward(axis: int, size: int, cotangent: Array) -> tuple[Arr
 _gather_tensor.defvjp(_gather_tensor_forward, _gather_tensor_backward)
 
 
-def embed_tokens(table: Array, index: Array, shape: tuple[int, int], dtype: DTypeLike) -> Array:
+def embed_tokens(
+    table: Float[Array, "v d"],
+    index: Int[Array, "*b"],
+    shape: tuple[int, int],
+    dtype: DTypeLike,
+) -> Float[Array, "*b D"]:
     """table[index], cast, of a table [V, D] that may be cut along both.
 
     Along D, each device looks up its columns for the tokens of all devices, then they exchange
@@ -210,12 +217,12 @@ def local_vocabulary(size: int) -> int:
     return size if size % count else size // count
 
 
-def enter(x: Array) -> Array:
+def enter(x: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
     """Input of a block that is cut along `tensor`: the identity, whose cotangents are summed."""
     return x if axis_size(TENSOR) == 1 else _enter(x)
 
 
-def leave(x: Array) -> Array:
+def leave(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
     """Output of a block that is cut along `tensor`: the sum over its devices."""
     return x if axis_size(TENSOR) == 1 else _leave(x)
 
@@ -239,7 +246,7 @@ def local_heads(heads: int) -> int:
     return max(1, heads // axis_size(TENSOR))
 
 
-def local_columns(x: Array, heads: int, parts: int) -> Array:
+def local_columns(x: Float[Array, "*b n"], heads: int, parts: int) -> Float[Array, "*b m"]:
     """Columns of a device's heads, of a matrix [..., parts * heads * n] that every device has.
 
     Neighbours share a head where there are fewer heads than devices.
@@ -253,14 +260,16 @@ def local_columns(x: Array, heads: int, parts: int) -> Array:
     return own.reshape(*x.shape[:-1], -1)
 
 
-def gather_vocabulary(logits: Array, vocabulary: int) -> Array:
+def gather_vocabulary(logits: Float[Array, "*b v"], vocabulary: int) -> Float[Array, "*b V"]:
     """Logits [..., V], from a device's shard of them; not differentiable."""
     if logits.shape[-1] == vocabulary:
         return logits
     return jax.lax.all_gather(logits, TENSOR, axis=logits.ndim - 1, tiled=True)
 
 
-def log_prob_of(logits: Array, targets: Array, vocabulary: int) -> Array:
+def log_prob_of(
+    logits: Float[Array, "n v"], targets: Int[Array, " n"], vocabulary: int
+) -> Float[Array, " n"]:
     """log_softmax(logits)[targets] in f32, of logits [n, V] or a device's shard of them."""
     if logits.shape[-1] == vocabulary:
         chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
@@ -271,7 +280,7 @@ def log_prob_of(logits: Array, targets: Array, vocabulary: int) -> Array:
     return leave(jnp.where(here, chosen, 0.0)) - top - log_total
 
 
-def log_softmax_of(logits: Array, vocabulary: int) -> Array:
+def log_softmax_of(logits: Float[Array, "n v"], vocabulary: int) -> Float[Array, "n v"]:
     """log_softmax(logits) in f32: [n, V], or a device's shard of them."""
     if logits.shape[-1] == vocabulary:
         return jax.nn.log_softmax(logits, axis=-1)
@@ -290,7 +299,7 @@ def _normaliser(logits: Array) -> tuple[Array, Array]:
     return top, jnp.log(total)
 
 
-def sum_over_vocabulary(values: Array, vocabulary: int) -> Array:
+def sum_over_vocabulary(values: Float[Array, "n v"], vocabulary: int) -> Float[Array, " n"]:
     """values.sum(axis=-1), of values [n, V] or a device's shard of them."""
     total = values.sum(axis=-1)
     return total if values.shape[-1] == vocabulary else leave(total)

@@ -52,6 +52,7 @@ class TextConfig:
 
     @property
     def head_dim(self) -> int:
+        """Width of an attention head."""
         return self.hidden_size // self.num_attention_heads
 
 

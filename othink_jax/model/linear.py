@@ -112,7 +112,7 @@ class Linear(nnx.Linear):
     def _sum(self, product: Array) -> Array:
         return leave(product) if self.cut == "inputs" else product
 
-    def put_together(self, uses: int) -> list[dict[str, Array]]:
+    def put_together(self, uses: int) -> list[dict[str, Float[Array, "..."]]]:
         """The whole matrices of so many uses of the layer, by name, each gathered once."""
         names = ("kernel",) if self.lora is None else ("kernel", "lora_a", "lora_b")
         made = {name: gather_for(uses, self._shard(name), self._shape(name)) for name in names}

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import PyTree, Shaped
 
 from othink_jax.errors import UserError
 from othink_jax.model.config import Qwen2VLConfig
@@ -112,7 +112,7 @@ def shardings(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
     return jax.tree.map_with_path(lambda path, leaf: partition(path, leaf.shape, mesh), tree)
 
 
-def cut(x: Any, sharding: NamedSharding) -> jax.Array:
+def cut(x: Any, sharding: NamedSharding) -> Shaped[jax.Array, "..."]:
     """An array cut over the devices of a mesh, of which this process reads the part of its own.
 
     Args:

@@ -23,7 +23,8 @@ from othink_jax.model.rope import rotate, text_angles
 from othink_jax.model.stack import make_stack, run_stack
 from othink_jax.types import Array
 
-KeyValue = tuple[Array, Array]
+# Keys and values of a layer, see `model.attention`.
+KeyValue = tuple[Float[Array, "..."], Float[Array, "..."]]
 
 
 class Embed(nnx.Embed):
@@ -88,6 +89,7 @@ class TextBlock(nnx.Module):
     def prefill(
         self, x: Float[Array, "B P D"], angles: Float[Array, "B P half"], mask: SelfMask
     ) -> tuple[Float[Array, "B P D"], KeyValue]:
+        """The layer over prompts; also their keys and values, for `extend`."""
         query, key, value = self._project(x, angles)
         mixed = attention(query, key, value, mask, self.compute)
         return self._finish(x, mixed), (key, value)
@@ -101,6 +103,7 @@ class TextBlock(nnx.Module):
         own: KeyValue | None,
         start: Int[Array, ""] | int,
     ) -> tuple[Float[Array, "B G T D"], KeyValue]:
+        """The layer over completions behind their prompts; also their own keys and values."""
         query, key, value = self._project(x, angles)
         if own is None:
             mixed = shared_prefix_attention(query, *prefix, prefix_mask, key, value, self.compute)

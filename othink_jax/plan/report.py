@@ -27,6 +27,7 @@ class Plan:
 
     @property
     def micro_batches(self) -> int:
+        """Pieces of a device's prompts in an update."""
         return self.config.micro_batches
 
     @property
@@ -46,6 +47,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
+        """Whether every program fits into the memory of a device."""
         return self.peak <= self.device_memory and not any(each.refused for each in self.programs)
 
     def seconds(self, program: Report) -> float | None:

@@ -29,6 +29,7 @@ class ArrayType:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of one array."""
         return math.prod(self.shape) * _BITS[self.dtype] // 8
 
     def __str__(self) -> str:
@@ -48,6 +49,7 @@ class Instruction:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all results."""
         return sum(each.nbytes for each in self.results)
 
     @property
@@ -75,6 +77,7 @@ class Computation:
         return iter(self.instructions.values())
 
     def operands(self, instruction: Instruction) -> list[Instruction]:
+        """The instructions whose results one takes."""
         return [self.instructions[name] for name in instruction.operands]
 
     @functools.cached_property
@@ -88,6 +91,7 @@ class Computation:
 
     @property
     def root(self) -> Instruction:
+        """The instruction whose result is that of the computation."""
         return next(each for each in self if each.is_root)
 
     @functools.cached_property

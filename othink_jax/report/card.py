@@ -1,22 +1,32 @@
 """The model card of a trained run: what it is, how it was made, what it scored."""
 
+import json
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
 from othink_jax.config import DataConfig
+from othink_jax.markup import as_code, cell_in_markdown, in_markdown
 from othink_jax.report.comparison import compare
 from othink_jax.report.method import describe, trained_part
 from othink_jax.report.page import percent
 from othink_jax.report.run_data import RunData, read_run_data
-from othink_jax.report.text import as_code, in_markdown
+from othink_jax.report.standing import moment
 from othink_jax.report.validated import best_validation
 
 
-def model_card(path: Path, *, library: Literal["transformers", "peft"] = "transformers") -> str:
+def model_card(
+    path: Path,
+    *,
+    step: int | None = None,
+    library: Literal["transformers", "peft"] = "transformers",
+) -> str:
     """README.md, with the metadata that the hub reads, for an export of a run.
 
-    `library` is the one that loads what is exported: the model, or its adapters alone.
+    Args:
+      path: the run directory.
+      step: after which the weights are those that are exported; the last one if not given.
+      library: the one that loads what is exported: the model, or its adapters alone.
 
     Raises:
       UserError: `path` is no run directory, or its config.json cannot be used.
@@ -24,12 +34,16 @@ def model_card(path: Path, *, library: Literal["transformers", "peft"] = "transf
     run = read_run_data(path)
     config, optimizer = run.record.config, run.record.config.optimizer
     method = describe(config)
+    step = run.standing.step if step is None else step
+    tags = [config.kind, "qwen2_vl", "othink_jax"]
+    # In quotes: `yes` and `1.5` are no texts in YAML.
+    tags += [json.dumps(tag, ensure_ascii=False) for tag in config.tags if tag not in tags]
     model, data = in_markdown(_public(config.model)), in_markdown(config.data.name)
     lines = [
         "---",
         f"library_name: {library}",
         "pipeline_tag: image-text-to-text",
-        f"tags: [{config.kind}, qwen2_vl, othink_jax]",
+        f"tags: [{', '.join(tags)}]",
         "---",
         "",
         f"# {model}, post-trained with {method.name} on {data}",
@@ -37,23 +51,40 @@ def model_card(path: Path, *, library: Literal["transformers", "peft"] = "transf
         "Trained with othink_jax, a reimplementation of OThink-MR1 (arXiv 2503.16081), by"
         f" {method.name}: {method.explained}.",
         "",
+        *_unfinished(run, step),
         "| setting | value |",
         "|---|---|",
         f"| base model | {model} |",
         f"| data | {data}{_limit(config.data)} |",
         f"| trained part | {trained_part(config)} |",
         *(f"| {name} | {as_code(text)} |" for name, text in _asked(config.data)),
-        f"| steps | {run.metrics[-1]['step'] if run.metrics else 0} of {run.record.total_steps} |",
+        f"| steps | {step} of {run.standing.total} |",
         _row(*method.a_step),
         f"| learning rate | {optimizer.learning_rate:g}, {optimizer.lr_schedule} |",
         *(_row(name, value) for name, value in method.settings),
         *(_row(f"reward {name} at the end", _at_the_end(run, name)) for name in method.rewards),
         *(_row("best validation", best) for best in [best_validation(config, run.metrics)] if best),
         f"| seed | {config.seed} |",
+        *([_row("notes", cell_in_markdown(config.notes))] if config.notes else []),
         "",
         *_scores(run),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _unfinished(run: RunData, step: int) -> list[str]:
+    """What a reader has to know of weights that training has not finished."""
+    standing = run.standing
+    if step >= standing.total:
+        return []
+    doing = "in progress" if standing.at_work else "stopped"
+    if standing.at_work is None:
+        doing = "unfinished"
+    return [
+        f"**The training is not finished:** these are the weights after step {step} of"
+        f" {standing.total}, exported while it was {doing} ({moment(standing.read)}).",
+        "",
+    ]
 
 
 def _public(model: str) -> str:

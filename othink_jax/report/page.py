@@ -1,6 +1,5 @@
 """The page of a run: everything in one HTML file, nothing fetched and nothing executed."""
 
-import datetime
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,11 +9,13 @@ import jinja2
 from markupsafe import Markup
 
 from othink_jax.config import to_dict
+from othink_jax.files import write_atomically
+from othink_jax.markup import shown
 from othink_jax.report.comparison import compare
 from othink_jax.report.curves import draw, smoothing_window
 from othink_jax.report.method import Method, describe, trained_part
 from othink_jax.report.run_data import RunData, read_run_data
-from othink_jax.report.text import shown
+from othink_jax.report.standing import moment
 from othink_jax.report.validated import best_validation
 
 
@@ -26,15 +27,6 @@ def _duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def _moment(iso: str) -> str:
-    """A time of config.json as a reader writes it; as it stands if it is no ISO time."""
-    try:
-        moment = datetime.datetime.fromisoformat(iso)
-    except ValueError:
-        return iso
-    return f"{moment.day} {moment:%B %Y, %H:%M} {moment.tzname() or ''}".strip()
 
 
 def percent(share: float) -> str:
@@ -61,6 +53,11 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield prefix + name, value
 
 
+def _early(run: RunData) -> str:
+    planned = run.record.total_steps
+    return "" if run.record.ended is None else f" ({planned} were planned; it ended early)"
+
+
 def _facts(run: RunData, method: Method) -> list[tuple[str, str]]:
     """The figures of a run that are asked for first."""
     config, rows = run.record.config, run.metrics
@@ -69,7 +66,7 @@ def _facts(run: RunData, method: Method) -> list[tuple[str, str]]:
         ("trained on", config.data.task or str(config.data.dataset_name)),
         ("method", method.name),
         ("trained part", trained_part(config)),
-        ("steps", f"{rows[-1]['step'] if rows else 0} of {run.record.total_steps}"),
+        ("steps", f"{run.standing.step} of {run.standing.total}{_early(run)}"),
         method.a_step,
         ("seed", str(config.seed)),
         ("wall time", _duration(run.seconds)),
@@ -86,6 +83,8 @@ def _facts(run: RunData, method: Method) -> list[tuple[str, str]]:
     if rows and method.rewards:
         failed = sum(row.get("reward_failed", 0) for row in rows)
         facts.append(("failed values of rewards", str(failed)))
+    if config.tags:
+        facts.append(("tags", ", ".join(config.tags)))
     return facts
 
 
@@ -124,7 +123,7 @@ def make_environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "moment": _moment,
+        "moment": moment,
         "number": _number,
         "percent": percent,
         "points": _points,
@@ -140,7 +139,8 @@ def style() -> Markup:
 def write_report(run: Path, out: Path | None = None) -> Path:
     """Write the page of a run directory and return where it lies.
 
-    What the run lacks (evaluations, samples, steps) is said on the page.
+    What the run lacks (evaluations, samples, steps) is said on the page, and at its head whether a
+    process is at work on it or where it was stopped.
 
     Args:
       run: a directory that `othink-jax grpo` or `othink-jax sft` made, finished or not.
@@ -152,5 +152,5 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     template = make_environment().get_template("page.html.jinja")
     page = template.render(_context(read_run_data(run)), style=style())
     out = out or run / "report.html"
-    out.write_bytes(page.encode())
+    write_atomically(out, page)  # a browser may load it at any moment
     return out

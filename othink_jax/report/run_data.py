@@ -19,6 +19,7 @@ from othink_jax.config import RunRecord, read_run
 from othink_jax.files import text_of
 from othink_jax.report.checks import check_record, is_result, is_sample, is_step, numbers_of
 from othink_jax.report.method import describe
+from othink_jax.report.standing import Standing, at_work, standing_of
 
 # What `write_samples` of a run writes; the page shows nothing else.
 _IMAGE_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
@@ -39,6 +40,7 @@ class RunData:
 
     path: Path
     record: RunRecord  # config.json
+    standing: Standing
     metrics: list[dict[str, Any]]  # one row a step, in order
     evaluations: list[dict[str, Any]]  # contents of each result.json
     samples: list[SampleStep]  # the earliest and the latest stored step; one if there is one only
@@ -66,9 +68,12 @@ def _json(text: str | bytes) -> Any:
 
 
 def _read_rows(
-    path: Path, usable: Callable[[dict[str, Any]], bool]
+    path: Path, usable: Callable[[dict[str, Any]], bool], *, grows: bool = False
 ) -> tuple[list[dict[str, Any]], int]:
-    """The usable objects of a JSONL file, and how many other lines there are."""
+    """The usable objects of a JSONL file, and how many other lines there are.
+
+    Of a file that grows, the last line may still be being written: then it is not counted.
+    """
     rows, unreadable = [], 0
     with text_of(path, errors="replace") as lines:
         # Not splitlines(): it also cuts at characters that may stand inside a JSON string.
@@ -76,14 +81,14 @@ def _read_rows(
             row = _json(line)
             if isinstance(row, dict) and usable(row):
                 rows.append(row)
-            else:
+            elif not grows or line.endswith("\n"):
                 unreadable += 1
     return rows, unreadable
 
 
-def _read_metrics(run: Path, notes: list[str]) -> list[dict[str, Any]]:
+def _read_metrics(run: Path, notes: list[str], *, grows: bool) -> list[dict[str, Any]]:
     path = run / "metrics.jsonl"
-    rows, unreadable = _read_rows(path, is_step) if path.is_file() else ([], 0)
+    rows, unreadable = _read_rows(path, is_step, grows=grows) if path.is_file() else ([], 0)
     if not rows:
         notes.append("No step has been recorded yet, so there are no curves.")
     if unreadable:
@@ -157,16 +162,14 @@ def read_run_data(run: Path) -> RunData:
     record = read_run(run)
     check_record(record, run / "config.json")
     notes: list[str] = []
-    metrics = _read_metrics(run, notes)
-    if metrics and metrics[-1]["step"] < record.total_steps:
-        notes.append(
-            f"The run stands at step {metrics[-1]['step']} of {record.total_steps}: it was"
-            " interrupted or is still going."
-        )
+    working = at_work(run)
+    metrics = _read_metrics(run, notes, grows=working is not False)
+    last = metrics[-1]["step"] if metrics else 0
     notes += [_change_in_words(change) for change in record.changes]
     return RunData(
         path=run,
         record=record,
+        standing=standing_of(run, record, step=last, at_work=working),
         metrics=metrics,
         evaluations=_read_evaluations(run, notes),
         samples=_read_samples(run, notes) if describe(record.config).samples else [],

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from othink_jax.report.text import visible
+from othink_jax.markup import visible
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

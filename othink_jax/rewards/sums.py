@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from othink_jax.rewards.functions import GRADED, Reward, Scores, reward_name
 from othink_jax.rewards.verdict import Grade
@@ -11,7 +12,7 @@ from othink_jax.rewards.verdict import Grade
 
 def parts(
     names: Iterable[str], grades: Sequence[Grade], scores: Sequence[Scores]
-) -> dict[str, np.ndarray]:
+) -> dict[str, Float[np.ndarray, " N"]]:
     """What rewards are made of, by name; float32[N] each.
 
     Args:
@@ -30,7 +31,9 @@ def parts(
     }
 
 
-def weighted(weights: Iterable[float], values: Mapping[str, np.ndarray]) -> np.ndarray:
+def weighted(
+    weights: Iterable[float], values: Mapping[str, Float[np.ndarray, " N"]]
+) -> Float[np.ndarray, " N"]:
     """The sum of values, each times its weight, in their order; float32[N]."""
     terms = [
         np.float32(weight) * each for weight, each in zip(weights, values.values(), strict=True)

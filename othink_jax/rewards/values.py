@@ -89,6 +89,7 @@ def _has_number(text: str) -> bool:
 
 
 def is_arithmetic(text: str) -> bool:
+    """Whether a text consists of numbers, roots, pi and operators, with a number among them."""
     return _has_number(text) and _ARITHMETIC.fullmatch(text) is not None
 
 

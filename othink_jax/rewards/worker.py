@@ -31,6 +31,7 @@ _loaded = functools.cache(load)
 
 
 def is_ready() -> bool:
+    """What a worker that could start answers."""
     return True
 
 

@@ -317,7 +317,7 @@ def _prepare(
     return to_ratio(level(logp, old_logp, mask)), per_token(advantages, mask)
 
 
-def per_token(advantages: Array, mask: Mask) -> Values:
+def per_token(advantages: Float[Array, "..."], mask: Mask) -> Values:
     """Advantages as constants [*n, T], zero outside `mask`."""
     if advantages.ndim < mask.ndim:
         chex.assert_shape(advantages, mask.shape[:-1])

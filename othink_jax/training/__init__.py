@@ -1,0 +1,1 @@
+"""Training by each method: runs, their directories, the programs of a step, parallel devices."""

@@ -8,8 +8,12 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from othink_jax.config import TrainingConfig
 from othink_jax.files import is_cloud
+from othink_jax.markup import cell_in_markdown
 from othink_jax.training.events import EventFile
+from othink_jax.training.samples import Samples
+from othink_jax.training.tracking import Tracker
 
 # By kind of run.
 _COLUMNS = {
@@ -43,7 +47,7 @@ def summary(row: Mapping[str, Any], kind: str, further: Sequence[str] = ()) -> s
 
 
 class Monitor:
-    """Shows the rows of a run in the terminal, TensorBoard and, if asked, Weights & Biases.
+    """Shows rows and samples of a run in the terminal, in TensorBoard and in Weights & Biases.
 
     TensorBoard files are written where the extra `tensorboard` is installed, on a disk and not in a
     bucket. Of the processes of a run, only one shows anything.
@@ -52,14 +56,23 @@ class Monitor:
     def __init__(
         self,
         directory: Path,
+        config: TrainingConfig,
         *,
-        kind: str,
         total: int,
         done: int,
-        wandb: bool,
         further: Sequence[str] = (),
         shown: bool = True,
     ) -> None:
+        """Begin to show a run.
+
+        Args:
+          directory: of the run.
+          config: its settings.
+          total: steps that it will have.
+          done: steps that it has behind it.
+          further: metrics that its lines show beside those of every run.
+          shown: whether this process shows anything.
+        """
         self._console = Console(stderr=True, quiet=not shown)
         self._progress = Progress(
             BarColumn(bar_width=8),  # the whole line fits into 80 columns
@@ -69,24 +82,26 @@ class Monitor:
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._progress.add_task(kind, total=total, completed=done, figures="")
-        self._kind, self._total, self._further = kind, total, further
-        self._events = self._open_events(directory) if shown else None
-        self._wandb = self._open_wandb(directory) if wandb and shown else None
+        self._task = self._progress.add_task(config.kind, total=total, completed=done, figures="")
+        self._kind, self._total, self._further = config.kind, total, further
+        self._events = self._open_events(directory, config, done) if shown else None
+        self._tracker: Tracker | None = None
+        if config.wandb and shown:
+            self._tracker = Tracker(directory, config, say=self.say)
 
-    def _open_events(self, directory: Path) -> EventFile | None:
+    def _open_events(self, directory: Path, config: TrainingConfig, done: int) -> EventFile | None:
         if is_cloud(directory):
             return None
         try:
-            return EventFile.of_now(directory / "tensorboard")
+            events = EventFile.of_now(directory / "tensorboard")
         except ImportError:
             return None
-
-    def _open_wandb(self, directory: Path) -> Any:
-        import wandb
-
-        place = None if is_cloud(directory) else str(directory)
-        return wandb.init(project="othink_jax", name=directory.name, dir=place)
+        events.begin(done + 1)
+        labels = {"notes": config.notes, "tags": ", ".join(config.tags)}
+        lines = [f"| {name} | {cell_in_markdown(text)} |" for name, text in labels.items() if text]
+        if lines:
+            events.add_text("run", "\n".join(["| | |", "|---|---|", *lines]), done)
+        return events
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -101,8 +116,8 @@ class Monitor:
         self._progress.stop()
         if self._events is not None:
             self._events.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        if self._tracker is not None:
+            self._tracker.close(failed=error is not None)
 
     def say(self, line: str) -> None:
         """Print a line as it is, unwrapped, so that a command in it can be pasted."""
@@ -112,8 +127,8 @@ class Monitor:
         """End the progress bar; what is said afterwards stands below it."""
         self._progress.stop()
 
-    def show(self, row: Mapping[str, Any]) -> None:
-        """One step's row of metrics."""
+    def show(self, row: Mapping[str, Any], samples: Samples | None = None) -> None:
+        """One step's row of metrics, and its completions; those of another step are left out."""
         step = row["step"]
         figures = summary(row, self._kind, self._further)
         self._progress.update(self._task, completed=step, figures=figures)
@@ -125,7 +140,8 @@ class Monitor:
             for name, value in row.items()
             if name != "step" and not isinstance(value, str)
         }
-        if self._events is not None:
-            self._events.add(numbers, step)
-        if self._wandb is not None:
-            self._wandb.log(numbers, step=step)
+        for watcher in (self._events, self._tracker):
+            if watcher is not None:
+                watcher.add(numbers, step)
+                if samples is not None and samples.step == step:
+                    watcher.add_samples(samples)

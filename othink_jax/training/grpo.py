@@ -34,10 +34,11 @@ from othink_jax.training.losses import (
 from othink_jax.training.optimizer import check_kl, make_control, make_optimizer, resolved_kl
 from othink_jax.training.partial import REFERENCE, Params, join, own_of_reference
 from othink_jax.training.programs import GRPOPrograms, compile_grpo
-from othink_jax.training.records import Clock, reason, rollout_metrics, rollout_record, sample_rows
+from othink_jax.training.records import Clock, reason, rollout_metrics, rollout_record
 from othink_jax.training.redraw import Draw, replaced, with_columns
 from othink_jax.training.run_directory import RunDirectory
 from othink_jax.training.runs import begin, go_on
+from othink_jax.training.samples import samples_of
 from othink_jax.training.shapes import Lengths, quarters
 from othink_jax.training.state import TrainState
 from othink_jax.training.validation import Graded
@@ -67,7 +68,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         self.advantages_of_batch = make_advantages(
             config.loss, prompts=config.prompts_per_step, group_size=config.group_size
         )
-        self.notes += notes(config.loss)
+        self.notes += notes(config.loss, updates=config.inner_updates)
         self.sources = rewards.sources(self.rewards)
         self.shown = tuple(rewards.metric(reward.name) for reward in self.rewards)
         self._tried = not self.rewards  # whether each function has given a value yet
@@ -154,8 +155,8 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         clock.lap("update")
 
         if step % self.config.sample_every == 0 or step in (1, self.steps):
-            rows = sample_rows(step, draw, rollout)
-            directory.write_samples(step, rows, [e.images for e in draw.examples[: len(rows)]])
+            self.samples = samples_of(step, draw, rollout)
+            directory.write_samples(self.samples)
         records = processes.exchange(
             rollout_record(rollout, draw.grades, draw.rewards)
             | rewards.record(self.rewards, draw.scores)

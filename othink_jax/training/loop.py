@@ -36,6 +36,7 @@ from othink_jax.training.programs import Programs
 from othink_jax.training.records import Clock
 from othink_jax.training.recovery import last_whole
 from othink_jax.training.run_directory import RunDirectory
+from othink_jax.training.samples import Samples
 from othink_jax.training.shapes import SURVEYED, Lengths, Shapes, choose_shapes, common, shape_of
 from othink_jax.training.state import TrainState
 from othink_jax.training.validation import Best, Graded, Questions
@@ -51,6 +52,7 @@ class Trainer(abc.ABC, Generic[_Config]):
     pool: GradingPool  # of the completions of a run, while it is at work
     sources: Mapping[str, str] = {}  # digests of functions of the user's own, by name
     shown: tuple[str, ...] = ()  # metrics of the progress line beside those of the method
+    samples: Samples | None = None  # completions of the last step that has stored some
     read_columns = False  # whether examples hold the further columns of their rows
 
     def __init__(
@@ -217,18 +219,19 @@ class Trainer(abc.ABC, Generic[_Config]):
         state, done, notes = self._first_state(directory, store, resumed=record is not None)
         if best is not None and self.best.step is not None and best.latest_step() != self.best.step:
             notes.append(self._kept_best(best, done, state, directory))
-        if record is not None and changed:
-            change = {"after_step": done, "settings": changed}
-            directory.write_record(dataclasses.replace(record, changes=(*record.changes, change)))
+        if record is not None:
+            if changed:
+                change = {"after_step": done, "settings": changed}
+                record = dataclasses.replace(record, changes=(*record.changes, change))
+            directory.write_record(record)
         # The copies on the devices are all that is needed from here on.
         self.checkpoint = dataclasses.replace(self.checkpoint, params={})
         self.started = time.perf_counter()
         monitor = Monitor(
             directory.path,
-            kind=self.config.kind,
+            self.config,
             total=self.steps,
             done=done,
-            wandb=self.config.wandb,
             further=self.shown,
             shown=processes.first(),
         )
@@ -237,6 +240,7 @@ class Trainer(abc.ABC, Generic[_Config]):
                 monitor.say(note)
             for step in range(done + 1, self.steps + 1):
                 if self.best.is_over(self.config.validation.patience):
+                    directory.end_early(step - 1)
                     self._say_over(step - 1, monitor)
                     break
                 state, row = self.step(step, state, directory)
@@ -247,7 +251,7 @@ class Trainer(abc.ABC, Generic[_Config]):
                     row |= self.validate(self.questions, state)
                     better = self.best.take(row[self.criterion], step)
                 directory.append_metrics(row)
-                monitor.show(row)
+                monitor.show(row, self.samples)
                 stopping = any(processes.exchange(stop.made))
                 over = self.best.is_over(self.config.validation.patience)
                 due = step % self.config.checkpoint_every == 0 or step == self.steps

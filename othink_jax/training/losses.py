@@ -147,7 +147,7 @@ def of_whole_batch(
     rows: Float[np.ndarray, "b ..."],
     index: int,
     exchange: Callable[[Any], list[Any]],
-) -> np.ndarray:
+) -> Float[np.ndarray, "b ..."]:
     """This process's rows of a function of the rows of all processes.
 
     Args:
@@ -213,13 +213,26 @@ def known_names() -> dict[str, dict[str, tuple[str, str]]]:
     }
 
 
-def notes(config: LossConfig) -> list[str]:
-    """Warnings about a loss, a line each, before it is descended."""
+def notes(config: LossConfig, *, updates: int = 1) -> list[str]:
+    """Warnings about a loss, a line each, before it is descended.
+
+    Args:
+      config: of the loss.
+      updates: from one rollout.
+    """
     found = []
     if config.kl_placement == "loss" and (config.kl_estimator, config.kl_gradient) == ("k1", "own"):
+        later = ", and from the second update of a rollout on it climbs the KL"
         found.append(
             "--kl-estimator k1 in the loss has an expected gradient of zero: the KL weight does"
-            " nothing but add noise. --kl-gradient reverse or --kl-placement reward descend the KL"
+            f" nothing but add noise{later if updates > 1 else ''}. --kl-gradient reverse or"
+            " --kl-placement reward descend the KL"
+        )
+    if config.kl_placement == "reward" and updates > 1:
+        found.append(
+            "--kl-placement reward descends the KL of the policy that has sampled: later updates of"
+            f" a rollout, of which there are {updates}, descend their own KL less. --kl-placement"
+            " loss --kl-gradient ratio descends it at each"
         )
     if config.objective == "luspo" and config.reduction != "sequence":
         found.append(

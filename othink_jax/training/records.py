@@ -1,4 +1,4 @@
-"""What a step leaves behind: its times, figures of its rollout, and completions to read."""
+"""What a step leaves behind: its times, and figures of its rollout."""
 
 import math
 import time
@@ -9,11 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from othink_jax import rl
-from othink_jax.rewards import Grade, Scores
-from othink_jax.training.redraw import Draw
+from othink_jax.rewards import Grade
 from othink_jax.types import Rollout
-
-_SAMPLED_PROMPTS = 2  # prompts whose completions are stored at a time
 
 
 class Clock:
@@ -98,41 +95,3 @@ def reason(
         if bound is not None and math.isclose(after, bound, rel_tol=1e-6):  # it is float32
             return f"{words}, the {name} that is allowed"
     return words
-
-
-def sample_rows(step: int, draw: Draw, rollout: Rollout) -> list[dict[str, Any]]:
-    """Completions of the first prompts of a step, for a reader.
-
-    Args:
-        step: its number.
-        draw: prompts, texts, grades and rewards.
-        rollout: the completions without padding, on the host.
-    """
-    group = draw.rewards.shape[1]
-    lengths, finished = np.asarray(rollout.mask).sum(axis=-1), np.asarray(rollout.finished)
-    return [
-        {
-            "step": step,
-            "id": example.id,
-            "question": example.question,
-            "ground_truth": example.answer,
-            "completions": [
-                {
-                    "text": draw.texts[b * group + g],
-                    "reward": float(draw.rewards[b, g]),
-                    "accuracy": draw.grades[b * group + g].accuracy,
-                    "format": draw.grades[b * group + g].format,
-                    **_values(draw.scores[b * group + g]),
-                    "length": int(lengths[b, g]),
-                    "finished": bool(finished[b, g]),
-                }
-                for g in range(group)
-            ],
-        }
-        for b, example in enumerate(draw.examples[:_SAMPLED_PROMPTS])
-    ]
-
-
-def _values(scores: Scores) -> dict[str, Any]:
-    """Of a completion's functions; nothing where there are none."""
-    return {"rewards": dict(scores.values)} if scores.values else {}

@@ -8,10 +8,13 @@ metrics.jsonl    one object a step
 skipped.txt      the examples that cannot be used and why, if there are any; as of each checkpoint
 failed_rewards.txt  why reward functions had no value, if they had none somewhere
 samples/         of a GRPO run: completions with their images, every so often
+tensorboard/     event files, where the extra `tensorboard` is installed
+wandb_id.txt     of its run at Weights & Biases, if it has one
 evaluations/     results of `othink-jax evaluate`
 """
 
 import contextlib
+import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
@@ -19,16 +22,23 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import filelock
 import jax
-from PIL import Image
 
 from othink_jax.checkpoint.orbax_model import RUN_REFERENCE
-from othink_jax.config import RUN_CHECKPOINTS, RunRecord, TrainingConfig, read_run, to_dict
+from othink_jax.config import (
+    RUN_BEGINNING,
+    RUN_CHECKPOINTS,
+    RUN_LOCK,
+    RunRecord,
+    TrainingConfig,
+    read_run,
+    to_dict,
+)
 from othink_jax.digests import SUMS, write_sums
 from othink_jax.errors import UserError
 from othink_jax.files import (
@@ -40,10 +50,10 @@ from othink_jax.files import (
     write_atomically,
 )
 from othink_jax.identity import code_name, source_digest
+from othink_jax.training.samples import Samples
 
-_LOCK = ".lock"  # held by the process that writes
+_LOCK_WAIT_S = 0.5  # one that only looks whether it is held lets go of it at once
 _FAILED = "failed_rewards.txt"
-_BEGINNING = ".beginning"  # there while a run is being begun
 _SEEN_S = 45.0  # that a common file system may take to show a file to another machine
 _NO_SOURCES: Mapping[str, str] = {}
 _VERSIONS_OF = ("othink_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "transformers")
@@ -80,8 +90,8 @@ class RunDirectory:
             raise UserError(
                 f"{self.path} holds a run already: give another --out, or continue it with --resume"
             )
-        names = {file.name for file in self.path.iterdir()} - {"evaluations", _LOCK, PROBE}
-        if names and _BEGINNING not in names:
+        names = {file.name for file in self.path.iterdir()} - {"evaluations", RUN_LOCK, PROBE}
+        if names and RUN_BEGINNING not in names:
             raise UserError(f"{self.path} is not empty: give another --out, or remove it first")
 
     @contextlib.contextmanager
@@ -95,9 +105,9 @@ class RunDirectory:
             yield
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = lock_of(self.path / _LOCK)
+        lock = lock_of(self.path / RUN_LOCK)
         try:
-            lock.acquire()
+            lock.acquire(blocking=True, timeout=_LOCK_WAIT_S)
         except filelock.Timeout:
             raise UserError(
                 f"another process is at work on the run in {self.path}: wait until it ends"
@@ -133,17 +143,17 @@ class RunDirectory:
             yield
             return
         self.check_free()
-        (self.path / _BEGINNING).write_bytes(b"")
+        (self.path / RUN_BEGINNING).write_bytes(b"")
         for name in (RUN_REFERENCE, f".{RUN_REFERENCE}.unfinished"):  # of one that was killed
             remove(self.path / name)
         yield
         self.begin(config, total_steps, trainer, sources)
-        (self.path / _BEGINNING).unlink()
+        (self.path / RUN_BEGINNING).unlink()
 
     def sees_beginning(self) -> bool:
         """Whether this process sees what another one has written, within `beginning`."""
         end = time.monotonic() + _SEEN_S
-        while not (self.path / _BEGINNING).exists():
+        while not (self.path / RUN_BEGINNING).exists():
             if time.monotonic() > end:
                 return False
             time.sleep(0.5)
@@ -186,11 +196,6 @@ class RunDirectory:
         Raises:
           UserError: there is none, one of another method than that of `cls`, or a damaged one.
         """
-        if (self.path / _BEGINNING).exists() and not self._config.is_file():
-            raise UserError(
-                f"the run in {self.path} was stopped before it began: give the command that began"
-                " it once more"
-            )
         record = read_run(self.path)
         if not isinstance(record.config, cls):
             kind = record.config.kind
@@ -221,7 +226,13 @@ class RunDirectory:
         self._metrics.replace(b"".join(kept))
         return self.metrics_digest()
 
+    def end_early(self, step: int) -> None:
+        """Write down that the run has ended after this step."""
+        if self._writes:
+            self.write_record(dataclasses.replace(read_run(self.path), ended=step))
+
     def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """One step's row of metrics."""
         if self._writes:
             self._metrics.append(f"{json.dumps(row)}\n".encode())
 
@@ -247,19 +258,18 @@ class RunDirectory:
         if self._writes and len(lines) > len(before):
             write_atomically(path, "".join(line + "\n" for line in lines))
 
-    def write_samples(
-        self, step: int, rows: Sequence[dict[str, Any]], images: Sequence[Sequence[Image.Image]]
-    ) -> None:
-        """Store sample completions of one step; `images` are those of each row's prompt."""
+    def write_samples(self, samples: Samples) -> None:
+        """Store sample completions of one step, and the images of their prompts."""
         if not self._writes:
             return
-        for number, (row, pictures) in enumerate(zip(rows, images, strict=True)):
-            row["images"] = [f"step_{step:06d}_{number}_{i}.png" for i in range(len(pictures))]
-            for name, picture in zip(row["images"], pictures, strict=True):
-                with (self.path / "samples" / name).open("wb") as file:
+        name, lines = f"step_{samples.step:06d}", []
+        for number, (row, pictures) in enumerate(zip(samples.rows, samples.images, strict=True)):
+            files = [f"{name}_{number}_{i}.png" for i in range(len(pictures))]
+            for file_name, picture in zip(files, pictures, strict=True):
+                with (self.path / "samples" / file_name).open("wb") as file:
                     picture.save(file, "PNG")
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_atomically(self.path / "samples" / f"step_{step:06d}.jsonl", text)
+            lines.append(json.dumps(row | {"images": files}, ensure_ascii=False) + "\n")
+        write_atomically(self.path / "samples" / f"{name}.jsonl", "".join(lines))
 
 
 def _step_of(line: bytes) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+from jaxtyping import Float
 
 from othink_jax.config import TrainingConfig
 from othink_jax.data.example import Example
@@ -22,7 +23,7 @@ from othink_jax.types import Rollout
 
 _T = TypeVar("_T")
 # Grades and rewards of completions; the method of the run knows how.
-Graded = tuple[Sequence[Grade], np.ndarray]
+Graded = tuple[Sequence[Grade], Float[np.ndarray, "..."]]
 Answer = Callable[[list[EncodedPrompt]], Rollout]
 Judge = Callable[[list[Example], list[EncodedPrompt], Rollout], Graded]
 

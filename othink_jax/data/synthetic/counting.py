@@ -73,6 +73,7 @@ class Selection:
     size: str | None = None
 
     def matches(self, look: Look) -> bool:
+        """Whether a thing of this look is meant."""
         return all(
             wanted is None or wanted == had
             for wanted, had in zip((self.shape, self.colour, self.size), look, strict=True)
@@ -95,6 +96,7 @@ class CountingProblem:
 
     @property
     def answer(self) -> int:
+        """How many things are meant."""
         return len(self.selected)
 
     @property

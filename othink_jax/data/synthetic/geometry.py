@@ -66,10 +66,12 @@ class GeometryProblem:
 
     @property
     def answer(self) -> int:
+        """The value that is asked for; all of them are whole numbers."""
         return round(self.kind.answer(*self.givens))
 
     @property
     def steps(self) -> str:
+        """The way to the answer, in words."""
         return self.kind.steps(*self.givens)
 
     @property

@@ -41,6 +41,7 @@ class Item:
 
     @property
     def sprite(self) -> Sprite:
+        """What is drawn of it."""
         return sprite(*self.look, self.variant)
 
     @property

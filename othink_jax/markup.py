@@ -1,4 +1,4 @@
-"""Texts from outside, as a page or a model card shows them: as they are, and as nothing else."""
+"""Texts from outside, as HTML and Markdown show them: as they are, and as nothing else."""
 
 import re
 from typing import Any
@@ -31,6 +31,11 @@ def shown(value: Any) -> Any:
 def in_markdown(text: str) -> str:
     """A text that Markdown shows and does not follow; on one line, also in a cell of a table."""
     return _MARKUP.sub(_entity, visible(text))
+
+
+def cell_in_markdown(text: str) -> str:
+    """A text for a cell of a table in Markdown, whose lines stay lines."""
+    return "<br>".join(map(in_markdown, text.split("\n")))
 
 
 def _entity(found: re.Match[str]) -> str:
