@@ -4,14 +4,16 @@ Rooms are imported inside the commands: `--help`, `grade` and a wrong usage answ
 seconds that JAX and the tokenizer library take to import.
 """
 
+import contextlib
 import dataclasses
 import errno
 import inspect
+import itertools
 import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +46,7 @@ from othink_jax.presets import (
 )
 from othink_jax.recipes import RECIPES, with_recipe
 
+_TYRO = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
 _ONE_PROCESS = ProcessConfig()
 _GENERATE_SAMPLING = SamplingConfig(max_new_tokens=256)
 
@@ -122,29 +125,71 @@ def _run_training(run: Callable[[], Path], config: ProcessConfig) -> None:
 
 
 def evaluate(config: EvaluateConfig) -> None:
-    """`evaluate MODEL ...`: accuracy over a test set, with its 95% interval.
+    """`evaluate MODEL [MODEL ...] ...`: accuracy over a test set, with its 95% interval.
 
     Decoding is greedy unless a temperature is given. Without `--preset`, a run directory is
     evaluated with the prompt, image bounds and length it was trained with. `--preset superclevr`
     and `--preset geoqa` ask as R1-V does on its test sets, `--preset paper` as in training;
     `--preset tiny` suits the embedded model. All of them take the split `test`. Answers are kept as
-    they come: what was interrupted goes on with the same command.
+    they come: what was interrupted goes on with the same command. Several models answer the same
+    questions one after the other, each with its own preset, and are compared pair by pair; `--out`
+    then gets a folder for each.
     """
     from othink_jax import compilation_cache
-    from othink_jax.evaluation import PARTIAL
     from othink_jax.evaluation import evaluate as run_evaluation
 
     compilation_cache.enable()
+    with _goes_on(config.out):
+        result = run_evaluation(config)
+    _print_evaluation(result, config.out)
+
+
+def evaluate_several(models: Sequence[str], options: Sequence[str]) -> None:
+    """`evaluate` of at least two models; each has its own preset."""
+    configs = [
+        tyro.cli(
+            EvaluateConfig,
+            prog="othink-jax evaluate",
+            args=with_preset("evaluate", ["--model", model, *options]),
+            config=_TYRO,
+        )
+        for model in models
+    ]
+    from othink_jax import compilation_cache
+    from othink_jax.evaluation import evaluate_several as run_evaluations
+
+    compilation_cache.enable()
+    out = configs[0].out
+
+    def done(name: str, result: Mapping[str, Any]) -> None:
+        print(f"{name}:")
+        _print_evaluation(result, out / name)
+
+    with _goes_on(out):
+        comparison = run_evaluations(configs, done=done)
+    from othink_jax.report.evaluation import comparison_tables
+
+    for table in comparison_tables(comparison):
+        print("\n" + table.text(), end="")
+
+
+@contextlib.contextmanager
+def _goes_on(out: Path) -> Iterator[None]:
+    """Tell whoever interrupts an evaluation that its answers are kept, if there are any."""
+    from othink_jax.evaluation import PARTIAL
 
     try:
-        result = run_evaluation(config)
+        yield
     except KeyboardInterrupt:
-        if (config.out / PARTIAL).exists():
+        if (out / PARTIAL).exists() or any(out.glob(f"*/{PARTIAL}")):
             print(
-                f"stopped: the answers so far are kept in {config.out}; the same command goes on",
+                f"stopped: the answers so far are kept in {out}; the same command goes on",
                 file=sys.stderr,
             )
         raise
+
+
+def _print_evaluation(result: Mapping[str, Any], out: Path) -> None:
     from othink_jax.report.evaluation import accuracy_lines, group_tables
 
     print(*accuracy_lines(result), sep="\n")
@@ -153,9 +198,7 @@ def evaluate(config: EvaluateConfig) -> None:
         print(table.text(), end="")
     for name in ("unreadable", "ungradable"):
         if result[name]:
-            print(
-                f"{result[name]} {name}, counted as wrong: see {config.out / 'predictions.jsonl'}"
-            )
+            print(f"{result[name]} {name}, counted as wrong: see {out / 'predictions.jsonl'}")
 
 
 def generate(
@@ -479,6 +522,11 @@ def run(arguments: Sequence[str]) -> None:
         logging.getLogger(library).setLevel(level)
     commands, arguments = dict(COMMANDS), list(arguments)
     command = arguments[0] if arguments else ""
+    if command == "evaluate":
+        models = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments[1:]))
+        if len(models) > 1:
+            evaluate_several(models, arguments[1 + len(models) :])
+            return
     if command in ("evaluate", "plan") and arguments[1:] and not arguments[1].startswith("-"):
         arguments.insert(1, "--model")  # `evaluate MODEL` is `evaluate --model MODEL`
     if command in ("grpo", "plan"):
@@ -501,7 +549,7 @@ def run(arguments: Sequence[str]) -> None:
         prog="othink-jax",
         description="Vision-language reinforcement learning in JAX.",
         args=arguments,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        config=_TYRO,
     )
 
 

@@ -134,17 +134,49 @@ def clustered_interval(
     Returns:
       Lower and upper end, as proportions, within [0, 1].
     """
-    share = statistics.fmean(correct)
+    share, error = statistics.fmean(correct), clustered_error(correct, clusters)
+    if error is None:
+        return 0.0, 1.0
+    half = float(stats.t.ppf(0.5 + confidence / 2, len(set(clusters)) - 1)) * error
+    return max(0.0, share - half), min(1.0, share + half)
+
+
+def clustered_error(values: Sequence[float], clusters: Sequence[Hashable]) -> float | None:
+    """Standard error of a mean whose items come in clusters, see `clustered_interval`.
+
+    With a cluster for each item, it is that of independent items. None of less than two clusters.
+    """
+    mean = statistics.fmean(values)
     sums: dict[Hashable, float] = collections.defaultdict(float)
-    for right, cluster in zip(correct, clusters, strict=True):
-        sums[cluster] += right - share
+    for value, cluster in zip(values, clusters, strict=True):
+        sums[cluster] += value - mean
     count = len(sums)
     if count < 2:
-        return 0.0, 1.0
+        return None
     squares = sum(value * value for value in sums.values())
-    error = math.sqrt(squares * count / (count - 1)) / len(correct)
-    half = float(stats.t.ppf(0.5 + confidence / 2, count - 1)) * error
-    return max(0.0, share - half), min(1.0, share + half)
+    return math.sqrt(squares * count / (count - 1)) / len(values)
+
+
+def difference_interval(
+    differences: Sequence[float], clusters: Sequence[Hashable], confidence: float = 0.95
+) -> tuple[float, float] | None:
+    """Interval of the mean of paired differences, as that of `clustered_interval`.
+
+    Args:
+      differences: in [-1, 1], of what two methods get right, item for item.
+      clusters: of each item.
+      confidence: two-sided coverage.
+
+    Returns:
+      Lower and upper end, within [-1, 1]; None where all differences are the same, for how far they
+      spread is then not known.
+    """
+    error = clustered_error(differences, clusters)
+    if not error:
+        return None
+    mean = statistics.fmean(differences)
+    half = float(stats.t.ppf(0.5 + confidence / 2, len(set(clusters)) - 1)) * error
+    return max(-1.0, mean - half), min(1.0, mean + half)
 
 
 def mcnemar(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ RUN_LOCK = ".lock"  # held by the process that writes
 RUN_BEGINNING = ".beginning"  # there while a run is being begun
 # Settings of an evaluation that change nothing at these values, as JSON.
 _UNUSED: dict[str, Any] = {"samples": 1, "by": []}
+# Two evaluations that differ in these alone ask the same questions in the same way.
+_HOW_IT_RUNS = ("model", "out", "stage", "batch_size", "dtype", "parallel", "by")
 _C = TypeVar("_C")
 _RUNS: dict[str, type[TrainingConfig]] = {cls.kind: cls for cls in (GRPOConfig, SFTConfig)}
 
@@ -34,6 +37,21 @@ def evaluation_settings(config: EvaluateConfig) -> dict[str, Any]:
     """
     made = to_dict(config)
     return {name: x for name, x in made.items() if name not in _UNUSED or x != _UNUSED[name]}
+
+
+def asked_settings(settings: Mapping[str, Any], *, greedy: bool) -> dict[str, Any]:
+    """Of an evaluation's settings those that say what is asked of a model, and how.
+
+    Greedy decoding takes the likeliest token, however few may be drawn.
+    """
+    asked = {name: value for name, value in settings.items() if name not in _HOW_IT_RUNS}
+    if greedy:
+        asked["sampling"] = {
+            name: value
+            for name, value in asked.get("sampling", {}).items()
+            if name not in ("top_k", "top_p")
+        }
+    return asked
 
 
 def from_dict(cls: type[_C], values: dict[str, Any]) -> _C:

@@ -1,36 +1,22 @@
 """Accuracy of a model over a test set, with its confidence interval."""
 
-import dataclasses
-import json
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from othink_jax.checkpoint.load import Checkpoint, load
-from othink_jax.config import EvaluateConfig, Grader, evaluation_settings
-from othink_jax.data.sources import open_source
+from othink_jax.config import EvaluateConfig
+from othink_jax.data.sources import Source, open_source
 from othink_jax.data.stream import ENDLESS
 from othink_jax.errors import UserError
-from othink_jax.evaluation.answers import Prediction, predict
-from othink_jax.evaluation.grading import answers_of, grade, graders, score
-from othink_jax.evaluation.groups import over_groups, read_groups
-from othink_jax.evaluation.kept import Kept, what_is_evaluated
-from othink_jax.evaluation.samples import over_samples
-from othink_jax.files import check_output_directory, write_atomically
-from othink_jax.rewards import (
-    ANSWER_FORMAT,
-    ANSWER_TAGS,
-    EXAMPLE_FIELDS,
-    Grade,
-    Scores,
-    measured,
-)
-from othink_jax.statistics import means_of, share_interval, summaries
+from othink_jax.evaluation.answers import predict
+from othink_jax.evaluation.grading import grade, graders, score
+from othink_jax.evaluation.groups import read_groups
+from othink_jax.evaluation.kept import PARTIAL, Kept, what_is_evaluated
+from othink_jax.evaluation.result import RESULT, Judged, result_of, write_result
+from othink_jax.files import check_output_directory
 from othink_jax.training.parallel import make_parallel
 from othink_jax.training.rewards import load_rewards
-from othink_jax.training.run_directory import environment
 
 
 def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
@@ -50,8 +36,8 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
       cannot be read counts as answered wrongly, and in `unreadable`. Of several samples a question,
       all these are means over completions, but for the counts `n` and `unreadable` of questions,
       and there are `samples`, and what `over_samples` says. With `--by` there is `by`, see
-      `over_groups`. With `--reward` also `rewards`: of each
-      by name, and of `total`, their weighted sum, what `statistics.summaries` says.
+      `over_groups`. With `--reward` also `rewards`: of each by name, and of `total`, their weighted
+      sum, what `statistics.summaries` says.
 
     Raises:
       UserError: there is a result in `config.out` already, or answers of another evaluation;
@@ -59,21 +45,25 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
         stream has no limit; a column does not exist or has too many values; a reward function
         cannot be loaded, or fails on every answer.
     """
+    return evaluated(config, checkpoint=checkpoint)[0]
+
+
+def evaluated(
+    config: EvaluateConfig, *, checkpoint: Checkpoint | None = None, keep: bool = False
+) -> tuple[dict[str, Any], Judged]:
+    """What `evaluate` does; returns the answers and the verdicts on them as well.
+
+    Args:
+      config, checkpoint: as of `evaluate`.
+      keep: leave the file of kept answers, so that the same evaluation again answers nothing anew,
+        and takes none of another model, of other data or settings. Its result is then replaced.
+    """
     rewards = load_rewards(config.reward)
-    check_output_directory(config.out)
-    if (config.out / "result.json").exists():
-        raise UserError(f"{config.out} holds a result already; give another --out or remove it")
+    check_place(config, keep=keep)
     if jax.process_count() > 1:
         raise UserError("an evaluation runs in one process, on all of its devices")
-    if config.data.weights is not None:
-        raise UserError(
-            "weights of data sets say how often training draws from them; an evaluation asks each"
-            " question once: give --dataset without them"
-        )
     parallel = make_parallel(config.parallel)
-    source = open_source(config.data, size=config.count, columns=True)
-    if len(source) == ENDLESS:
-        raise UserError("a stream has no end: give --limit, or leave --streaming out")
+    source = _opened(config)
     groups = read_groups(source, config.by)
     if checkpoint is None:
         checkpoint = load(
@@ -90,99 +80,33 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
                 f"none of the {len(source)} questions can be read; see the warnings above"
             )
         verdicts = {grader: grade(predictions, config, grader) for grader in graders(config)}
-        scores = score(predictions, config, rewards)
-        chosen = verdicts[config.reward.grader]
-        result = _result(config, predictions, verdicts, kept.seconds)
-        if config.samples > 1:
-            voted = over_samples(answers_of(predictions, config), chosen, config.samples)
-            result |= {"samples": config.samples, **voted}
-        if config.by:
-            shares = means_of([verdict.accuracy for verdict in chosen], config.samples)
-            numbers = [prediction.number for prediction in predictions[:: config.samples]]
-            result["by"] = over_groups(groups, dict(zip(numbers, shares, strict=True)))
-        if config.reward.functions:
-            made = measured(config.reward.weights, rewards, chosen, scores)
-            result["rewards"] = summaries(made, samples=config.samples)
-        config.out.mkdir(parents=True, exist_ok=True)
-        rows = _rows(predictions, chosen, scores)
-        write_atomically(config.out / "predictions.jsonl", "".join(map(_line, rows)))
-        write_atomically(config.out / "result.json", json.dumps(result, indent=2))
-        kept.discard()
-    return result
+        judged = Judged(
+            predictions=predictions,
+            verdicts=verdicts,
+            chosen=verdicts[config.reward.grader],
+            scores=score(predictions, config, rewards),
+        )
+        result = result_of(config, judged, rewards=rewards, groups=groups, seconds=kept.seconds)
+        write_result(config.out, judged, result)
+        if not keep:
+            kept.discard()
+    return result, judged
 
 
-def _result(
-    config: EvaluateConfig,
-    predictions: Sequence[Prediction],
-    verdicts: Mapping[Grader, Sequence[Grade]],
-    seconds: float,
-) -> dict[str, Any]:
-    chosen, samples = verdicts[config.reward.grader], config.samples
-    right = [verdict.accuracy for verdict in chosen]
-    return {
-        "model": config.model,
-        "stage": config.stage,
-        "task": config.data.task,
-        "dataset": config.data.dataset_name,
-        "split": config.data.split if config.data.has_splits else None,
-        "examples": config.data.name,
-        "n": len(predictions) // samples,
-        "accuracy": sum(right) / len(predictions),
-        "interval": list(share_interval(means_of(right, samples))),
-        **{
-            f"accuracy_{grader}": float(np.mean([grade.accuracy for grade in grades]))
-            for grader, grades in verdicts.items()
-        },
-        "format": float(np.mean([verdict.format for verdict in chosen])),
-        "truncated": float(np.mean([not prediction.finished for prediction in predictions])),
-        "tokens": float(np.mean([prediction.tokens for prediction in predictions])),
-        "unreadable": sum(not prediction.readable for prediction in predictions) // samples,
-        "ungradable": sum(verdict.ungradable for verdict in chosen),
-        "grader": config.reward.grader,
-        "decoding": "greedy"
-        if config.sampling.temperature == 0
-        else f"temperature {config.sampling.temperature:g}",
-        "seed": config.seed,
-        "seconds": round(seconds, 2),
-        "config": evaluation_settings(config),
-        **environment(),
-    }
+def check_place(config: EvaluateConfig, *, keep: bool = False) -> None:
+    """Raise UserError if no result can be written, or there is one; see `evaluated`."""
+    check_output_directory(config.out)
+    if (config.out / RESULT).exists() and not (keep and (config.out / PARTIAL).exists()):
+        raise UserError(f"{config.out} holds a result already; give another --out or remove it")
 
 
-def _rows(
-    predictions: Sequence[Prediction], verdicts: Sequence[Grade], scores: Sequence[Scores]
-) -> list[dict[str, Any]]:
-    """Of predictions.jsonl: one a completion."""
-    several = any(prediction.sample for prediction in predictions)
-    return [
-        {
-            **_row(prediction, with_example=bool(score.values)),
-            **({"sample": prediction.sample} if several else {}),
-            "correct": bool(verdict.accuracy),
-            "format": verdict.format,
-            "ungradable": verdict.ungradable,
-            **({"rewards": dict(score.values)} if score.values else {}),
-        }
-        for prediction, verdict, score in zip(predictions, verdicts, scores, strict=True)
-    ]
-
-
-def _row(prediction: Prediction, *, with_example: bool) -> dict[str, Any]:
-    """Of a prediction; with what its row and its images have beside it, if functions may ask."""
-    row = dataclasses.asdict(prediction)
-    example = row.pop("example")
-    del row["number"], row["sample"]
-    if example is not None and (with_example or example["columns"]):
-        row |= {name: example[name] for name in EXAMPLE_FIELDS}
-    if prediction.example is not None and prediction.example.answer_format != ANSWER_TAGS:
-        row[ANSWER_FORMAT] = dataclasses.asdict(prediction.example.answer_format)
-    return row
-
-
-def _line(row: dict[str, Any]) -> str:
-    text = json.dumps(row, ensure_ascii=False)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON has an escape for
-        text = json.dumps(row)
-    return text + "\n"
+def _opened(config: EvaluateConfig) -> Source:
+    if config.data.weights is not None:
+        raise UserError(
+            "weights of data sets say how often training draws from them; an evaluation asks each"
+            " question once: give --dataset without them"
+        )
+    source = open_source(config.data, size=config.count, columns=True)
+    if len(source) == ENDLESS:
+        raise UserError("a stream has no end: give --limit, or leave --streaming out")
+    return source

@@ -53,7 +53,7 @@ class Kept:
         self.path = directory / PARTIAL
         self.answers = {}
         self._begun = dict(begun)
-        self._lock = lock_of(directory / ".predictions.lock")
+        self._lock = _lock_in(directory)
         self._file: GrowingFile | None = None
         self._earlier = 0.0
         self._start = time.perf_counter()
@@ -163,8 +163,8 @@ class Kept:
         if not isinstance(begun, dict) or begun.keys() != self._begun.keys():
             raise UserError(f"{self.path} is not of an evaluation: {anew}")
         # A file that does not say how many samples there are has one a question.
-        before = {"samples": 1} | dict(_flat(begun["settings"]))
-        now = dict(_flat(self._begun["settings"]))
+        before = {"samples": 1} | dict(flat(begun["settings"]))
+        now = dict(flat(self._begun["settings"]))
         for name in before | now:
             if before.get(name) != now.get(name):
                 raise UserError(
@@ -195,6 +195,16 @@ class Kept:
             self._file.flush()
             self._file = None
         self._lock.release()
+
+
+def discard_kept(directory: Path) -> None:
+    """Remove the file of kept answers of an evaluation that has ended, if there is one."""
+    (directory / PARTIAL).unlink(missing_ok=True)
+    Path(_lock_in(directory).lock_file).unlink(missing_ok=True)
+
+
+def _lock_in(directory: Path) -> filelock.BaseFileLock:
+    return lock_of(directory / ".predictions.lock")
 
 
 def answer(number: int, digest: str, completions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -245,10 +255,10 @@ def _checksum(text: str) -> int:
     return zlib.crc32(text.encode("ascii"))
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Nested settings by dotted names."""
     for name, value in values.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

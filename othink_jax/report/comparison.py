@@ -6,11 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from othink_jax.config import DataConfig, EvaluateConfig, from_dict, to_dict
+from othink_jax.config import DataConfig, EvaluateConfig, asked_settings, from_dict, to_dict
 from othink_jax.errors import UserError
-
-# Two evaluations that differ in these alone asked the same questions in the same way.
-_MAY_DIFFER = ("model", "out", "stage", "batch_size", "dtype", "parallel", "by")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,13 +59,7 @@ def _relation(result: dict[str, Any], trained: DataConfig) -> str:
 def _conditions(result: dict[str, Any]) -> str:
     """What two evaluations must share for their accuracies to be compared."""
     config = _as_read_today(result["config"])
-    asked = {name: value for name, value in config.items() if name not in _MAY_DIFFER}
-    if result["decoding"] == "greedy":  # which takes the likeliest token, however few may be drawn
-        asked["sampling"] = {
-            name: value
-            for name, value in asked.get("sampling", {}).items()
-            if name not in ("top_k", "top_p")
-        }
+    asked = asked_settings(config, greedy=result["decoding"] == "greedy")
     return json.dumps([asked, result["n"]], sort_keys=True)
 
 

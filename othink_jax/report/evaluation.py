@@ -46,6 +46,39 @@ def group_tables(result: Mapping[str, Any]) -> list[Table]:
     ]
 
 
+def comparison_tables(comparison: Mapping[str, Any]) -> list[Table]:
+    """Models and the tests between them.
+
+    Args:
+      comparison: contents of comparison.json.
+    """
+    models = Table(
+        title=f"{comparison['examples']}, n = {comparison['n']}",
+        columns=("model", "accuracy", "95% interval"),
+        rows=[
+            (name, f"{one['accuracy']:.1%}", _between(one))
+            for name, one in comparison["models"].items()
+        ],
+    )
+    pairs = Table(
+        title="differences",
+        columns=("second - first", "difference", "95% interval", "better on", "p", "p (Holm)"),
+        rows=[
+            (
+                f"{pair['second']} - {pair['first']}",
+                f"{pair['difference']:+.1%}",
+                "-" if pair["interval"] is None else _between(pair),
+                f"{pair['second_better']} : {pair['first_better']}",
+                f"{pair['p']:.3g}",
+                f"{pair['p_holm']:.3g}",
+            )
+            for pair in comparison["pairs"]
+        ],
+        note="p: McNemar's test on the same questions; Holm: corrected for the number of pairs",
+    )
+    return [models, pairs]
+
+
 def _share(one: Mapping[str, Any]) -> str:
     return f"{one['mean']:.1%} (95% interval {_between(one)})"
 
