@@ -1,6 +1,7 @@
 """Machines that are not here: their names, their compilers, and what a user is told of both."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 
@@ -11,8 +12,12 @@ from othink_jax import cli
 from othink_jax.config import ParallelConfig
 from othink_jax.errors import UserError
 from othink_jax.plan import devices, search
+from othink_jax.plan.compiled import compiled
 from othink_jax.plan.devices import compile_only_devices
+from othink_jax.plan.lowering import lowering
+from othink_jax.plan.shapes import SHIPPED, model_of
 from othink_jax.plan.targets import CHIPS, gpu_description, parse_target
+from othink_jax.training.parallel import make_parallel
 from tests.test_plan import CONFIG
 
 LIBTPU = pytest.mark.skipif(not devices._installed("libtpu"), reason="libtpu is not installed")
@@ -125,6 +130,30 @@ def test_a_run_is_compiled_by_a_tpus_own_compiler(name, strategy, devices_used):
         }[strategy]
     )
     assert moved["rollout"] == {}
+
+
+@LIBTPU
+@pytest.mark.slow
+def test_an_update_in_micro_batches_is_compiled_by_a_tpus_own_compiler(tmp_path):
+    """libtpu fails where it moves a sum over devices out of a loop that adds it up in bf16."""
+    shape = json.loads((SHIPPED / "Qwen/Qwen2-VL-7B-Instruct.json").read_text())
+    shape |= {"vocab_size": 152064, "hidden_size": 512, "intermediate_size": 1024}
+    shape |= {"num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 2}
+    shape["rope_scaling"]["mrope_section"] = [8, 12, 12]
+    shape["vision_config"] |= {"embed_dim": 256, "num_heads": 8, "depth": 2, "hidden_size": 512}
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    config = dataclasses.replace(
+        CONFIG,
+        model=str(tmp_path),
+        dtype="bfloat16",
+        prompts_per_step=16,
+        micro_batches=2,
+        parallel=ParallelConfig(strategy="mesh"),
+    )
+    parallel = make_parallel(config.parallel, compile_only_devices(parse_target("v6e:2x4")))
+    run = lowering(config, model_of(config, "tpu"), parallel)
+    (update,) = (program for program in run.programs if program.name == "update")
+    assert compiled(update).refused is None
 
 
 @LIBTPU
