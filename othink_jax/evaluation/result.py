@@ -97,14 +97,19 @@ def _result(config: EvaluateConfig, judged: Judged, seconds: float) -> dict[str,
         "unreadable": sum(not prediction.readable for prediction in predictions) // samples,
         "ungradable": sum(verdict.ungradable for verdict in chosen),
         "grader": config.reward.grader,
-        "decoding": "greedy"
-        if config.sampling.temperature == 0
-        else f"temperature {config.sampling.temperature:g}",
+        "decoding": _decoding(config),
         "seed": config.seed,
         "seconds": round(seconds, 2),
         "config": evaluation_settings(config),
         **environment(),
     }
+
+
+def _decoding(config: EvaluateConfig) -> str:
+    if config.sampling.temperature == 0:
+        return "greedy"
+    several = f", {config.samples} samples a question" if config.samples > 1 else ""
+    return f"temperature {config.sampling.temperature:g}{several}"
 
 
 def write_result(out: Path, judged: Judged, result: Mapping[str, Any]) -> None:
