@@ -103,7 +103,7 @@ def test_rewards_of_samples_have_the_interval_of_their_questions():
 def test_what_samples_say_of_two_questions():
     """Of the first, 1 of 3 is right and the majority is not; the second has no answer at all."""
     grades = [Grade(accuracy=float(n == 0), format=1.0) for n in range(6)]
-    made = over_samples(["4", "5", "5", None, None, ""], grades, 3)
+    made = over_samples(["4", "5", "5", None, None, ""], grades, 3).summary()
     assert {k: one["mean"] for k, one in made["pass_at"].items()} == pytest.approx(
         {"1": 1 / 6, "2": 1 / 3, "3": 1 / 2}
     )

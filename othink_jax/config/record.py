@@ -18,9 +18,9 @@ RUN_BEST = "best"  # among them: a folder with that of the best validation, numb
 RUN_LOCK = ".lock"  # held by the process that writes
 RUN_BEGINNING = ".beginning"  # there while a run is being begun
 # Settings of an evaluation that change nothing at these values, as JSON.
-_UNUSED: dict[str, Any] = {"samples": 1, "by": []}
+_UNUSED: dict[str, Any] = {"samples": 1, "by": [], "lm_eval_json": False}
 # Two evaluations that differ in these alone ask the same questions in the same way.
-_HOW_IT_RUNS = ("model", "out", "stage", "batch_size", "dtype", "parallel", "by")
+_HOW_IT_RUNS = ("model", "out", "stage", "batch_size", "dtype", "parallel", "by", "lm_eval_json")
 _C = TypeVar("_C")
 _RUNS: dict[str, type[TrainingConfig]] = {cls.kind: cls for cls in (GRPOConfig, SFTConfig)}
 

@@ -189,6 +189,8 @@ class EvaluateConfig:
     batch_size: int = 16
     # A column of the data set, for the accuracy by its values; may be given several times
     by: ColumnOption = ()
+    # Also write results_lm_eval.json, as tools read it that know lm-evaluation-harness
+    lm_eval_json: bool = False
     sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_new_tokens=1024)
     reward: RewardConfig = RewardConfig()
     seed: int = 0  # of sampling, where temperature > 0

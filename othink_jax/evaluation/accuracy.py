@@ -10,10 +10,12 @@ from othink_jax.data.sources import Source, open_source
 from othink_jax.data.stream import ENDLESS
 from othink_jax.errors import UserError
 from othink_jax.evaluation.answers import predict
-from othink_jax.evaluation.grading import grade, graders, score
+from othink_jax.evaluation.grading import answers_of, grade, graders, score
 from othink_jax.evaluation.groups import read_groups
+from othink_jax.evaluation.harness import write_harness_results
 from othink_jax.evaluation.kept import PARTIAL, Kept, what_is_evaluated
 from othink_jax.evaluation.result import RESULT, Judged, result_of, write_result
+from othink_jax.evaluation.samples import over_samples
 from othink_jax.files import check_output_directory
 from othink_jax.training.parallel import make_parallel
 from othink_jax.training.rewards import load_rewards
@@ -21,6 +23,8 @@ from othink_jax.training.rewards import load_rewards
 
 def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
     """Evaluate a model and write `predictions.jsonl` and `result.json` into `config.out`.
+
+    With `lm_eval_json` the results also stand there as other tools read them, see `harness`.
 
     Answers are kept there as they come. An evaluation that was interrupted goes on from them, and
     its result is that of one that was not.
@@ -35,7 +39,7 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
       set asks for), share of right format, of cut completions, counts and seconds. A question that
       cannot be read counts as answered wrongly, and in `unreadable`. Of several samples a question,
       all these are means over completions, but for the counts `n` and `unreadable` of questions,
-      and there are `samples`, and what `over_samples` says. With `--by` there is `by`, see
+      and there are `samples`, and what `Sampled.summary` says. With `--by` there is `by`, see
       `over_groups`. With `--reward` also `rewards`: of each by name, and of `total`, their weighted
       sum, what `statistics.summaries` says.
 
@@ -80,13 +84,20 @@ def evaluated(
                 f"none of the {len(source)} questions can be read; see the warnings above"
             )
         verdicts = {grader: grade(predictions, config, grader) for grader in graders(config)}
+        chosen = verdicts[config.reward.grader]
+        sampled = None
+        if config.samples > 1:
+            sampled = over_samples(answers_of(predictions, config), chosen, config.samples)
         judged = Judged(
             predictions=predictions,
             verdicts=verdicts,
-            chosen=verdicts[config.reward.grader],
+            chosen=chosen,
             scores=score(predictions, config, rewards),
+            sampled=sampled,
         )
         result = result_of(config, judged, rewards=rewards, groups=groups, seconds=kept.seconds)
+        if config.lm_eval_json:
+            write_harness_results(config, judged, result)
         write_result(config.out, judged, result)
         if not keep:
             kept.discard()

@@ -24,7 +24,7 @@ PARTIAL = "predictions.partial.jsonl"
 
 # Settings that no answer depends on. The model is told by its weights and not by its place, and
 # the devices by the environment.
-_MAY_CHANGE = ("model", "out", "stage", "by", "reward", "parallel")
+_MAY_CHANGE = ("model", "out", "stage", "by", "lm_eval_json", "reward", "parallel")
 # Which questions are answered, but not how; each kept answer is told by its question's digest.
 _MAY_CHANGE_OF_DATA = ("max_prompt_tokens", "answer_tag", "answer_pattern")
 

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import statistics
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from othink_jax.config import EvaluateConfig, asked_settings, to_dict
@@ -60,7 +60,7 @@ def compared(answered: Mapping[str, Answered], config: EvaluateConfig) -> dict[s
     """
     _check_same(answered)
     shown = next(iter(answered.values()))
-    contents = _contents(config, sorted(shown.questions))
+    contents = contents_of(config, sorted(shown.questions))
     pairs = [
         {"first": a, "second": b, **_pair(answered[a], answered[b], contents)}
         for a, b in itertools.combinations(answered, 2)
@@ -86,8 +86,11 @@ def _check_same(answered: Mapping[str, Answered]) -> None:
             )
 
 
-def _contents(config: EvaluateConfig, numbers: Sequence[int]) -> dict[int, Hashable]:
-    """What each question shows; of a data set that is not known, and it stands for itself."""
+def contents_of(config: EvaluateConfig, numbers: Iterable[int]) -> dict[int, Hashable]:
+    """What each question shows, by its number.
+
+    Of a data set that is not known, and a question stands for itself.
+    """
     data = config.data
     if data.task is None:
         return {number: number for number in numbers}

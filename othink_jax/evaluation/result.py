@@ -10,9 +10,8 @@ import numpy as np
 
 from othink_jax.config import EvaluateConfig, Grader, evaluation_settings
 from othink_jax.evaluation.answers import Prediction
-from othink_jax.evaluation.grading import answers_of
 from othink_jax.evaluation.groups import over_groups
-from othink_jax.evaluation.samples import over_samples
+from othink_jax.evaluation.samples import Sampled
 from othink_jax.files import write_atomically
 from othink_jax.rewards import (
     ANSWER_FORMAT,
@@ -37,6 +36,7 @@ class Judged:
     verdicts: Mapping[Grader, Sequence[Grade]]
     chosen: Sequence[Grade]  # those of the grader that counts
     scores: Sequence[Scores]  # of the reward functions
+    sampled: Sampled | None  # if there are several completions a question
 
     @property
     def right(self) -> list[float]:
@@ -63,9 +63,8 @@ def result_of(
     """
     samples = config.samples
     result = _result(config, judged, seconds)
-    if samples > 1:
-        voted = over_samples(answers_of(judged.predictions, config), judged.chosen, samples)
-        result |= {"samples": samples, **voted}
+    if judged.sampled is not None:
+        result |= {"samples": samples, **judged.sampled.summary()}
     if config.by:
         numbers = [prediction.number for prediction in judged.predictions[::samples]]
         shares = dict(zip(numbers, means_of(judged.right, samples), strict=True))
@@ -98,14 +97,19 @@ def _result(config: EvaluateConfig, judged: Judged, seconds: float) -> dict[str,
         "unreadable": sum(not prediction.readable for prediction in predictions) // samples,
         "ungradable": sum(verdict.ungradable for verdict in chosen),
         "grader": config.reward.grader,
-        "decoding": "greedy"
-        if config.sampling.temperature == 0
-        else f"temperature {config.sampling.temperature:g}",
+        "decoding": _decoding(config),
         "seed": config.seed,
         "seconds": round(seconds, 2),
         "config": evaluation_settings(config),
         **environment(),
     }
+
+
+def _decoding(config: EvaluateConfig) -> str:
+    if config.sampling.temperature == 0:
+        return "greedy"
+    several = f", {config.samples} samples a question" if config.samples > 1 else ""
+    return f"temperature {config.sampling.temperature:g}{several}"
 
 
 def write_result(out: Path, judged: Judged, result: Mapping[str, Any]) -> None:

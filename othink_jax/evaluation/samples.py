@@ -1,8 +1,9 @@
 """Several completions a question: pass@k, and the answer that most of them give."""
 
+import dataclasses
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from othink_jax.rewards import Grade, same_answer_key
@@ -50,35 +51,51 @@ def majority(answers: Sequence[str | None]) -> int | None:
     return keys.index(max(votes, key=votes.__getitem__))
 
 
-def over_samples(
-    answers: Sequence[str | None], grades: Sequence[Grade], samples: int
-) -> dict[str, dict[str, Any]]:
-    """What several completions a question say of a model.
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+    """What several completions say of each question."""
+
+    pass_at: Mapping[int, Sequence[float]]  # by k, see `measured_ks`
+    # 1 where the answer that most completions give is right by the verdict on the first of them,
+    # else 0; None where none has an answer
+    majority: Sequence[float | None]
+
+    @property
+    def voted(self) -> list[float]:
+        """The majority, where a question without an answer is answered wrongly."""
+        return [right or 0.0 for right in self.majority]
+
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """`pass_at`, by k (as a text), and `majority`: mean over questions, and its 95% interval.
+
+        Of the majority also `without`, the number of questions of which no completion has an
+        answer.
+        """
+        return {
+            "pass_at": {str(k): _mean(shares) for k, shares in self.pass_at.items()},
+            "majority": {**_mean(self.voted), "without": self.majority.count(None)},
+        }
+
+
+def over_samples(answers: Sequence[str | None], grades: Sequence[Grade], samples: int) -> Sampled:
+    """What several completions say of each question.
 
     Args:
       answers, grades: of all completions, those of a question in a row.
       samples: how many a question has.
-
-    Returns:
-      `pass_at`, by k (as a text) the mean over questions and its 95% interval, see `measured_ks`;
-      and `majority`, the same of the answer that most completions of a question give, by the
-      verdict on the first of them, with the number of questions of which none has an answer
-      (`without`), which count as wrong.
     """
     first = range(0, len(answers), samples)
     rights = [int(sum(one.accuracy for one in grades[at : at + samples])) for at in first]
     chosen = [majority(answers[at : at + samples]) for at in first]
-    voted = [
-        0.0 if one is None else grades[at + one].accuracy
-        for at, one in zip(first, chosen, strict=True)
-    ]
-    return {
-        "pass_at": {
-            str(k): _mean([pass_at_k(right, samples, k) for right in rights])
-            for k in measured_ks(samples)
+    return Sampled(
+        pass_at={
+            k: [pass_at_k(right, samples, k) for right in rights] for k in measured_ks(samples)
         },
-        "majority": {**_mean(voted), "without": chosen.count(None)},
-    }
+        majority=[
+            None if one is None else grades[at + one].accuracy
+            for at, one in zip(first, chosen, strict=True)
+        ],
+    )
 
 
 def _mean(shares: Sequence[float]) -> dict[str, Any]:

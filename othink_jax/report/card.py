@@ -139,7 +139,8 @@ def _scores(run: RunData) -> list[str]:
         "| accuracy on | before | after | questions | graded, decoded |",
         "|---|---|---|---|---|",
     ]
-    return [*head, *rows, "", "In brackets: 95% intervals (Wilson)."]
+    intervals = "95% intervals (Wilson; of several samples a question, Student's t)"
+    return [*head, *rows, "", f"In brackets: {intervals}."]
 
 
 def _score(result: dict[str, Any] | None) -> str:

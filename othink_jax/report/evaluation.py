@@ -13,18 +13,17 @@ def accuracy_lines(result: Mapping[str, Any]) -> list[str]:
     Args:
       result: contents of result.json.
     """
-    samples = result.get("samples", 1)
-    how = result["decoding"] + (f", {samples} samples a question" if samples > 1 else "")
     lines = [
         f"accuracy {result['accuracy']:.1%} on {result['examples']} (95% interval"
-        f" {_between(result)}, n = {result['n']}, {result['grader']} grader, {how})"
+        f" {_between(result)}, n = {result['n']}, {result['grader']} grader,"
+        f" {result['decoding']})"
     ]
-    if samples == 1:
+    if "samples" not in result:
         return lines
     lines += [f"pass@{k} {_share(one)}" for k, one in result["pass_at"].items()]
     voted = result["majority"]
     without = f", {voted['without']} without an answer" if voted["without"] else ""
-    return [*lines, f"majority of {samples} {_share(voted)}{without}"]
+    return [*lines, f"majority of {result['samples']} {_share(voted)}{without}"]
 
 
 def group_tables(result: Mapping[str, Any]) -> list[Table]:
