@@ -215,7 +215,7 @@ def test_a_setting_of_nothing_is_refused(name):
 
 def test_a_run_is_evaluated_with_its_prompt_and_the_length_of_its_answers(finished):
     words = with_preset("evaluate", ["--model", str(finished)])
-    given = dict(zip(words[::2], words[1::2], strict=True))
+    given = dict(word.split("=", 1) for word in words if "=" in word)
     assert given["--template"] == TINY_TEMPLATE
     assert (given["--min-pixels"], given["--max-new-tokens"]) == ("None", "40")
 
