@@ -60,6 +60,9 @@ def test_a_solution_is_written_in_the_tags_that_are_asked_for():
     solution = "<think>the <answer> tag</think> <answer>4</answer>"
     assert FINAL.written(solution) == "<think>the <answer> tag</think> <final>4</final>"
     assert ANSWER_TAGS.written(solution) == solution
+    assert FINAL.in_usual_tags(FINAL.written(solution)) == solution
+    stray = "<final>4</final> <final>"
+    assert FINAL.in_usual_tags(stray) == "<answer>4</answer> <final>"
     with pytest.raises(ValueError, match="how an answer is written"):
         BOXED.written(solution)
 

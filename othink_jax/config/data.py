@@ -125,7 +125,7 @@ class DataConfig:
             f" {len(names)}",
         )
         given = [
-            name if weight is None else f"{name}={weight:g}"
+            name if weight is None else f"{name}={weight!r}"
             for name, (_, weight) in zip(names, self.mixture, strict=True)
         ]
         return dataclasses.replace(self, dataset=tuple(given))
@@ -154,7 +154,7 @@ class DataConfig:
 
     @property
     def column_names(self) -> dict[str, str]:
-        """What `columns` says: names by what they hold."""
+        """Names of columns by what they hold, as `columns` gives them."""
         found: dict[str, str] = {}
         for part in (self.columns or "").split(",") if self.columns else ():
             role, _, name = (word.strip() for word in part.partition("="))
@@ -186,7 +186,7 @@ class DataConfig:
 
 
 def given_datasets(option: DatasetOption) -> tuple[str, ...]:
-    """What `DataConfig.dataset` names, as a tuple."""
+    """The names and weights of `DataConfig.dataset` as a tuple."""
     if option is None:
         return ()
     return (option,) if isinstance(option, str) else tuple(option)

@@ -53,6 +53,22 @@ def extract_answer(text: str, tag: str = "answer") -> str | None:
       text: the whole completion.
       tag: in the place of `answer`.
     """
+    span = _answer_span(text, tag)
+    return None if span is None else text[slice(*span)].strip()
+
+
+def retagged(text: str, old: str, new: str) -> str:
+    """A text whose answer stands in tags of another name; one without an answer as it is."""
+    span = _answer_span(text, old)
+    if span is None:
+        return text
+    first, last = span
+    head, tail = text[: first - len(f"<{old}>")], text[last + len(f"</{old}>") :]
+    return f"{head}<{new}>{text[first:last]}</{new}>{tail}"
+
+
+def _answer_span(text: str, tag: str) -> tuple[int, int] | None:
+    """Begin and end of the last answer in tags."""
     # Searched from the end, not matched by a pattern: a pattern takes quadratic time on many
     # opened and never closed tags.
     opened, closed = f"<{tag}>", f"</{tag}>"
@@ -60,7 +76,7 @@ def extract_answer(text: str, tag: str = "answer") -> str | None:
     if start < 0:
         return None
     start += len(opened)
-    return text[start : text.index(closed, start)].strip()
+    return start, text.index(closed, start)
 
 
 def ground_truth(value: object) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import re
 
-from othink_jax.rewards.answers import extract_answer
+from othink_jax.rewards.answers import extract_answer, retagged
 
 ANSWER_TAG = "answer"
 _TAG = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
@@ -75,19 +75,11 @@ class AnswerFormat:
         """
         if self.pattern is not None:
             raise ValueError("--answer-pattern does not say how an answer is written")
-        head, opened, rest = solution.rpartition(f"<{ANSWER_TAG}>")
-        answer, closed, tail = rest.partition(f"</{ANSWER_TAG}>")
-        if not (opened and closed):
-            return solution
-        return f"{head}<{self.tag}>{answer}</{self.tag}>{tail}"
+        return retagged(solution, ANSWER_TAG, self.tag)
 
     def in_usual_tags(self, solution: str) -> str:
         """The inverse of `written`; what has no answer in this format's tags stays as it is."""
-        if self.pattern is not None or self.extract(solution) is None:
-            return solution
-        head, _, rest = solution.rpartition(f"<{self.tag}>")
-        answer, _, tail = rest.partition(f"</{self.tag}>")
-        return f"{head}<{ANSWER_TAG}>{answer}</{ANSWER_TAG}>{tail}"
+        return solution if self.pattern is not None else retagged(solution, self.tag, ANSWER_TAG)
 
 
 _compiled = functools.lru_cache(re.compile)
