@@ -35,7 +35,7 @@ def modules(package: types.ModuleType) -> list[types.ModuleType]:
 
 
 def faults(module: types.ModuleType) -> Iterator[str]:
-    """What is not said of the public names that a module defines, a line each."""
+    """Missing docstrings and shapes of the public names that a module defines, a line each."""
     if not inspect.getdoc(module):
         yield f"{module.__name__} has no docstring"
     for name, value in vars(module).items():

@@ -41,13 +41,18 @@ Way = tuple[Task, Task]
 WAYS: tuple[Way, ...] = tuple(itertools.product(TASKS, TASKS))
 
 
+def moving() -> dict[str, KLConfig]:
+    """Eq. 3 by its bounds."""
+    return {
+        f"Eq. 3, {low:g} to {high:g}": KLConfig(kl_min=low, kl_max=high) for low, high in BOUNDS
+    }
+
+
 def controls() -> dict[str, dict[str, KLConfig]]:
     """Families of ways to control the weight, and the settings of each by label."""
     found = {
         "constant": {f"constant {value:g}": constant_kl(value) for value in WEIGHTS},
-        "Eq. 3": {
-            f"Eq. 3, {low:g} to {high:g}": KLConfig(kl_min=low, kl_max=high) for low, high in BOUNDS
-        },
+        "Eq. 3": moving(),
     }
     for name in CONTROLLERS:
         found[name] = {
@@ -136,10 +141,10 @@ def front_shares(
     return front(np.arange(count)), np.mean(drawn, axis=0)
 
 
-def frontier_table(
-    way: Way, divergences: Mapping[str, Sequence[float]], scores: Mapping[str, Sequence[Score]]
-) -> Table:
-    """Every way to control the weight on one test."""
+def front_rows(
+    divergences: Mapping[str, Sequence[float]], scores: Mapping[str, Sequence[Score]]
+) -> list[list[str]]:
+    """The base and every way to control the weight: KL, accuracy, each seed's, and the front."""
     (base,) = scores["base"]
     accuracies = [[score.accuracy for score in scores[label]] for label in divergences]
     best, shares = front_shares(
@@ -158,6 +163,14 @@ def frontier_table(
                 f"{100 * share:.0f}",
             ]
         )
+    return rows
+
+
+def frontier_table(
+    way: Way, divergences: Mapping[str, Sequence[float]], scores: Mapping[str, Sequence[Score]]
+) -> Table:
+    """Every way to control the weight on one test."""
+    rows = front_rows(divergences, scores)
     trained, tested = way
     return Table(
         title=f"Trained on {trained}, tested on {tested} (%, greedy, {STRICT})",

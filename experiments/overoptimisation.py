@@ -22,17 +22,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.kl_frontier import BOUNDS, front_shares
+from experiments.kl_frontier import front_rows, moving
 from experiments.lab.cells import Cell
 from experiments.lab.experiment import Result, main
 from experiments.lab.laptop import LaptopExperiment
 from experiments.lab.scales import changed, constant_kl, first_kl
 from experiments.lab.scores import Score, metrics_of, predictions_of, records, tenths
-from experiments.lab.tables import OVER_CONTENTS, OVER_SEEDS, every_seed, over_seeds, summary
+from experiments.lab.tables import OVER_CONTENTS, OVER_SEEDS, over_seeds
 from experiments.table1_same_task import comparison_table
 from othink_jax.config import EvaluateConfig, KLConfig, Task
 from othink_jax.report.table import Table
-from othink_jax.statistics import mean_interval
 
 TASK: Task = "counting"
 SMALLEST = 0.001
@@ -49,20 +48,12 @@ SETTINGS: dict[str, Any] = {
 PROXY, TRUTH = "reward_mentions", "reward_accuracy"  # metrics of the training
 
 
-def _moving() -> dict[str, KLConfig]:
-    """Eq. 3 by its bounds."""
-    return {
-        f"Eq. 3, {low:g} to {high:g}": KLConfig(kl_min=low, kl_max=high) for low, high in BOUNDS
-    }
-
-
 def controls() -> dict[str, dict[str, KLConfig]]:
     """Families of ways to control the weight, and the settings of each by label."""
-    moving = _moving()
-    constants = [constant_kl(SMALLEST), *(first_kl(kl) for kl in moving.values())]
+    constants = [constant_kl(SMALLEST), *(first_kl(kl) for kl in moving().values())]
     return {
         "constant": {_constant(kl): kl for kl in constants},
-        "Eq. 3": moving,
+        "Eq. 3": moving(),
         "dual": {
             f"dual to {target:g}": KLConfig(kl_schedule="dual", kl_target=target)
             for target in TARGETS
@@ -75,7 +66,7 @@ def _constant(kl: KLConfig) -> str:
 
 
 # Eq. 3 is compared with the constant weight that it begins with.
-PAIRS = [(_constant(first_kl(kl)), label) for label, kl in _moving().items()]
+PAIRS = [(_constant(first_kl(kl)), label) for label, kl in moving().items()]
 
 
 class Overoptimisation(LaptopExperiment):
@@ -142,24 +133,11 @@ def after_table(
     scores: Mapping[str, Sequence[Score]], proxies: Mapping[str, Sequence[float]], curves: Curves
 ) -> Table:
     """Proxy and truth on the test questions."""
-    (base,) = scores["base"]
     kl = {label: [one["kl"][-1] for one in seeds] for label, seeds in curves.items()}
-    truths = [[score.accuracy for score in scores[label]] for label in kl]
-    best, shares = front_shares(np.array(list(kl.values())), np.array(truths), base.accuracy)
-    rows = [["base", "0", over_seeds(proxies["base"]), summary([base]), every_seed([base]), "", ""]]
-    for label, front, share in zip(kl, best, shares, strict=True):
-        mean, low, high = mean_interval(kl[label])
-        rows.append(
-            [
-                label,
-                f"{mean:.3f} ({low:.3f} to {high:.3f})",
-                over_seeds(proxies[label]),
-                summary(scores[label]),
-                every_seed(scores[label]),
-                "yes" if front else "",
-                f"{100 * share:.0f}",
-            ]
-        )
+    rows = [
+        [label, divergence, over_seeds(proxies[label]), *rest]
+        for label, divergence, *rest in front_rows(kl, scores)
+    ]
     return Table(
         title=f"Trained on the proxy, tested on {TASK} (%, sampled)",
         columns=["KL weight", "KL", "proxy", "truth", "every seed", "on the front", "of draws"],

@@ -190,10 +190,9 @@ def _goes_on(out: Path) -> Iterator[None]:
 
 
 def _print_evaluation(result: Mapping[str, Any], out: Path) -> None:
-    from othink_jax.report.evaluation import accuracy_lines, group_tables
+    from othink_jax.report.evaluation import accuracy_lines, group_tables, reward_lines
 
-    print(*accuracy_lines(result), sep="\n")
-    _print_rewards(result)
+    print(*accuracy_lines(result), *reward_lines(result), sep="\n")
     for table in group_tables(result):
         print(table.text(), end="")
     for name in ("unreadable", "ungradable"):
@@ -329,6 +328,7 @@ def grade(
       answer_pattern: a regular expression with one group, the answer, in the place of tags.
       json: print {"accuracy": ..., "n": ...} instead of sentences.
     """
+    from othink_jax.report.evaluation import reward_lines
     from othink_jax.rewards import ANSWER_TAGS, AnswerFormat, regrade
     from othink_jax.statistics import summaries
 
@@ -351,18 +351,8 @@ def grade(
         if lines := result["ungradable_lines"]:
             named = ", ".join(map(str, lines[:10])) + (", ..." if len(lines) > 10 else "")
             print(f"{len(lines)} ungradable, counted as wrong: lines {named}")
-        _print_rewards(result)
-
-
-def _print_rewards(result: Mapping[str, Any]) -> None:
-    """A line for each reward function of an evaluation, and one for their weighted sum."""
-    for name, one in result.get("rewards", {}).items():
-        between = "" if one["interval"] is None else " (95% interval {:.3g} to {:.3g})"
-        failed = f", failed on {one['failed']}" if one["failed"] else ""
-        print(
-            f"reward {name} {one['mean']:.3g}{between.format(*one['interval'] or ())},"
-            f" full in {one['full_share']:.1%}{failed}"
-        )
+        for line in reward_lines(result):
+            print(line)
 
 
 def report(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:

@@ -1,4 +1,4 @@
-"""What people write about a run: it says nothing of what the run is, and may change at any time."""
+"""Notes and tags of a run: they say nothing of what the run is, and may change at any time."""
 
 from othink_jax.config.checks import require
 from othink_jax.errors import quoted, writable

@@ -79,7 +79,7 @@ class ResumeConfig:
 
 
 def changed_settings(before: TrainingConfig, after: TrainingConfig) -> dict[str, list[Any]]:
-    """What each setting was and is, where it differs; `data.limit` is the limit of the data.
+    """Settings that differ, with the value before and after; `data.limit` is the limit of the data.
 
     Without notes and tags, which do not change what a run is.
     """

@@ -84,6 +84,11 @@ class TrainingConfig:
         """The same with relative paths of what is read that exist from there made absolute."""
         return dataclasses.replace(self, data=self.data.located(directory))
 
+    @property
+    def criterion(self) -> str:
+        """The metric of a validation by which one is better than another."""
+        return "validation_accuracy"
+
     def compute(self, platform: str) -> ComputeConfig:
         """How the model is computed, on devices of this platform; without adapters."""
         return ComputeConfig(
@@ -140,6 +145,11 @@ class GRPOConfig(TrainingConfig):
             f"--overlong-cache {cache} must be at least 1, and at most --max-new-tokens {longest}",
         )
         self.reward.task_of(self.data)
+
+    @property
+    def criterion(self) -> str:
+        """The accuracy where the reward is that of Eq. 1; else the reward."""
+        return "validation_reward" if self.reward.functions else super().criterion
 
     def located(self, directory: Path) -> Self:
         """See `TrainingConfig`."""

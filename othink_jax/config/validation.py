@@ -38,7 +38,7 @@ class ValidationConfig:
         return self.validate_every > 0
 
     def data(self, training: DataConfig) -> DataConfig:
-        """What is asked, as the training asks.
+        """Questions of a validation, asked as the training asks.
 
         Raises:
           UserError: it would be what is trained on.

@@ -46,7 +46,7 @@ class Mixture:
         return itertools.chain.from_iterable(source.texts() for source in self._sources)
 
     def further(self, index: int) -> Mapping[str, Any]:
-        """That of its source."""
+        """Columns of an example, from its source."""
         source, within = self._found(index)
         return source.further(within)
 

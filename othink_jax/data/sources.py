@@ -147,7 +147,7 @@ def _check_limit(limit: int, found: int, name: str) -> None:
 
 
 def drawn(source: Source, count: int, seed: int) -> "Subset":
-    """So many examples of a source, chosen by a seed."""
+    """A subset of `count` examples of a source, chosen by a seed."""
     return Subset(source, np.random.default_rng(seed).permutation(len(source))[:count].tolist())
 
 

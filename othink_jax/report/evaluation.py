@@ -26,6 +26,23 @@ def accuracy_lines(result: Mapping[str, Any]) -> list[str]:
     return [*lines, f"majority of {result['samples']} {_share(voted)}{without}"]
 
 
+def reward_lines(result: Mapping[str, Any]) -> list[str]:
+    """A line for each reward function, and one for their weighted sum.
+
+    Args:
+      result: `rewards` as of result.json; none where no function was given.
+    """
+    lines = []
+    for name, one in result.get("rewards", {}).items():
+        between = "" if one["interval"] is None else " (95% interval {:.3g} to {:.3g})"
+        failed = f", failed on {one['failed']}" if one["failed"] else ""
+        lines.append(
+            f"reward {name} {one['mean']:.3g}{between.format(*one['interval'] or ())},"
+            f" full in {one['full_share']:.1%}{failed}"
+        )
+    return lines
+
+
 def group_tables(result: Mapping[str, Any]) -> list[Table]:
     """The accuracy by the values of each column that was asked for.
 

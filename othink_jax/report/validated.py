@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from othink_jax.config import GRPOConfig, TrainingConfig
+from othink_jax.config import TrainingConfig
 
 
 def best_validation(config: TrainingConfig, rows: Sequence[Mapping[str, Any]]) -> str | None:
@@ -11,10 +11,9 @@ def best_validation(config: TrainingConfig, rows: Sequence[Mapping[str, Any]]) -
     validated = [row for row in rows if "validation_accuracy" in row]
     if not validated:
         return None
-    by_reward = isinstance(config, GRPOConfig) and bool(config.reward.functions)
-    criterion = "validation_reward" if by_reward else "validation_accuracy"
-    best = max(validated, key=lambda row: row.get(criterion, 0.0))
-    reward = f", reward {best[criterion]:.3g}" if by_reward else ""
+    best = max(validated, key=lambda row: row[config.criterion])
+    by_reward = config.criterion == "validation_reward"
+    reward = f", reward {best['validation_reward']:.3g}" if by_reward else ""
     return (
         f"accuracy {100 * best['validation_accuracy']:.1f}% (95% interval"
         f" {100 * best['validation_low']:.1f}% to {100 * best['validation_high']:.1f}%,"

@@ -40,7 +40,7 @@ class Checkpoints:
 
     def save(self, step: int, state: TrainState, progress: dict[str, Any], *, better: bool) -> None:
         """Store a state, and once more if it is the best so far."""
-        held = self._layout.to_disk(self._parallel.unreplicate(state))
+        held = self._held(state)
         self._last.save(step, held, progress)
         if better and self._best is not None:
             # First the one that a run goes on from, where an interruption comes between the two.
@@ -67,10 +67,13 @@ class Checkpoints:
         if self._best is None or self._best.latest_step() == best:
             return None
         if best == step:
-            held = self._layout.to_disk(self._parallel.unreplicate(state))
-            self._best.save(step, held, progress)
+            self._best.save(step, self._held(state), progress)
             return f"the checkpoint of step {step} is the best one so far, and is stored as such"
         return f"the best validation was that of step {best}, and its checkpoint is gone"
+
+    def _held(self, state: TrainState) -> TrainState:
+        """A state of the devices as it lies on disk."""
+        return self._layout.to_disk(self._parallel.unreplicate(state))
 
     def close(self) -> None:
         """Wait until everything is on disk."""

@@ -110,11 +110,6 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         _, grades, scores = self.grade(examples, encoded, rollout)
         return grades, self.total(grades, scores, rollout)
 
-    @property
-    def criterion(self) -> str:
-        """Accuracy, as far as the reward is made of it alone; else the reward."""
-        return "validation_reward" if self.config.reward.functions else "validation_accuracy"
-
     def step(
         self, step: int, state: TrainState, directory: RunDirectory
     ) -> tuple[TrainState, dict[str, Any]]:

@@ -172,11 +172,6 @@ class Trainer(abc.ABC, Generic[_Config]):
         grades = self.pool.grade_all(self.texts(rollout), golds)
         return grades, np.array([grade.accuracy for grade in grades])
 
-    @property
-    def criterion(self) -> str:
-        """The figure of a validation by which one is better than another."""
-        return "validation_accuracy"
-
     def texts(self, rollout: Rollout) -> list[str]:
         """Of all completions, prompt after prompt."""
         length = rollout.tokens.shape[-1]
@@ -243,7 +238,7 @@ class Trainer(abc.ABC, Generic[_Config]):
                 better = False
                 if self.questions is not None and self._validates(step):
                     row |= self.validate(self.questions, state)
-                    better = self.best.take(row[self.criterion], step)
+                    better = self.best.take(row[self.config.criterion], step)
                 directory.append_metrics(row)
                 monitor.show(row, self.samples)
                 stopping = any(processes.exchange(stop.made))

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Float
 
-from othink_jax.config import TrainingConfig
+from othink_jax.config import DataConfig, TrainingConfig
 from othink_jax.data.example import Example
 from othink_jax.data.loader import in_order
 from othink_jax.data.processing import EncodedPrompt, PadTo, Processor
@@ -75,7 +75,7 @@ class Questions:
         self._share = share
         self._data = config.validation.data(config.data)
         self._batch_size = config.prompts_per_step
-        self._source = _chosen(config, columns=columns)
+        self._source = _chosen(self._data, config.validation.validate_count, columns=columns)
         unreadable: list[Example] = []
         read = [
             (number, processor.bucket([prompt]))
@@ -153,8 +153,7 @@ class Questions:
         }
 
 
-def _chosen(config: TrainingConfig, *, columns: bool) -> Source:
-    data, count = config.validation.data(config.data), config.validation.validate_count
+def _chosen(data: DataConfig, count: int, *, columns: bool) -> Source:
     source = open_source(data, size=count, columns=columns)
     if len(source) <= count:
         return source
