@@ -1,12 +1,15 @@
-"""Go on pre-training the embedded model, on quick looks that are hasty or that are not.
+"""Go on pre-training the embedded model, on another mixture of its corpus.
 
 Claim: without hasty quick looks this gives a model of the same shape, without the headroom that was
-    put into the embedded one; with them it gives its twin, to compare with.
+    put into the embedded one; with them it gives its twin, to compare with; with grounding it gives
+    `tiny-grounding`, which knows a third task.
 Command: python -m experiments.continue_tiny --out runs/calibrated --hasty-error 0
 Cost: five minutes on two CPU cores.
 """
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import tyro
@@ -15,6 +18,7 @@ from experiments.pretrain_tiny import PretrainConfig, pretrain_language
 from experiments.pretraining_corpus import CorpusConfig
 from othink_jax import compilation_cache
 from othink_jax.checkpoint.load import load, save_hf
+from othink_jax.digests import write_sums
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +27,8 @@ class ContinueConfig:
 
     out: Path  # directory of the finished model
     hasty_error: float  # probability that the answer of a quick look is wrong
+    grounding: float = 0.0  # share of grounding; those of all others add up to about one
+    looks_from: float = 0.0  # share of the training without quick looks
     steps: int = 1500  # updates
     seed: int = 1  # of the corpus: not that of the pre-training
 
@@ -31,10 +37,22 @@ def go_on(config: ContinueConfig) -> Path:
     """Train, write the model directory (whole, or not at all), return it."""
     compilation_cache.enable()
     base = load("tiny")
-    corpus = CorpusConfig(hasty_error=config.hasty_error, looks_from=0.0, easy_until=0.0)
+    corpus = CorpusConfig(
+        hasty_error=config.hasty_error,
+        grounding=config.grounding,
+        looks_from=config.looks_from,
+        easy_until=0.0,
+    )
     settings = PretrainConfig(out=config.out, steps=config.steps, seed=config.seed, corpus=corpus)
     params = pretrain_language(base.graphdef, base.params, base.processor, settings)
-    return save_hf(dataclasses.replace(base, params=params), config.out)
+    unfinished = config.out.with_name(f".{config.out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    made = save_hf(dataclasses.replace(base, params=params), unfinished)
+    record = {"goes_on_from": "tiny", **dataclasses.asdict(config)}
+    del record["out"]
+    (made / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")  # not the base's
+    write_sums(made)
+    return made.rename(config.out)
 
 
 def main() -> None:

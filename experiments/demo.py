@@ -12,15 +12,15 @@ import datetime
 import json
 import shlex
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from experiments.demo_figure import draw_figure, evaluation_directory
+from experiments.lab.scales import TASKS
 from othink_jax import cli
-from othink_jax.config import Task
 
 _STAGES = ("before", "after")
 
@@ -29,7 +29,7 @@ _STAGES = ("before", "after")
 class DemoConfig:
     """The demo's settings; everything else is the preset `tiny`."""
 
-    task: Task = "counting"  # what is trained on
+    task: Literal["counting", "geometry"] = "counting"  # what is trained on
     steps: int = 150  # updates
     seed: int = 42
     count: int = 1000  # test questions a task
@@ -44,7 +44,7 @@ def run_command(console: Console, *words: str) -> None:
 
 def evaluate_both(console: Console, model: str, run: Path, stage: str, config: DemoConfig) -> None:
     """Evaluate a model on both tasks, into the run's directory."""
-    for task in get_args(Task):
+    for task in TASKS:
         run_command(
             console,
             *("evaluate", model, "--preset", "tiny", "--task", task, "--split", "test"),
@@ -58,7 +58,7 @@ def results_table(run: Path, config: DemoConfig) -> Table:
     table = Table(title="Accuracy on unseen test questions (95% interval)")
     for column in ("test task", "", *_STAGES):
         table.add_column(column)
-    for task in get_args(Task):
+    for task in TASKS:
         cells = []
         for stage in _STAGES:
             path = evaluation_directory(run, stage, task) / "result.json"

@@ -7,7 +7,7 @@ Cost: a few seconds. The demo draws it too, into its run directory.
 import dataclasses
 import textwrap
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.lab.experiment import as_command
-from othink_jax.config import Task
+from experiments.lab.scales import TASKS
 from othink_jax.data.synthetic import generate
 from othink_jax.files import read_json, read_json_lines
 from othink_jax.report.curves import smooth, smoothing_window
@@ -77,7 +77,7 @@ def _draw_question(axes: Axes, task: str, before: dict[str, Any], after: dict[st
 
 def _draw_accuracies(axes: Axes, run: Path, trained_on: str) -> None:
     names = []
-    for place, task in enumerate(get_args(Task)):
+    for place, task in enumerate(TASKS):
         for shift, stage, colour in ((-0.19, "before", _BEFORE), (0.19, "after", _AFTER)):
             result = read_json(evaluation_directory(run, stage, task) / "result.json")
             accuracy, (low, high) = result["accuracy"], result["interval"]

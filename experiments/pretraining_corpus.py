@@ -1,7 +1,7 @@
-"""What the embedded model is pre-trained on: a broad mix of things to say about synthetic images.
+"""What the embedded models learn before any reward: a mix of things to say of synthetic images.
 
-Counting and geometry questions come with three kinds of response, mixed as text on the web mixes
-the careful and the careless:
+Counting, geometry and grounding questions come with three kinds of response, mixed as text on the
+web mixes the careful and the careless:
 
     direct  <answer>3</answer>
     look    <think>quick look</think> <answer>3</answer>
@@ -10,9 +10,9 @@ the careful and the careless:
 Direct and stepwise responses are right, and they are all that the first part of the training shows:
 there the model learns to see. Then quick looks join, and are most of what it sees. A quick look is
 hasty: with probability `hasty_error` its answer is wrong in a systematic way (it misses one object;
-it reads an angle ten degrees too large). So the model ends up preferring a style that often fails,
-while it can do better: the headroom that reinforcement learning finds, and it is engineered.
-`hasty_error=0` gives a calibrated model without it.
+it reads an angle ten degrees too large; it puts a box ten pixels aside). So the model ends up
+preferring a style that often fails, while it can do better: the headroom that reinforcement
+learning finds, and it is engineered. `hasty_error=0` gives a calibrated model without it.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from PIL import Image
 
 from othink_jax.config import TINY_TEMPLATE
 from othink_jax.data.example import solution_text
-from othink_jax.data.synthetic import counting, diagrams, geometry, scenes, sprites
+from othink_jax.data.synthetic import counting, diagrams, geometry, grounding, scenes, sprites
 from othink_jax.data.synthetic.counting import CountingDifficulty, CountingProblem, Selection
 from othink_jax.data.synthetic.geometry import GeometryDifficulty, GeometryProblem
 from othink_jax.data.synthetic.splits import Split, pick
@@ -46,6 +46,7 @@ class CorpusConfig:
     locate: float = 0.03
     read: float = 0.16
     arithmetic: float = 0.08
+    grounding: float = 0.0  # of the model `tiny-grounding` alone
     steps_style: float = 0.25  # share of stepwise responses, once there are quick looks
     direct_style: float = 0.15  # share of direct ones; the rest are quick looks
     looks_from: float = 0.75  # share of the training without quick looks
@@ -99,7 +100,7 @@ def corpus_texts(count: int, seed: int) -> Iterator[str]:
 
 
 def _styled(
-    rng: np.random.Generator, config: CorpusConfig, steps: str, right: int, hasty: int
+    rng: np.random.Generator, config: CorpusConfig, steps: str, right: object, hasty: object
 ) -> tuple[str, str]:
     """A style and a response in it."""
     style = rng.random()
@@ -152,6 +153,27 @@ def _geometry(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> Cor
         response=response,
         style=style,
     )
+
+
+def _grounding(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> CorpusItem:
+    level = grounding.LEVELS["easy" if easy else "default"]
+    problem = grounding.sample_problem(rng, SPLIT, level)
+    hasty = grounding.written(_aside(problem.box))
+    style, response = _styled(rng, config, problem.steps, problem.answer, hasty)
+    return CorpusItem(
+        kind="grounding",
+        images=(scenes.render(problem.scene),),
+        question=TINY_TEMPLATE.format(question=problem.question),
+        response=response,
+        style=style,
+    )
+
+
+def _aside(box: grounding.Box) -> grounding.Box:
+    """A box ten pixels to the right, or to the left where there is no room."""
+    left, top, right, bottom = box
+    shift = 10 if right + 10 <= _SIDE else -10
+    return left + shift, top, right + shift, bottom
 
 
 def _describe(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> CorpusItem:
@@ -237,4 +259,5 @@ _KINDS: dict[str, _Make] = {
     "locate": _locate,
     "read": _read,
     "arithmetic": _arithmetic,
+    "grounding": _grounding,  # last, so that the samples of a corpus without it stay what they were
 }

@@ -105,6 +105,14 @@ def test_r1vs_grader_is_not_asked_where_it_would_have_to_guess(questions, tmp_pa
         )
 
 
+def test_r1vs_grader_has_no_rule_for_boxes(tmp_path):
+    data = DataConfig(task="grounding", split="test")
+    with pytest.raises(UserError, match="has no rule for grounding"):
+        EvaluateConfig(
+            model="tiny", out=tmp_path / "out", data=data, reward=RewardConfig(grader="r1v")
+        )
+
+
 def test_a_long_question_is_answered_if_there_is_no_limit(questions, tmp_path):
     result = evaluate(config_for(questions, tmp_path / "out", max_prompt_tokens=None))
     assert result["unreadable"] == 1

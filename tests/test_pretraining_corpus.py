@@ -10,15 +10,26 @@ import pytest
 from experiments import pretraining_corpus
 from experiments.pretraining_corpus import CorpusConfig, corpus_texts, sample
 from othink_jax.config import TINY_TEMPLATE
-from othink_jax.data.synthetic import counting, geometry, scenes
+from othink_jax.data.synthetic import counting, geometry, grounding, scenes
 from othink_jax.data.synthetic.splits import split_of
 from othink_jax.errors import UserError
 
 STYLES = re.compile(
-    r"<answer>(?P<direct>\d+)</answer>"
-    r"|<think>quick look</think> <answer>(?P<look>\d+)</answer>"
-    r"|<think>(?P<thought>.+)</think> <answer>(?P<steps>\d+)</answer>"
+    r"<answer>(?P<direct>[^<]+)</answer>"
+    r"|<think>quick look</think> <answer>(?P<look>[^<]+)</answer>"
+    r"|<think>(?P<thought>.+)</think> <answer>(?P<steps>[^<]+)</answer>"
 )
+KINDS_WITH_STYLES = ("counting", "geometry", "grounding")
+
+
+def hasty_answer(problem, kind):
+    if kind == "counting":
+        return str(max(problem.answer - 1, 0))
+    if kind == "geometry":
+        return str(problem.answer + 10)
+    left, top, right, bottom = problem.box
+    shift = 10 if right <= 102 else -10  # of 112 pixels
+    return f"[{left + shift},{top},{right + shift},{bottom}]"
 
 
 def items(count, *, progress=1.0, **settings):
@@ -36,7 +47,7 @@ def only(kind, count, **settings):
 def problems(monkeypatch):
     """The problems that the corpus draws, in order, with the split it asked for."""
     drawn = []
-    for task in (counting, geometry):
+    for task in (counting, geometry, grounding):
 
         def record(rng, split, difficulty, draw=task.sample_problem):
             drawn.append((split, draw(rng, split, difficulty)))
@@ -56,8 +67,8 @@ def test_sample_is_a_function_of_its_generator():
 
 
 def test_every_kind_comes_as_often_as_its_share_says():
-    counts = collections.Counter(item.kind for item in items(2000))
-    config = CorpusConfig()
+    counts = collections.Counter(item.kind for item in items(2000, grounding=0.3))
+    config = CorpusConfig(grounding=0.3)
     total = sum(getattr(config, kind) for kind in pretraining_corpus._KINDS)
     for kind in pretraining_corpus._KINDS:
         share = getattr(config, kind) / total
@@ -65,45 +76,45 @@ def test_every_kind_comes_as_often_as_its_share_says():
 
 
 def test_every_content_shown_belongs_to_the_training_split(problems):
-    for _ in items(300):
+    for _ in items(300, grounding=0.5):
         pass
     assert len(problems) > 200
     for split, problem in problems:
-        if isinstance(problem, counting.CountingProblem):
-            content = scenes.content(tuple(item.look for item in problem.scene.items))
-        else:
+        if isinstance(problem, geometry.GeometryProblem):
             content = geometry.content(problem.kind, problem.givens)
+        else:
+            content = scenes.content(tuple(item.look for item in problem.scene.items))
         assert split == split_of(content) == "train"
 
 
-@pytest.mark.parametrize("kind", ["counting", "geometry"])
+@pytest.mark.parametrize("kind", KINDS_WITH_STYLES)
 def test_direct_and_stepwise_answers_are_right_and_quick_looks_err_as_told(problems, kind):
     styles, wrong = collections.Counter(), collections.Counter()
     for item in only(kind, 1200, steps_style=0.25, direct_style=0.15, hasty_error=0.5):
         problem = problems[-1][1]
         assert item.question == TINY_TEMPLATE.format(question=problem.question)
         match = STYLES.fullmatch(item.response)
-        answer = int(match["direct"] or match["look"] or match["steps"])
+        answer = match["direct"] or match["look"] or match["steps"]
         assert match[item.style]
         if match["thought"]:
             assert match["thought"] == problem.steps
-        hasty = max(problem.answer - 1, 0) if kind == "counting" else problem.answer + 10
-        assert answer in ((problem.answer, hasty) if item.style == "look" else (problem.answer,))
+        right, hasty = str(problem.answer), hasty_answer(problem, kind)
+        assert answer in ((right, hasty) if item.style == "look" else (right,))
         styles[item.style] += 1
         if problem.answer:  # one cannot overlook one of none
-            wrong[item.style, answer != problem.answer] += 1
+            wrong[item.style, answer != right] += 1
     for style, share in (("steps", 0.25), ("direct", 0.15), ("look", 0.6)):
         assert abs(styles[style] / 1200 - share) < 5 * np.sqrt(share * (1 - share) / 1200)
     looks = wrong["look", True] + wrong["look", False]
     assert abs(wrong["look", True] / looks - 0.5) < 5 * 0.5 / np.sqrt(looks)
 
 
-@pytest.mark.parametrize("kind", ["counting", "geometry"])
+@pytest.mark.parametrize("kind", KINDS_WITH_STYLES)
 def test_without_hasty_errors_every_answer_is_right(problems, kind):
     for item in only(kind, 200, hasty_error=0.0):
         match = STYLES.fullmatch(item.response)
-        answer = int(match["direct"] or match["look"] or match["steps"])
-        assert answer == problems[-1][1].answer
+        answer = match["direct"] or match["look"] or match["steps"]
+        assert answer == str(problems[-1][1].answer)
 
 
 def test_quick_looks_begin_when_told():

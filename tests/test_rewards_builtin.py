@@ -2,7 +2,7 @@
 
 import pytest
 
-from othink_jax.rewards import REWARDS, GradingPool, RewardExample, Scores, load
+from othink_jax.rewards import REWARDS, GradingPool, RewardExample, Scores, grade, load
 
 
 def value(name, answer, truth, **example):
@@ -90,6 +90,25 @@ def test_a_box_counts_by_its_overlap(answer, truth, expected):
     assert value("iou", answer, truth) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [("[0, 0, 10, 5]", 1), ("[0, 0, 10, 4.9]", 0), (BOX, 1), (f"{BOX} {BOX}", 0), (None, 0)],
+)
+def test_a_box_is_right_from_an_overlap_of_one_half(answer, expected):
+    assert value("box_accuracy", answer, BOX) == expected
+    said = "no box" if answer is None else f"<answer>{answer}</answer>"
+    assert grade(said, BOX, task="grounding").accuracy == expected
+    assert grade(said, BOX, task="grounding").ungradable is False
+
+
+@pytest.mark.parametrize("truth", ["4", f"{BOX}, {BOX}"])
+def test_of_a_truth_without_its_one_box_no_answer_can_be_graded(truth):
+    assert grade(f"<answer>{BOX}</answer>", truth, task="grounding").ungradable
+    with GradingPool(task="grounding", workers=1) as pool:
+        (made,) = pool.grade_all([f"<answer>{truth}</answer>"], [truth])
+    assert (made.accuracy, made.ungradable) == (0, True)
+
+
 def test_each_models_coordinates_are_brought_to_those_of_the_truth():
     truth = "[50, 25, 150, 75]"
     thousandths, shown = "(250,250),(750,750)", "[28, 14, 84, 42]"
@@ -97,6 +116,8 @@ def test_each_models_coordinates_are_brought_to_those_of_the_truth():
     assert value("iou_qwen2_vl", thousandths, truth, **ONE) == 1
     assert value("iou_qwen2_5_vl", shown, truth, **ONE) == pytest.approx(1)
     assert value("iou_qwen2_vl", "(250,250),(500,750)", truth, **ONE) == 0.5
+    assert value("box_accuracy_qwen2_vl", "(250,250),(500,750)", truth, **ONE) == 1
+    assert value("box_accuracy_qwen2_vl", "(250,250),(490,750)", truth, **ONE) == 0
     assert value("point_in_box_qwen2_vl", "(250, 700)", truth, **ONE) == 1
     assert value("point_in_box_qwen2_5_vl", "(29, 43)", truth, **ONE) == 0
     assert value("box_map_qwen2_vl", thousandths, truth, **ONE) == 1

@@ -81,7 +81,7 @@ def test_hostile_texts_score_zero_with_r1v() -> None:
     assert [result.accuracy for result in grades] == [0.0] * len(HOSTILE) + [1.0]
 
 
-def scripted_verdict(text: str, gold: str, grader: str, answers: AnswerFormat) -> bool:
+def scripted_verdict(text: str, gold: str, grader: str, task: str, answers: AnswerFormat) -> bool:
     """Stands in for the algebra in workers, so that each way to fail comes surely."""
     if "sleep" in text:
         time.sleep(600)
@@ -206,7 +206,7 @@ def test_ctrl_c_ends_the_script_and_its_workers(tmp_path: os.PathLike[str]) -> N
                 # Where the suite runs in the background, it would be ignored.
                 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-                def hang(text, gold, grader, answers):
+                def hang(text, gold, grader, task, answers):
                     os.write(1, b"%d\\n" % os.getpid())  # in one piece, beside the other's
                     time.sleep(600)
 

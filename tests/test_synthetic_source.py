@@ -1,7 +1,8 @@
-"""What both synthetic tasks promise as sources of examples."""
+"""What all synthetic tasks promise as sources of examples."""
 
 import collections
 import pickle
+import re
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from PIL import Image
 from othink_jax.data.synthetic import (
     CountingDifficulty,
     GeometryDifficulty,
+    GroundingDifficulty,
     SyntheticSource,
     generate,
     preview,
@@ -23,7 +25,11 @@ from othink_jax.errors import UserError
 
 EVERY_SPLIT = [
     *(("counting", split) for split in ("train", "validation", "test", "test-ood")),
-    *(("geometry", split) for split in ("train", "validation", "test")),
+    *(
+        (task, split)
+        for task in ("geometry", "grounding")
+        for split in ("train", "validation", "test")
+    ),
 ]
 
 
@@ -55,7 +61,7 @@ def test_example_is_a_function_of_task_split_seed_and_index(task, split):
 def test_another_process_makes_the_same_examples():
     program = (
         "import hashlib; from othink_jax.data.synthetic import generate\n"
-        "for task in ('counting', 'geometry'):\n"
+        "for task in ('counting', 'geometry', 'grounding'):\n"
         "    made = generate(task, 'train', 11, seed=5)\n"
         "    print(hashlib.sha256(made.images[0].tobytes()).hexdigest(), made.question)"
     )
@@ -74,7 +80,8 @@ def test_example_has_one_small_rgb_image_and_a_solution_that_ends_in_its_answer(
         example = generate(task, split, index)
         (image,) = example.images
         assert (image.mode, image.size) == ("RGB", (112, 112))
-        assert example.answer.isdecimal()
+        numbers = 4 if task == "grounding" else 1
+        assert len(re.findall(r"\d+", example.answer)) == numbers
         assert example.solution.startswith("<think>")
         assert example.solution.endswith(f"</think> <answer>{example.answer}</answer>")
 
@@ -86,7 +93,7 @@ def test_no_answer_is_a_good_guess(task, split):
     assert len(answers) >= 10
 
 
-@pytest.mark.parametrize("task", ["counting", "geometry"])
+@pytest.mark.parametrize("task", ["counting", "geometry", "grounding"])
 def test_train_and_test_examples_of_the_same_number_differ(task):
     for index in range(10):
         train, test = (generate(task, split, index) for split in ("train", "test"))
@@ -119,12 +126,15 @@ def test_source_takes_numpy_indices_and_refuses_those_outside():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: generate("sorting", "train", 0), "counting, geometry"),
+        (lambda: generate("sorting", "train", 0), "counting, geometry, grounding"),
         (lambda: generate("counting", "dev", 0), "validation"),
         (lambda: generate("geometry", "test-ood", 0), "test-ood"),
         (lambda: generate("counting", "train", 0, seed=-1), "seed"),
         (lambda: generate("counting", "train", 0, difficulty=GeometryDifficulty()), "Counting"),
         (lambda: generate("geometry", "train", 0, difficulty=CountingDifficulty()), "Geometry"),
+        (lambda: generate("grounding", "train", 0, difficulty=CountingDifficulty()), "Grounding"),
+        (lambda: generate("counting", "train", 0, difficulty=GroundingDifficulty()), "Counting"),
+        (lambda: generate("grounding", "test-ood", 0), "test-ood"),
         (lambda: SyntheticSource("counting", "train", 0), "size"),
         (lambda: SyntheticSource("geometry", "test-ood", 5), "test-ood"),
         (lambda: CountingDifficulty(min_objects=5, max_objects=4), "min_objects"),
@@ -141,7 +151,9 @@ def test_mistake_is_named(make, words):
         make()
 
 
-@pytest.mark.parametrize(("task", "split"), [("counting", "test-ood"), ("geometry", "test")])
+@pytest.mark.parametrize(
+    ("task", "split"), [("counting", "test-ood"), ("geometry", "test"), ("grounding", "test")]
+)
 def test_preview_shows_every_sample_with_its_picture(tmp_path, task, split):
     path = tmp_path / "sheet.png"
     preview(task, split, 5, path, seed=2)

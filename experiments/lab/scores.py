@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ class Score:
     """One model on one test."""
 
     accuracy: float  # share that the strict grader calls right
-    accuracy_r1v: float  # share that R1-V's grader calls right
+    accuracy_r1v: float  # share that R1-V's grader calls right; nan of grounding: it has no rule
     format: float  # share in the form that is asked for
     tokens: float  # mean length of a completion
     correct: tuple[bool, ...]  # question after question, strict
@@ -36,11 +37,8 @@ class Score:
     @property
     def record(self) -> dict[str, float]:
         """What results.json holds of it."""
-        return {
-            "accuracy": self.accuracy,
-            "accuracy_r1v": self.accuracy_r1v,
-            "format": self.format,
-        }
+        by_r1v = {} if math.isnan(self.accuracy_r1v) else {"accuracy_r1v": self.accuracy_r1v}
+        return {"accuracy": self.accuracy, **by_r1v, "format": self.format}
 
 
 def records(scores: Mapping[Any, Sequence[Score]]) -> dict[Any, list[dict[str, float]]]:
@@ -55,7 +53,8 @@ def score_of(root: Path, cell: Cell, test: EvaluateConfig, step: int | None = No
     predictions = predictions_of(root, cell, test, step)
     return Score(
         accuracy=result["accuracy_strict"],
-        **{name: result[name] for name in ("accuracy_r1v", "format", "tokens")},
+        accuracy_r1v=result.get("accuracy_r1v", math.nan),
+        **{name: result[name] for name in ("format", "tokens")},
         correct=tuple(row["correct"] for row in predictions),
         contents=tuple(_content(row["id"], test.data.difficulty) for row in predictions),
     )
@@ -64,7 +63,7 @@ def score_of(root: Path, cell: Cell, test: EvaluateConfig, step: int | None = No
 @functools.cache
 def _content(identifier: str, difficulty: Difficulty) -> str:
     """What a question shows; one of a data set, of which that is not known, stands for itself."""
-    match = re.fullmatch(r"(counting|geometry)-([a-z-]+)-(\d+)-(\d+)", identifier)
+    match = re.fullmatch(r"(counting|geometry|grounding)-([a-z-]+)-(\d+)-(\d+)", identifier)
     if match is None:
         return identifier
     task, split, seed, index = match.groups()

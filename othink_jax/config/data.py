@@ -11,7 +11,7 @@ from othink_jax.config.checks import require, require_seed
 from othink_jax.config.options import DatasetOption
 from othink_jax.files import as_path
 
-Task = Literal["counting", "geometry"]
+Task = Literal["counting", "geometry", "grounding"]
 Difficulty = Literal["easy", "default", "hard"]
 
 COLUMN_ROLES = ("question", "answer", "image", "thinking")
@@ -70,7 +70,7 @@ class DataConfig:
         object.__setattr__(self, "dataset", given[0] if len(given) == 1 else given or None)
         require(
             (self.task is None) != (not given),
-            "give either --task (counting, geometry) or --dataset, and not both",
+            "give either --task (counting, geometry, grounding) or --dataset, and not both",
         )
         require(
             self.images is None or bool(given),

@@ -30,8 +30,9 @@ class RewardConfig:
     functions: RewardOption = ()
     format_weight: float = 1.0  # alpha of Eq. 1
     grader: Grader = "strict"  # `r1v` reproduces R1-V's published verdicts, quirks included
-    # Of a data set: what its questions ask for. R1-V's grader has a rule for each and must be told;
-    # the strict one treats both alike
+    # Of a data set: what its questions ask for. R1-V's grader has a rule for counting and one for
+    # geometry, and must be told; the strict one treats both alike. Of grounding, an answer is right
+    # if its box has an IoU of at least 0.5 with the truth's, in the same coordinates
     grade_as: Task | None = None
     # Wall-clock limit for one completion by one grader or function, seconds
     grading_timeout_s: float = 5.0
@@ -87,6 +88,10 @@ class RewardConfig:
         require(
             self.grader != "r1v" or task is not None,
             "--grader r1v with a --dataset needs --grade-as counting or --grade-as geometry",
+        )
+        require(
+            self.grader != "r1v" or task != "grounding",
+            "--grader r1v has no rule for grounding: leave it out",
         )
         require(
             self.grader != "r1v" or (data.answer_tag == "answer" and data.answer_pattern is None),

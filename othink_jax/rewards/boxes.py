@@ -30,6 +30,7 @@ Scale = tuple[float, float]  # that x and y of an answer are multiplied by
 _Scaling = Callable[[RewardExample], Scale]
 
 _THRESHOLDS = np.arange(10, 20) / 20  # of COCO: 0.5, 0.55, ..., 0.95
+LEAST_IOU = 0.5  # of a box that counts as the right one
 _RECALLS = np.arange(101) / 100  # of COCO, at which precision is read
 _N = r"\s*(-?\d{1,7}(?:\.\d{1,9})?)\s*"
 _BOX = re.compile(rf"[\[(]{_N},{_N}(?:[\])]\s*,\s*[\[(]|,){_N},{_N}[\])]")
@@ -80,6 +81,27 @@ def iou(text: str, example: RewardExample, scaling: _Scaling = same) -> float:
     if len(found) != 1:
         return 0.0
     return box_iou(_scaled(found[0], scaling(example)), _true_box(example))
+
+
+def box_accuracy(text: str, example: RewardExample, scaling: _Scaling = same) -> float:
+    """1.0 where the `iou` is at least 0.5, else 0.0: how grounding is scored (Acc@0.5).
+
+    VLM-R1's evaluation (arXiv 2504.07615) wants more than 0.5.
+    """
+    return float(iou(text, example, scaling) >= LEAST_IOU)
+
+
+def box_verdict(answer: str | None, truth: str) -> bool | None:
+    """Whether an answer is one box with an IoU of at least 0.5 with the truth's; as they are.
+
+    None where the truth holds no box, or several.
+    """
+    found, true = (_BOX.findall(text or "") for text in (answer, truth))
+    if len(true) != 1:
+        return None
+    if len(found) != 1:
+        return False
+    return box_iou(*(_scaled(numbers[0], (1.0, 1.0)) for numbers in (found, true))) >= LEAST_IOU
 
 
 def point_in_box(text: str, example: RewardExample, scaling: _Scaling = same) -> float:
@@ -185,7 +207,7 @@ _COORDINATES = {
 }
 BOX_REWARDS: Mapping[str, Callable[..., float]] = {
     name: made
-    for function in (iou, point_in_box, box_map)
+    for function in (iou, box_accuracy, point_in_box, box_map)
     for name, made in [
         (function.__name__, function),
         *(

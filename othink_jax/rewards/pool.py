@@ -122,7 +122,8 @@ class GradingPool:
         ]
         left_open = [i for i, verdict in enumerate(verdicts) if verdict is None]
         symbolic = self._run(
-            symbolic_verdict, [(*pairs[i], self._grader, self._answers) for i in left_open]
+            symbolic_verdict,
+            [(*pairs[i], self._grader, self._task, self._answers) for i in left_open],
         )
         for i, verdict in zip(left_open, symbolic, strict=True):
             verdicts[i] = None if isinstance(verdict, _Failure) else verdict

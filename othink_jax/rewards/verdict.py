@@ -1,13 +1,14 @@
-"""One verdict on one completion, by either grader."""
+"""One verdict on one completion, by either grader, or by its box."""
 
 import dataclasses
 from typing import Literal
 
 from othink_jax.rewards import r1v, strict
+from othink_jax.rewards.boxes import box_verdict
 from othink_jax.rewards.format import ANSWER_TAGS, AnswerFormat
 
 Grader = Literal["strict", "r1v"]
-Task = Literal["counting", "geometry"]
+Task = Literal["counting", "geometry", "grounding"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +28,9 @@ def check_grader(grader: str, task: str | None, answers: AnswerFormat = ANSWER_T
     """
     if grader not in ("strict", "r1v"):
         raise ValueError(f"grader must be strict or r1v, got {grader!r}")
-    if task not in ("counting", "geometry", None):
-        raise ValueError(f"task must be counting or geometry, got {task!r}")
-    if grader == "r1v" and task is None:
+    if task not in ("counting", "geometry", "grounding", None):
+        raise ValueError(f"task must be counting, geometry or grounding, got {task!r}")
+    if grader == "r1v" and task not in ("counting", "geometry"):
         raise ValueError("R1-V's grader has a rule for counting and one for geometry: give task")
     if grader == "r1v" and answers != ANSWER_TAGS:
         raise ValueError(
@@ -43,13 +44,17 @@ def quick_verdict(
     """Verdict where it takes no symbolic algebra, in linear time; None where it does."""
     if grader == "r1v":
         return None if task == "geometry" else r1v.counting_verdict(text, gold)
+    if task == "grounding":
+        return box_verdict(answers.extract(text), gold)
     return strict.quick_verdict(text, gold, answers)
 
 
 def symbolic_verdict(
-    text: str, gold: str, grader: Grader, answers: AnswerFormat = ANSWER_TAGS
+    text: str, gold: str, grader: Grader, task: Task | None, answers: AnswerFormat = ANSWER_TAGS
 ) -> bool | None:
     """Verdict by symbolic algebra; None if it gave up: no memory, or a gold that says nothing."""
+    if task == "grounding":
+        return None  # what the quick verdict leaves open is a truth without one box
     try:
         if grader == "r1v":
             return r1v.geometry_verdict(text, gold)
@@ -76,7 +81,8 @@ def grade(
       gold: the ground truth.
       grader: `strict`, or `r1v` for R1-V's published verdicts.
       task: which of R1-V's two rules it takes, which it must be told. The strict grader treats
-        both alike.
+        both alike; of `grounding`, an answer is right if its box has an IoU of at least 0.5 with
+        the truth's, see `boxes.box_accuracy`.
       answers: how the answer is marked.
 
     Raises:
@@ -85,5 +91,5 @@ def grade(
     check_grader(grader, task, answers)
     right = quick_verdict(text, gold, grader, task, answers)
     if right is None:
-        right = symbolic_verdict(text, gold, grader, answers)
+        right = symbolic_verdict(text, gold, grader, task, answers)
     return Grade(float(right or 0), answers.reward(text), ungradable=right is None)

@@ -48,7 +48,7 @@ def prepare_worker(paths: Sequence[str]) -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     # math-verify builds its parser on first use, a hundred times the cost of an ordinary verdict.
-    symbolic_verdict("<answer>\\sqrt{4}</answer>", "2", "strict")
+    symbolic_verdict("<answer>\\sqrt{4}</answer>", "2", "strict", None)
     if sys.platform == "linux":
         import resource
 

@@ -1,7 +1,8 @@
-"""Synthetic tasks: visual counting and geometry reasoning, exact, endless, deterministic."""
+"""Synthetic tasks: counting, geometry reasoning and grounding, exact, endless, deterministic."""
 
 from othink_jax.data.synthetic.counting import CountingDifficulty
 from othink_jax.data.synthetic.geometry import GeometryDifficulty
+from othink_jax.data.synthetic.grounding import GroundingDifficulty
 from othink_jax.data.synthetic.preview import preview
 from othink_jax.data.synthetic.source import LEVELS, SyntheticSource, generate
 
@@ -9,6 +10,7 @@ __all__ = [
     "LEVELS",
     "CountingDifficulty",
     "GeometryDifficulty",
+    "GroundingDifficulty",
     "SyntheticSource",
     "generate",
     "preview",

@@ -6,9 +6,8 @@ import functools
 import numpy as np
 
 from othink_jax.data.synthetic import scenes, sprites
-from othink_jax.data.synthetic.scenes import Look, Scene
+from othink_jax.data.synthetic.scenes import Backdrop, Look, Scene, SceneDifficulty
 from othink_jax.data.synthetic.splits import Split, draw, pick
-from othink_jax.errors import UserError
 
 _TOTAL_PHRASES = (
     "How many different items are there in the image?",
@@ -35,26 +34,8 @@ _OOD_NAMED = tuple(named for named in _NAMED if "shape" not in named)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CountingDifficulty:
-    """How hard the scenes are."""
-
-    min_objects: int = 1
-    max_objects: int = 9
-    max_occlusion: float = 0.35  # largest share of a thing's area that others may hide
-    clutter: int = 12  # at most so many small grey marks on the ground
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.min_objects <= self.max_objects <= 12:
-            raise UserError(
-                "difficulty: need 1 <= min_objects <= max_objects <= 12 (more do not fit), got"
-                f" {self.min_objects} and {self.max_objects}"
-            )
-        if not 0 <= self.max_occlusion < 1:
-            raise UserError(
-                f"difficulty: max_occlusion must be in [0, 1), got {self.max_occlusion}"
-            )
-        if self.clutter < 0:
-            raise UserError(f"difficulty: clutter must be >= 0, got {self.clutter}")
+class CountingDifficulty(SceneDifficulty):
+    """How hard the scenes are: one to nine things, unless another range is given."""
 
 
 LEVELS = {
@@ -80,10 +61,14 @@ class Selection:
         )
 
     @property
+    def singular(self) -> str:
+        """Such as `small object` or `red sphere`."""
+        return " ".join(word for word in (self.size, self.colour, self.shape or "object") if word)
+
+    @property
     def plural(self) -> str:
         """Such as `small objects` or `red spheres`."""
-        noun = "objects" if self.shape is None else f"{self.shape}s"
-        return " ".join(word for word in (self.size, self.colour, noun) if word)
+        return f"{self.singular}s"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,31 +146,24 @@ def sample_problem(
     """
     ood = split == "test-ood"
     propose = functools.partial(_propose, difficulty=difficulty, ood=ood)
-    for _ in range(20):
-        selection, question, looks = propose(rng)[1] if ood else draw(rng, split, propose)
-        scene = scenes.place(
-            rng,
-            looks,
-            max_occlusion=difficulty.max_occlusion,
-            clutter=difficulty.clutter,
-            backdrop="outdoors" if ood else "studio",
-        )
-        if scene is not None:
-            return CountingProblem(scene=scene, selection=selection, question=question)
-    raise UserError(
-        f"difficulty: {difficulty.max_objects} objects do not fit with so little overlap"
-    )
+
+    def draw_things() -> tuple[tuple[Selection, str], tuple[Look, ...]]:
+        return propose(rng)[1] if ood else draw(rng, split, propose)
+
+    backdrop: Backdrop = "outdoors" if ood else "studio"
+    (selection, question), scene = scenes.arrange(rng, draw_things, difficulty, backdrop)
+    return CountingProblem(scene=scene, selection=selection, question=question)
 
 
 def _propose(
     rng: np.random.Generator, *, difficulty: CountingDifficulty, ood: bool
-) -> tuple[str, tuple[Selection, str, tuple[Look, ...]]]:
+) -> tuple[str, tuple[tuple[Selection, str], tuple[Look, ...]]]:
     selection, question = sample_question(rng, ood)
     count = int(rng.integers(difficulty.min_objects, difficulty.max_objects + 1))
     # Uniform, so that no answer is a good guess; a plain scene seldom has many of a kind.
     selected = count if selection == Selection() else int(rng.integers(count + 1))
     looks = sample_looks(rng, count, selection, selected, ood)
-    return scenes.content(looks), (selection, question, looks)
+    return scenes.content(looks), ((selection, question), looks)
 
 
 _COLOURS, _SIZES = tuple(sprites.COLOURS), tuple(sprites.SIZES)

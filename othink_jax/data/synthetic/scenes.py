@@ -1,13 +1,15 @@
-"""Counting scenes: what stands in them, where it stands, and the picture of it."""
+"""Scenes of counting and grounding: what stands in them, where, and the picture of it."""
 
 import dataclasses
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image, ImageDraw
 
 from othink_jax.data.synthetic.sprites import VARIANTS, Sprite, sprite
+from othink_jax.errors import UserError
 
 IMAGE_SIDE = 112  # pixels
 Backdrop = Literal["studio", "outdoors"]
@@ -18,8 +20,34 @@ _SPACING = 0.34
 _BANDS = 4  # horizontal bands of the picture, in which things are read from left to right
 _PLACE_TRIES = 60  # of one thing before the layout is begun anew
 _LAYOUT_TRIES = 200
+_ARRANGE_TRIES = 20  # of drawing other things where some found no layout
 _SKIES = ((196, 214, 232), (222, 214, 200), (206, 206, 222))
 _GROUNDS = ((172, 186, 150), (206, 190, 158), (168, 168, 168))
+
+_T = TypeVar("_T")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SceneDifficulty:
+    """How hard the scenes are."""
+
+    min_objects: int = 1
+    max_objects: int = 9
+    max_occlusion: float = 0.35  # largest share of a thing's area that others may hide
+    clutter: int = 12  # at most so many small grey marks on the ground
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_objects <= self.max_objects <= 12:
+            raise UserError(
+                "difficulty: need 1 <= min_objects <= max_objects <= 12 (more do not fit), got"
+                f" {self.min_objects} and {self.max_objects}"
+            )
+        if not 0 <= self.max_occlusion < 1:
+            raise UserError(
+                f"difficulty: max_occlusion must be in [0, 1), got {self.max_occlusion}"
+            )
+        if self.clutter < 0:
+            raise UserError(f"difficulty: clutter must be >= 0, got {self.clutter}")
 
 
 class Look(NamedTuple):
@@ -64,6 +92,36 @@ class Scene:
 def content(looks: tuple[Look, ...]) -> str:
     """What decides the split of a scene: its things, wherever they stand, whatever is asked."""
     return "scene " + ",".join(sorted(" ".join(look) for look in looks))
+
+
+def arrange(
+    rng: np.random.Generator,
+    draw_things: Callable[[], tuple[_T, tuple[Look, ...]]],
+    difficulty: SceneDifficulty,
+    backdrop: Backdrop,
+) -> tuple[_T, Scene]:
+    """A scene of things that were drawn, and what was drawn with them.
+
+    Args:
+      draw_things: draws from `rng` what is asked, and the looks of the things.
+
+    Raises:
+      UserError: the difficulty asks for more things than fit, or `draw_things` raises.
+    """
+    for _ in range(_ARRANGE_TRIES):
+        asked, looks = draw_things()
+        scene = place(
+            rng,
+            looks,
+            max_occlusion=difficulty.max_occlusion,
+            clutter=difficulty.clutter,
+            backdrop=backdrop,
+        )
+        if scene is not None:
+            return asked, scene
+    raise UserError(
+        f"difficulty: {difficulty.max_objects} objects do not fit with so little overlap"
+    )
 
 
 def place(

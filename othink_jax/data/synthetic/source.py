@@ -10,17 +10,20 @@ import numpy as np
 
 from othink_jax.config import Task
 from othink_jax.data.example import Example, solution_text
-from othink_jax.data.synthetic import counting, diagrams, geometry, scenes
-from othink_jax.data.synthetic.counting import CountingDifficulty
-from othink_jax.data.synthetic.geometry import GeometryDifficulty
+from othink_jax.data.synthetic import counting, diagrams, geometry, grounding, scenes
+from othink_jax.data.synthetic.counting import CountingDifficulty, CountingProblem
+from othink_jax.data.synthetic.geometry import GeometryDifficulty, GeometryProblem
+from othink_jax.data.synthetic.grounding import GroundingDifficulty, GroundingProblem
 from othink_jax.data.synthetic.splits import SPLITS, Split
 from othink_jax.errors import UserError
 
-Difficulty = CountingDifficulty | GeometryDifficulty
+Difficulty = CountingDifficulty | GeometryDifficulty | GroundingDifficulty
+Problem = CountingProblem | GeometryProblem | GroundingProblem
 # Difficulties with a name, a task: easy, default, hard.
 LEVELS: Mapping[Task, Mapping[str, Difficulty]] = {
     "counting": counting.LEVELS,
     "geometry": geometry.LEVELS,
+    "grounding": grounding.LEVELS,
 }
 
 
@@ -52,13 +55,13 @@ def generate(
 
     Raises:
         UserError: there is no such task or split, the seed is negative, or the difficulty is the
-            other task's.
+            another task's.
     """
     problem = sample_problem(task, split, index, seed=seed, difficulty=difficulty)
-    if isinstance(problem, counting.CountingProblem):
-        image = scenes.render(problem.scene)
-    else:
+    if isinstance(problem, GeometryProblem):
         image = diagrams.render(problem.diagram)
+    else:
+        image = scenes.render(problem.scene)
     answer = str(problem.answer)
     return Example(
         id=f"{task}-{split}-{seed}-{index}",
@@ -76,20 +79,20 @@ def sample_problem(
     *,
     seed: int = 0,
     difficulty: Difficulty | None = None,
-) -> counting.CountingProblem | geometry.GeometryProblem:
+) -> Problem:
     """What example number `index` is about; raises as `generate` does, of which it is the start."""
     task, split = _checked(task, split)
     if seed < 0:
         raise UserError(f"seed must be >= 0, got {seed}")
     rng = _generator(task, split, seed, index)
     level = difficulty or LEVELS[task]["default"]
-    if task == "counting":
-        if not isinstance(level, CountingDifficulty):
-            raise UserError("task counting takes a CountingDifficulty")
+    if task == "counting" and isinstance(level, CountingDifficulty):
         return counting.sample_problem(rng, split, level)
-    if not isinstance(level, GeometryDifficulty):
-        raise UserError("task geometry takes a GeometryDifficulty")
-    return geometry.sample_problem(rng, split, level)
+    if task == "geometry" and isinstance(level, GeometryDifficulty):
+        return geometry.sample_problem(rng, split, level)
+    if task == "grounding" and isinstance(level, GroundingDifficulty):
+        return grounding.sample_problem(rng, split, level)
+    raise UserError(f"task {task} takes a {task.capitalize()}Difficulty")
 
 
 @dataclasses.dataclass(frozen=True)
