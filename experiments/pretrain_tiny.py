@@ -1,9 +1,11 @@
-"""Pre-train the embedded Qwen2-VL from scratch.
+"""Pre-train an embedded model from scratch.
 
-Claim: a Qwen2-VL of 1.5 M parameters learns, in minutes on a CPU, to describe, count, locate and
+Claim: a model of 1.6 M parameters learns, in minutes on a CPU, to describe, count, locate and
     compare what it sees and to read small diagrams, well enough to be an instruct model that
     reinforcement learning can improve.
 Command: python -m experiments.pretrain_tiny --out runs/tiny
+    python -m experiments.pretrain_tiny --out runs/tiny-grounding --family qwen3_vl \\
+        --corpus.grounding 0.5
 Cost, base accuracies and how the headroom for reinforcement learning is made: experiments/README.md
 """
 
@@ -12,7 +14,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -36,9 +38,10 @@ from othink_jax import compilation_cache
 from othink_jax.checkpoint import hf
 from othink_jax.checkpoint.tensors import in_memory
 from othink_jax.data.processing import PadTo, Processor
-from othink_jax.model.config import Qwen2VLConfig, TextConfig, VisionConfig
+from othink_jax.families import FAMILIES
+from othink_jax.model.config import TextConfig, VisionConfig, VLMConfig
 from othink_jax.model.log_probs import completion_logp
-from othink_jax.model.qwen2_vl import Qwen2VL, merge, split
+from othink_jax.model.vlm import VLM, merge, split
 from othink_jax.types import Prompts
 
 PAD = PadTo(prompt_tokens=64, image_slots=1, patches=64)
@@ -57,12 +60,23 @@ class PretrainConfig:
     batch_size: int = 32  # samples an update
     learning_rate: float = 1.5e-3
     seed: int = 0
+    family: Literal["qwen2_vl", "qwen3_vl"] = "qwen2_vl"
     corpus: CorpusConfig = DEFAULT
 
 
-def tiny_config(vocab_size: int, token_id: Any) -> Qwen2VLConfig:
+def tiny_config(vocab_size: int, token_id: Any, family: str = "qwen2_vl") -> VLMConfig:
     """Two heads of 64 in both towers: few wide heads are the fastest on a CPU."""
-    return Qwen2VLConfig(
+    own: dict[str, Any] = {}
+    width = 128
+    # Of Qwen2-VL: an image has four rows and four columns, so both need frequencies that turn far
+    # in four steps; the columns get the low ones too, for words that are far apart.
+    section = (2, 3, 27)
+    if family == "qwen3_vl":
+        own = {"position_grid": 8, "deepstack": (1,)}
+        section = (12, 10, 10)
+        width = 112  # there is a second merger: so it is about as large
+    return VLMConfig(
+        model_type=family,
         text=TextConfig(
             vocab_size=vocab_size,
             hidden_size=128,
@@ -70,14 +84,19 @@ def tiny_config(vocab_size: int, token_id: Any) -> Qwen2VLConfig:
             num_hidden_layers=3,
             num_attention_heads=2,
             num_key_value_heads=1,
+            head_dim=64,
             rope_theta=10_000.0,
-            # An image has four rows and four columns, so both need frequencies that turn far in
-            # four steps; the columns get the low ones too, for words that are far apart.
-            mrope_section=(2, 3, 27),
+            mrope_section=section,
             rms_norm_eps=1e-6,
+            **FAMILIES[family].text,
         ),
         vision=VisionConfig(
-            depth=3, embed_dim=128, num_heads=2, intermediate_size=384, hidden_size=128
+            depth=3,
+            embed_dim=width,
+            num_heads=2,
+            intermediate_size=384,
+            hidden_size=128,
+            **{**FAMILIES[family].vision, **own},
         ),
         tie_word_embeddings=True,
         image_token_id=token_id(IMAGE_PAD),
@@ -137,8 +156,8 @@ def pretrain(config: PretrainConfig) -> Path:
     tokenizer = train_tokenizer(corpus_texts(20_000, config.seed))
     write_processor(config.out, tokenizer)
     processor = Processor.from_pretrained(config.out)
-    model_config = tiny_config(tokenizer.get_vocab_size(), tokenizer.token_to_id)
-    graphdef, params = split(Qwen2VL(model_config, rngs=nnx.Rngs(config.seed)))
+    model_config = tiny_config(tokenizer.get_vocab_size(), tokenizer.token_to_id, config.family)
+    graphdef, params = split(VLM(model_config, rngs=nnx.Rngs(config.seed)))
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{count / 1e6:.2f} M parameters, {tokenizer.get_vocab_size()} tokens", flush=True)
     params = pretrain_vision(

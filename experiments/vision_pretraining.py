@@ -21,7 +21,7 @@ from othink_jax.data.images import ImageSettings, patchify
 from othink_jax.data.synthetic import diagrams, scenes, sprites
 from othink_jax.data.synthetic.diagrams import Diagram
 from othink_jax.data.synthetic.scenes import Scene
-from othink_jax.model.qwen2_vl import merge
+from othink_jax.model.vlm import merge
 
 WINDOWS = 4  # along each side of an image
 _MOST = 3  # things in a window that are told apart
@@ -106,7 +106,7 @@ def pretrain_vision(
     learning_rate: float,
 ) -> dict[str, Any]:
     """`params` with a trained vision tower."""
-    width = params["visual"]["merger_fc2"]["bias"].shape[0]
+    width = merge(graphdef, params).config.vision.hidden_size
     probe = {"kernel": jnp.zeros((width, len(LABELS))), "bias": jnp.full(len(LABELS), -3.0)}
     text = params["text"]
 
@@ -118,6 +118,7 @@ def pretrain_vision(
     ) -> Float[Array, ""]:
         model = merge(graphdef, {"visual": trained["visual"], "text": text})
         features = model.visual(patches, positions, jnp.ones(patches.shape[:2], bool))
+        features = features[..., :width]  # not those of DeepStack
         logits = features @ trained["probe"]["kernel"] + trained["probe"]["bias"]
         return optax.sigmoid_binary_cross_entropy(logits, labels).sum(axis=-1).mean()
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from othink_jax.config import SamplingConfig
 from othink_jax.data.processing import SpecialTokens
-from othink_jax.model.qwen2_vl import Qwen2VL, init_cache, merge
+from othink_jax.model.vlm import VLM, init_cache, merge
 from othink_jax.rows import cut_rows, join_rows
 from othink_jax.types import Cache, Prefix, Prompts, Rollout, pytree
 
@@ -146,7 +146,7 @@ def _tokens_of(prompts: Prompts, group_size: int, vocabulary: int) -> Bool[Array
 
 
 def sample(
-    model: Qwen2VL,
+    model: VLM,
     prompts: Prompts,
     key_data: UInt32[Array, "B 2"],
     *,
@@ -154,7 +154,7 @@ def sample(
     config: SamplingConfig,
     eos_token_ids: Sequence[int],
     micro_batches: int = 1,
-    prefill_by: Qwen2VL | None = None,
+    prefill_by: VLM | None = None,
     never_sampled: Sequence[int] = (),
     pad_token_id: int = 0,
 ) -> Rollout:
@@ -244,7 +244,7 @@ def sample(
     return now.rollout
 
 
-def _prefill(model: Qwen2VL, prompts: Prompts, pieces: int) -> Prefix:
+def _prefill(model: VLM, prompts: Prompts, pieces: int) -> Prefix:
     """A piece of the prompts at a time: what lies between is that of a piece."""
     if pieces == 1:
         return model.prefill(prompts)[1]

@@ -8,6 +8,7 @@ Dimension letters, used as suffixes of arrays and in shape strings everywhere:
     T  completion tokens             C  numbers of a patch (channels * frames * height * width)
     V  vocabulary                    D  width of the hidden state
     L  layers                        H  numbers of an attention head
+    M  merge windows of a prompt     F  numbers of a merge window's features
 
 Every array that travels leads with B, so that a batch is cut over devices along its first axis
 and no index points out of its own row. Padding is on the right, and a mask says what is real;
@@ -53,9 +54,9 @@ class Prompts:
     patches: Float[Array, "B I K C"]  # float32, normalised pixels, in merge-window order
     patch_positions: Int[Array, "B I K 2"]  # int32 row and column of a patch in its image
     patch_mask: Bool[Array, "B I K"]  # true where a patch is real
-    # Merged features of the images (`Qwen2VL.encode_images`), where they are computed already: the
+    # Merged features of the images (`VLM.encode_images`), where they are computed already: the
     # model then takes them and leaves the patches alone. M = I * K / merge^2.
-    features: Float[Array, "B M D"] | None = None
+    features: Float[Array, "B M F"] | None = None
 
     @property
     def next_position(self) -> Int[Array, " B"]:

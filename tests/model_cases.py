@@ -1,4 +1,4 @@
-"""Small Qwen2-VL shapes, random weights and random prompts for the tests of the model."""
+"""Small shapes of every family, random weights and random prompts for the tests of the model."""
 
 import contextlib
 import dataclasses
@@ -18,8 +18,9 @@ from othink_jax.checkpoint.tensors import cast, in_memory, read_params
 from othink_jax.config import ComputeConfig, ScanLayers
 from othink_jax.data.images import patch_positions
 from othink_jax.data.positions import mrope_positions
-from othink_jax.model.config import Qwen2VLConfig, TextConfig, VisionConfig
-from othink_jax.model.qwen2_vl import merge
+from othink_jax.families import FAMILIES
+from othink_jax.model.config import TextConfig, VisionConfig, VLMConfig
+from othink_jax.model.vlm import merge
 from othink_jax.types import Prompts
 
 VOCAB, IMAGE, VIDEO, VISION_START, VISION_END = 100, 90, 91, 92, 93
@@ -36,10 +37,12 @@ def make_config(
     vision_depth: int = 2,
     tied: bool = True,
     text: dict[str, float] | None = None,
-    vision: dict[str, float] | None = None,
-) -> Qwen2VLConfig:
-    """A small shape; the width follows from the heads and the sections."""
+    vision: dict[str, Any] | None = None,
+    family: str = "qwen2_vl",
+) -> VLMConfig:
+    """A small shape of a family; the width follows from the heads and the sections."""
     width = heads * 2 * sum(section)
+    parts = FAMILIES[family]
     text_config = TextConfig(
         vocab_size=VOCAB,
         hidden_size=width,
@@ -47,9 +50,11 @@ def make_config(
         num_hidden_layers=depth,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
+        head_dim=2 * sum(section),
         rope_theta=10_000.0,
         mrope_section=section,
         rms_norm_eps=1e-6,
+        **parts.text,
     )
     vision_config = VisionConfig(
         depth=vision_depth,
@@ -58,15 +63,19 @@ def make_config(
         intermediate_size=64,
         hidden_size=width,
         patch_size=4,
+        **parts.vision,
     )
-    return Qwen2VLConfig(
+    own: dict[str, Any] = {"position_grid": 3, "deepstack": (0,)} if family == "qwen3_vl" else {}
+    return VLMConfig(
+        model_type=family,
         text=dataclasses.replace(text_config, **(text or {})),
-        vision=dataclasses.replace(vision_config, **(vision or {})),
+        vision=dataclasses.replace(vision_config, **own | (vision or {})),
         tie_word_embeddings=tied,
         image_token_id=IMAGE,
         video_token_id=VIDEO,
         vision_start_token_id=VISION_START,
         vision_end_token_id=VISION_END,
+        tokens_per_second=2 if family == "qwen2_5_vl" else None,
     )
 
 
@@ -74,7 +83,7 @@ def make_config(
 _abstract = functools.cache(abstract_model)
 
 
-def random_params(config: Qwen2VLConfig, *, scan_layers: ScanLayers = "off", seed: int = 0):
+def random_params(config: VLMConfig, *, scan_layers: ScanLayers = "off", seed: int = 0):
     """Static part and weights of order 1 / sqrt(inputs), none of them zero or one."""
     graphdef, abstract = _abstract(config, ComputeConfig(scan_layers=scan_layers))
     rng = np.random.default_rng(seed)
@@ -92,12 +101,12 @@ def random_params(config: Qwen2VLConfig, *, scan_layers: ScanLayers = "off", see
     return graphdef, jax.tree.map_with_path(draw, abstract)
 
 
-def save_hub(directory, config: Qwen2VLConfig, params, **options) -> None:
+def save_hub(directory, config: VLMConfig, params, **options) -> None:
     """Write parameters in the hub's layout."""
     hf.save(directory, config, in_memory(config, params), **options)
 
 
-def load_hub(directory, config: Qwen2VLConfig, dtype="float32"):
+def load_hub(directory, config: VLMConfig, dtype="float32"):
     """Read parameters in the hub's layout."""
     return read_params(cast(hf.stored_tensors(directory, config), dtype))
 
@@ -112,7 +121,7 @@ class Case:
 
 
 def random_case(
-    rng: np.random.Generator, config: Qwen2VLConfig, grids: Sequence[Grid], words: int = 3
+    rng: np.random.Generator, config: VLMConfig, grids: Sequence[Grid], words: int = 3
 ) -> Case:
     """Some words before, between and after the images."""
     tokens = list(rng.integers(0, 80, words))
@@ -127,7 +136,7 @@ def random_case(
 
 
 def to_prompts(
-    config: Qwen2VLConfig,
+    config: VLMConfig,
     cases: Sequence[Case],
     *,
     tokens: int | None = None,

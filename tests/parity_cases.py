@@ -45,10 +45,13 @@ CHATS = {
 }  # fmt: skip
 
 
-def write_random_model(directory: Path, *, tied: bool = True, seed: int = 0) -> Path:
+def write_random_model(
+    directory: Path, *, family: str = "qwen2_vl", tied: bool = True, seed: int = 0
+) -> Path:
     """A model for the tokenizer of a few words; its logits are of order one."""
     write_directory(directory)
-    config = fitted(make_config(tied=tied, vision={"patch_size": 14}), directory)
+    config = make_config(family=family, tied=tied, vision={"patch_size": 14})
+    config = fitted(config, directory)
     save_peer(make_peer(config, seed=seed), directory)
     return directory
 

@@ -9,28 +9,39 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
     PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from othink_jax.model.hf_config import to_hf
+from othink_jax.families import to_hf
 
-# transformers' classes for Qwen2-VL and for Qwen2.5-VL.
-_KINDS = (
-    (Qwen2VLForConditionalGeneration, Qwen2VLConfig),
-    (Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig),
-)
+# transformers' classes of each family.
+KINDS = {
+    "qwen2_vl": (Qwen2VLForConditionalGeneration, Qwen2VLConfig),
+    "qwen2_5_vl": (Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig),
+    "qwen3_vl": (Qwen3VLForConditionalGeneration, Qwen3VLConfig),
+}
+
+
+def load_peer(directory: Path) -> PreTrainedModel:
+    """transformers' model of a directory, in float32."""
+    kind, _ = KINDS[AutoConfig.from_pretrained(directory).model_type]
+    return kind.from_pretrained(directory, dtype=torch.float32).eval().requires_grad_(False)
 
 
 def make_peer(config, *, seed=0):
     """transformers' model with random weights that give logits of order one."""
     torch.manual_seed(seed)
-    kind, kind_config = _KINDS[config.vision.windows is not None]
+    kind, kind_config = KINDS[config.model_type]
     peer = kind(kind_config(**to_hf(config), attn_implementation="eager")).eval()
     for parameter in peer.parameters():
         if parameter.ndim > 1:
@@ -96,6 +107,7 @@ class PeerProcessor:
     def __init__(self, directory: Path, **bounds: int) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(directory)
         self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(directory, **bounds)
+        self.timestamps = AutoConfig.from_pretrained(directory).model_type == "qwen3_vl"
 
     def __call__(self, messages: Chat) -> dict[str, torch.Tensor]:
         """Inputs of the model for one chat."""
@@ -107,9 +119,12 @@ class PeerProcessor:
             made = [
                 (pixels, grid) for found, pixels, grid in self.visuals(messages) if found == kind
             ]
+            alone = kind == "video" and self.timestamps  # each time step
+            text = self.with_times(text, messages) if alone else text
             for _, grid in made:
                 count = int(grid.prod()) // self.image_processor.merge_size**2
-                text = text.replace(f"<|{kind}_pad|>", "<|place|>" * count, 1)
+                for _ in range(steps := int(grid[0]) if alone else 1):
+                    text = text.replace(f"<|{kind}_pad|>", "<|place|>" * (count // steps), 1)
             text = text.replace("<|place|>", f"<|{kind}_pad|>")
             if made:
                 inputs[f"pixel_values{suffix}"] = torch.cat([pixels for pixels, _ in made])
@@ -121,6 +136,17 @@ class PeerProcessor:
             "attention_mask": torch.ones_like(tokens),
             "mm_token_type_ids": (tokens == image).int() + 2 * (tokens == video).int(),
         }
+
+    def with_times(self, text: str, messages: Chat) -> str:
+        """A text whose videos are the time steps that transformers writes, two frames a second."""
+        turns = [turn["content"] for turn in messages if isinstance(turn["content"], list)]
+        for part in (part for content in turns for part in content if part["type"] == "video"):
+            frames = list(range(len(part["video"])))
+            fps = part.get("fps", 2.0)
+            times = Qwen3VLProcessor._calculate_timestamps(None, frames, fps, 2)
+            one = "<|vision_start|><|video_pad|><|vision_end|>"
+            text = text.replace(one, "".join(f"<{time:.1f} seconds>@" for time in times), 1)
+        return text.replace("@", "<|vision_start|><|video_pad|><|vision_end|>")
 
     def visuals(self, messages: Chat) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
         """Kind, patches and grid of each image and video, in the order of the chat."""

@@ -20,7 +20,7 @@ ROOMS = (
         "statistics",
         "compilation_cache",
     ),
-    *("rl", "model", "rewards"),
+    *("rl", "model", "families", "rewards"),
     *(
         "data",
         "checkpoint",

@@ -16,7 +16,7 @@ from othink_jax.model import attention as rooms
 from othink_jax.model.attention import SelfMask, check_attention, chunked, cudnn, reference, splash
 from othink_jax.model.config import WindowsConfig
 from othink_jax.model.log_probs import completion_logp
-from othink_jax.model.qwen2_vl import merge
+from othink_jax.model.vlm import merge
 from tests.model_cases import VOCAB, make_config, random_case, random_params, to_prompts
 from tests.programs import shapes_in
 
@@ -249,8 +249,10 @@ CONFIGS = {
     "Qwen2.5-VL": make_config(
         depth=1,
         vision_depth=2,
-        vision={"windows": WindowsConfig(window_size=8, full_layers=(1,), tokens_per_second=2)},
+        family="qwen2_5_vl",
+        vision={"windows": WindowsConfig(window_size=8, full_layers=(1,))},
     ),
+    "Qwen3-VL": make_config(depth=2, vision_depth=1, family="qwen3_vl"),
 }
 
 

@@ -14,7 +14,7 @@ from experiments.bench import trl, trl_work
 from experiments.bench.shapes import presets
 from experiments.bench.trl_ours import Ours
 from othink_jax.checkpoint import hf
-from othink_jax.checkpoint.keymap import hub_name
+from othink_jax.checkpoint.keymap import plain_name
 from tests.peers import PeerProcessor
 from tests.shallow import shallow
 
@@ -113,7 +113,7 @@ def torch_update(work):
         ref_logp=ref_logp.numpy(),
         loss=loss.item(),
         adam_mean={  # 1 - b1 of the gradient
-            hub_name(name): 0.1 * parameter.grad.numpy()
+            plain_name(name): 0.1 * parameter.grad.numpy()
             for name, parameter in policy.named_parameters()
         },
     )

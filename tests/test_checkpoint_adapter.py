@@ -11,25 +11,31 @@ import optax
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
-from transformers import Qwen2VLForConditionalGeneration as Qwen2VL
+from transformers import AutoConfig
 
 from othink_jax.checkpoint.convert import to_adapter, to_hf
 from othink_jax.checkpoint.load import abstract_model, load
-from othink_jax.checkpoint.orbax_model import RUN_CHECKPOINTS, RUN_REFERENCE, save_model
+from othink_jax.checkpoint.orbax_model import save_model
 from othink_jax.checkpoint.store import TrainingStore
 from othink_jax.checkpoint.tensors import in_memory
-from othink_jax.config import ComputeConfig, DataConfig, GRPOConfig, LoRAConfig
+from othink_jax.config import (
+    RUN_CHECKPOINTS,
+    RUN_REFERENCE,
+    ComputeConfig,
+    DataConfig,
+    GRPOConfig,
+    LoRAConfig,
+)
 from othink_jax.digests import SUMS
 from othink_jax.errors import UserError
 from othink_jax.model.config import WindowsConfig
-from othink_jax.model.qwen2_vl import merge
+from othink_jax.model.vlm import merge
 from othink_jax.training.grpo import GRPOTrainer
 from othink_jax.training.partial import fresh_adapters, join
 from othink_jax.training.run_directory import RunDirectory
 from othink_jax.training.state import TrainState
 from tests.model_cases import IMAGE, make_config, random_case, random_params, save_hub, to_prompts
-from tests.peers import run_peer
+from tests.peers import KINDS, run_peer
 from tests.tiny_processor import fitted, write_directory
 
 LORA = LoRAConfig(lora_rank=3, lora_alpha=6.0)
@@ -38,13 +44,15 @@ SHAPES = {
     "Qwen2-VL, tied": make_config(vision={"patch_size": 14}),
     # Its vision tower has layers that are called like those of the text tower.
     "Qwen2.5-VL, untied": make_config(
+        family="qwen2_5_vl",
         tied=False,
         vision={
             "patch_size": 14,
             "intermediate_size": 44,
-            "windows": WindowsConfig(window_size=56, full_layers=(1,), tokens_per_second=2),
+            "windows": WindowsConfig(window_size=56, full_layers=(1,)),
         },
     ),
+    "Qwen3-VL, tied": make_config(family="qwen3_vl", vision={"patch_size": 14}),
 }
 
 
@@ -102,8 +110,7 @@ def logits_of(graphdef, params, config):
 
 
 def peer_of(directory):
-    kinds = {"qwen2_vl": Qwen2VL, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
-    kind = kinds[AutoConfig.from_pretrained(directory).model_type]
+    kind, _ = KINDS[AutoConfig.from_pretrained(directory).model_type]
     return kind.from_pretrained(directory, dtype=torch.float32).eval()
 
 

@@ -13,7 +13,7 @@ from othink_jax.checkpoint.convert import to_hf, to_orbax
 from othink_jax.checkpoint.load import load, save_hf
 from othink_jax.checkpoint.orbax_model import save_model
 from othink_jax.checkpoint.tensors import in_memory
-from othink_jax.model.qwen2_vl import merge
+from othink_jax.model.vlm import merge
 from tests.model_cases import Case, make_config, random_params, save_hub, to_prompts
 from tests.tiny_processor import fitted, write_directory
 

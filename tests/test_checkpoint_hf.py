@@ -1,5 +1,6 @@
 """Hugging Face directories: every layout is read, nothing wrong is, and transformers reads ours."""
 
+import dataclasses
 import json
 
 import jax
@@ -9,15 +10,16 @@ import pytest
 import torch
 from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2VLForConditionalGeneration as Peer
 
 from othink_jax.checkpoint import hf
 from othink_jax.checkpoint.convert import to_orbax
 from othink_jax.checkpoint.load import load, save_hf
 from othink_jax.config import ComputeConfig
 from othink_jax.errors import UserError
-from othink_jax.model.hf_config import to_hf
+from othink_jax.families import from_hf, to_hf
+from othink_jax.model.config import WindowsConfig
 from tests.model_cases import load_hub, make_config, random_params, save_hub
+from tests.peers import KINDS
 from tests.tiny_processor import fitted, write_directory
 
 CONFIG = make_config(heads=2, kv_heads=1, section=(1, 2, 1), tied=False)
@@ -63,8 +65,9 @@ def rewrite(path, change):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_what_is_saved_is_loaded_bit_for_bit(tmp_path, tied):
-    config = make_config(tied=tied, depth=3)
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+def test_what_is_saved_is_loaded_bit_for_bit(tmp_path, tied, family):
+    config = make_config(tied=tied, depth=3, family=family)
     _, params = random_params(config)
     save_hub(tmp_path, config, params)
     equal(read(tmp_path, config), params)
@@ -72,12 +75,13 @@ def test_what_is_saved_is_loaded_bit_for_bit(tmp_path, tied):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_transformers_loads_what_is_saved(tmp_path, tied):
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+def test_transformers_loads_what_is_saved(tmp_path, tied, family):
     """Its logits for what we save are compared, by way of what it saves, in test_model_parity."""
-    config = make_config(tied=tied)
+    config = make_config(tied=tied, family=family)
     _, params = random_params(config)
     save_hub(tmp_path / "ours", config, params)
-    peer, info = Peer.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    peer, info = KINDS[family][0].from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(info.values()), info
     assert peer.lm_head.weight.dtype == torch.float32
     peer.save_pretrained(tmp_path / "theirs")  # the nested config
@@ -212,6 +216,60 @@ def test_the_hubs_config_of_qwen2_5_is_read_and_written(directory):
     for name in ("sliding_window", "vision_config", "spatial_patch_size"):
         del theirs[name]
     assert {name: ours.get(name) for name in theirs} == theirs
+
+
+def test_the_hubs_config_of_qwen3_is_read_and_written(directory):
+    published = {
+        "model_type": "qwen3_vl",
+        "image_token_id": 151655,
+        "video_token_id": 151656,
+        "vision_start_token_id": 151652,
+        "vision_end_token_id": 151653,
+        "tie_word_embeddings": True,
+        "text_config": {
+            "attention_bias": False,
+            "head_dim": 128,
+            "hidden_act": "silu",
+            "hidden_size": 2560,
+            "intermediate_size": 9728,
+            "max_position_embeddings": 262144,
+            "model_type": "qwen3_vl_text",
+            "num_attention_heads": 32,
+            "num_hidden_layers": 36,
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-06,
+            "rope_scaling": {
+                "mrope_interleaved": True,
+                "mrope_section": [24, 20, 20],
+                "rope_type": "default",
+            },
+            "rope_theta": 5000000,
+            "tie_word_embeddings": True,
+            "vocab_size": 151936,
+        },
+        "vision_config": {
+            "deepstack_visual_indexes": [5, 11, 17],
+            "depth": 24,
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_size": 1024,
+            "in_channels": 3,
+            "intermediate_size": 4096,
+            "model_type": "qwen3_vl",
+            "num_heads": 16,
+            "num_position_embeddings": 2304,
+            "out_hidden_size": 2560,
+            "patch_size": 16,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        },
+    }
+    (directory / "config.json").write_text(json.dumps(published))
+    config = hf.load_config(directory)
+    assert (config.vision.position_grid, config.vision.deepstack) == (48, (5, 11, 17))
+    assert config.text.head_dim * config.text.num_attention_heads == 4096
+    written = to_hf(config)
+    assert written.pop("architectures") == ["Qwen3VLForConditionalGeneration"]
+    assert written == published
 
 
 def test_a_tied_flag_that_stands_with_the_text_counts(tmp_path):
@@ -356,7 +414,7 @@ def test_a_broken_config_is_named(directory, content):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(model_type="qwen3_vl"), "model_type 'qwen3_vl'; those that work are"),
+        (lambda c: c.update(model_type="llava"), "model_type 'llava'; those that work are"),
         (lambda c: c.pop("model_type"), "model_type None"),
         (lambda c: c.pop("hidden_size"), "lacks an entry of qwen2_vl: 'hidden_size'"),
         (lambda c: c.pop("vision_config"), "lacks an entry"),
@@ -401,6 +459,58 @@ def test_a_config_that_cannot_be_followed_is_refused(directory, change, message)
     rewrite(directory / "config.json", change)
     with pytest.raises(UserError, match=message):
         hf.load_config(directory)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("text", {"attention_bias": True}, "attention_bias is true"),
+        ("text", {"head_dim": 7}, "does not add up to half"),
+        ("text", {"head_dim": None}, "whole number: head_dim is None"),
+        ("text", {"num_hidden_layers": 1}, "more than there are text layers"),
+        ("vision", {"hidden_act": "quick_gelu"}, "is not 'gelu_pytorch_tanh'"),
+        ("vision", {"num_position_embeddings": 10}, "10 is not a square"),
+        ("vision", {"num_position_embeddings": 9.0}, "9.0 is not a square"),
+        ("vision", {"deepstack_visual_indexes": [1, 0]}, "in rising order"),
+        ("vision", {"deepstack_visual_indexes": [0, 2]}, "not numbers of layers"),
+        ("vision", {"deepstack_visual_indexes": [0, "1"]}, "deepstack_visual_indexes is no whole"),
+    ],
+)
+def test_a_config_of_qwen3_that_cannot_be_followed_is_refused(tmp_path, part, change, message):
+    config = make_config(family="qwen3_vl", vision={"deepstack": (0, 1)})
+    written = to_hf(config)
+    written[f"{part}_config"].update(change)
+    with pytest.raises(UserError, match=message):
+        from_hf(written)
+
+
+def test_axes_that_do_not_take_turns_are_refused():
+    written = to_hf(make_config(family="qwen3_vl"))
+    written["text_config"]["rope_scaling"]["mrope_interleaved"] = False
+    with pytest.raises(UserError, match="mrope_interleaved is false"):
+        from_hf(written)
+
+
+@pytest.mark.parametrize(
+    ("family", "part", "change"),
+    [
+        ("qwen2_vl", "text", {"qk_norm": True}),
+        ("qwen2_vl", "vision", {"deepstack": (0,)}),
+        ("qwen2_vl", "vision", {"norm": "rms"}),
+        ("qwen2_vl", "text", {"head_dim": 32, "mrope_section": (4, 6, 6)}),
+        ("qwen2_vl", "vision", {"intermediate_size": 65}),
+        ("qwen2_5_vl", "vision", {"windows": None}),
+        ("qwen3_vl", "text", {"qkv_bias": True}),
+        ("qwen3_vl", "vision", {"position_grid": None}),
+    ],
+)
+def test_a_shape_that_its_family_has_not_is_not_written(family, part, change):
+    windows = {"windows": WindowsConfig(window_size=8, full_layers=())}
+    config = make_config(family=family, vision=windows if family == "qwen2_5_vl" else {})
+    to_hf(config)
+    changed = dataclasses.replace(getattr(config, part), **change)
+    with pytest.raises(UserError):
+        to_hf(dataclasses.replace(config, **{part: changed}))
 
 
 # Whole models, wherever they lie

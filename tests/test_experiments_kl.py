@@ -33,7 +33,7 @@ from experiments.overoptimisation import PAIRS, Overoptimisation
 from experiments.overoptimisation import controls as over_controls
 from othink_jax import rl
 from othink_jax.model.log_probs import completion_logp
-from othink_jax.model.qwen2_vl import merge
+from othink_jax.model.vlm import merge
 from othink_jax.rewards import RewardExample
 from othink_jax.training.losses import make_loss
 from othink_jax.training.optimizer import make_kl

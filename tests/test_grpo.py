@@ -33,7 +33,7 @@ from othink_jax.data.processing import PadTo
 from othink_jax.data.sources import open_source
 from othink_jax.errors import UserError
 from othink_jax.model.log_probs import completion_logp
-from othink_jax.model.qwen2_vl import merge
+from othink_jax.model.vlm import merge
 from othink_jax.rewards import Grade, grade
 from othink_jax.sampling import prompt_keys, sample
 from othink_jax.training import grpo, loop, programs

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from othink_jax import rl
 from othink_jax.checkpoint.load import abstract_model
 from othink_jax.config import ComputeConfig
-from othink_jax.model.config import Qwen2VLConfig
+from othink_jax.model.config import VLMConfig
 from othink_jax.model.log_probs import (
     Mode,
     Reference,
@@ -24,7 +24,7 @@ from othink_jax.model.log_probs import (
     token_logp,
     token_stats,
 )
-from othink_jax.model.qwen2_vl import merge
+from othink_jax.model.vlm import merge
 from othink_jax.rl import grpo_loss
 from othink_jax.types import Prompts
 from tests.model_cases import (
@@ -45,7 +45,7 @@ FAST_TO_COMPILE = {"xla_backend_optimization_level": 0}  # half the time, the sa
 class Setup:
     """Shapes of a model and of a batch of ragged prompts and completions."""
 
-    config: Qwen2VLConfig = CONFIG
+    config: VLMConfig = CONFIG
     layouts: tuple[tuple[Grid, ...], ...] = (((1, 2), (2, 2)), (), ((2, 1),))  # images of prompts
     group: int = 4
     length: int = 9

@@ -17,7 +17,7 @@ from othink_jax.config import ComputeConfig, OptimizerConfig, ParallelConfig, Sa
 from othink_jax.model.attention import SelfMask, reference
 from othink_jax.model.linear import Linear
 from othink_jax.model.log_probs import Reference, completion_logp, token_stats
-from othink_jax.model.qwen2_vl import computing_weights, merge
+from othink_jax.model.vlm import computing_weights, merge
 from othink_jax.sampling import kth_largest, sample
 from othink_jax.training.optimizer import make_optimizer
 from othink_jax.training.parallel import make_parallel

@@ -12,9 +12,9 @@ from othink_jax.config import ComputeConfig, LoRAConfig
 from othink_jax.errors import UserError
 from othink_jax.model.linear import Linear
 from othink_jax.model.log_probs import completion_logp
-from othink_jax.model.qwen2_vl import merge
 from othink_jax.model.sharding import partition
 from othink_jax.model.stack import laid_out
+from othink_jax.model.vlm import merge
 from othink_jax.training.partial import fresh_adapters, join
 from tests.model_cases import make_config, random_case, random_params, to_prompts
 from tests.programs import equations

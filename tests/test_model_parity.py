@@ -14,7 +14,7 @@ from othink_jax.checkpoint.load import abstract_model
 from othink_jax.config import ComputeConfig
 from othink_jax.model.config import WindowsConfig
 from othink_jax.model.log_probs import completion_logp
-from othink_jax.model.qwen2_vl import merge
+from othink_jax.model.vlm import merge
 from tests.model_cases import (
     IMAGE,
     VOCAB,
@@ -69,19 +69,32 @@ SHAPES = {
     ),
     "Qwen2.5-VL, windows cut by the border": (
         make_config(
-            vision_depth=3,
-            vision={"windows": WindowsConfig(
-                window_size=16, full_layers=(1,), tokens_per_second=2
-            )},
+            family="qwen2_5_vl", vision_depth=3,
+            vision={"windows": WindowsConfig(window_size=16, full_layers=(1,))},
         ),
         [[(5, 7)], [], [(1, 1), (3, 4)]],
     ),
     "Qwen2.5-VL, no layer sees all": (
         make_config(
-            heads=2, kv_heads=1, section=(1, 2, 1), vision_depth=1, tied=False,
-            vision={"intermediate_size": 44, "windows": WindowsConfig(
-                window_size=8, full_layers=(), tokens_per_second=2
-            )},
+            family="qwen2_5_vl", heads=2, kv_heads=1, section=(1, 2, 1), vision_depth=1, tied=False,
+            vision={
+                "intermediate_size": 44, "windows": WindowsConfig(window_size=8, full_layers=()),
+            },
+        ),
+        [[(2, 3)], [(4, 1)]],
+    ),
+    "Qwen3-VL": (
+        make_config(
+            family="qwen3_vl", depth=3, vision_depth=3,
+            vision={"deepstack": (0, 2), "position_grid": 5}, text={"head_dim": 16},
+        ),
+        [[(5, 7)], [], [(1, 1), (3, 4)]],
+    ),
+    "Qwen3-VL, heads wider than the states": (
+        make_config(
+            family="qwen3_vl", heads=2, kv_heads=1, section=(3, 2, 1), vision_depth=2, tied=False,
+            text={"hidden_size": 10},
+            vision={"intermediate_size": 44, "hidden_size": 10, "deepstack": ()},
         ),
         [[(2, 3)], [(4, 1)]],
     ),
@@ -148,7 +161,8 @@ def test_features_layers_and_logits_are_those_of_transformers(name, together, pl
                     ]
                 ),
             )
-            close(features, seen.pooler_output, TOLERANCE, "image features")
+            theirs = [seen.pooler_output, *getattr(seen, "deepstack_features", ())]
+            close(features, torch.cat(theirs, dim=-1), TOLERANCE, "image features")
         for number, layer in enumerate(peers.past_key_values.layers):
             for kind in ("keys", "values"):
                 own = getattr(prefix, kind)[number][:count]

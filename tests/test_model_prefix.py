@@ -11,8 +11,8 @@ import pytest
 from othink_jax.checkpoint.load import abstract_model
 from othink_jax.config import ComputeConfig
 from othink_jax.model.log_probs import completion_logp
-from othink_jax.model.qwen2_vl import init_cache, merge
 from othink_jax.model.stack import laid_out
+from othink_jax.model.vlm import init_cache, merge
 from tests.model_cases import (
     VOCAB,
     close,

@@ -16,11 +16,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from experiments.bench.shapes import qwen2_vl_2b
-from othink_jax.checkpoint.keymap import entries
 from othink_jax.checkpoint.load import abstract_model
 from othink_jax.config import ComputeConfig, SamplingConfig
-from othink_jax.model.hf_config import to_hf
-from othink_jax.model.qwen2_vl import merge
+from othink_jax.families import entries, to_hf
+from othink_jax.model.vlm import merge
 from othink_jax.sampling import prompt_keys, sample
 from tests.model_cases import Case, close, layers_and_logits, load_hub, to_prompts
 

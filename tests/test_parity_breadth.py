@@ -7,26 +7,26 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import Qwen2VLForConditionalGeneration
 from transformers.image_utils import load_image
 
-from othink_jax.checkpoint.load import load
+from othink_jax.checkpoint import hf
+from othink_jax.checkpoint.load import load, load_processor
 from othink_jax.data.images import open_image
-from othink_jax.data.processing import PadTo, Processor
-from othink_jax.model.qwen2_vl import merge
+from othink_jax.data.processing import PadTo
+from othink_jax.model.vlm import merge
 from tests.model_cases import close
 from tests.parity_cases import CHATS, film, turn, write_random_model
-from tests.peers import PeerProcessor
+from tests.peers import PeerProcessor, load_peer
 from tests.tiny_processor import noise
 
 TOLERANCE = 2e-5  # of logits whose spread is about one
 # One shape for all prompts, so that the model is compiled once.
-PAD = PadTo(prompt_tokens=192, image_slots=7, patches=256)
+PAD = PadTo(prompt_tokens=256, image_slots=7, patches=256)
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return write_random_model(tmp_path_factory.mktemp("model"))
+@pytest.fixture(scope="module", params=["qwen2_vl", "qwen3_vl"])
+def directory(tmp_path_factory, request):
+    return write_random_model(tmp_path_factory.mktemp("model"), family=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,11 @@ def logits_of(directory):
 
 @pytest.fixture(scope="module")
 def peer(directory):
-    model = Qwen2VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
-    return model.eval().requires_grad_(False)
+    return load_peer(directory)
+
+
+def processor_of(directory, **bounds):
+    return load_processor(directory, hf.load_config(directory), **bounds)
 
 
 def check_prompt(prompt, chat, processor, peer):
@@ -73,14 +76,14 @@ def check_logits(own, inputs, peer):
 
 @pytest.mark.parametrize("name", CHATS)
 def test_a_chat_is_to_our_model_what_it_is_to_transformers(name, directory, peer, logits_of):
-    processor = Processor.from_pretrained(directory)
+    processor = processor_of(directory)
     prompt = processor.encode_chat(CHATS[name])
     inputs = check_prompt(prompt, CHATS[name], PeerProcessor(directory), peer)
     check_logits(logits_of(processor.batch([prompt], pad=PAD))[0], inputs, peer)
 
 
 def test_a_mixed_batch_gives_each_prompt_what_it_gets_alone(directory, peer, logits_of):
-    processor = Processor.from_pretrained(directory)
+    processor = processor_of(directory)
     encoded = [processor.encode_chat(chat) for chat in CHATS.values()]
     for own, chat in zip(logits_of(processor.batch(encoded)), CHATS.values(), strict=True):
         check_logits(own, PeerProcessor(directory)(chat), peer)
@@ -97,7 +100,7 @@ def test_a_mixed_batch_gives_each_prompt_what_it_gets_alone(directory, peer, log
 )
 def test_pixel_bounds_work_as_in_transformers(bounds, windows, directory, peer, logits_of):
     chat = [turn(noise(60, 50), film(60, 50, 3), "How many?")]
-    processor = Processor.from_pretrained(directory, **bounds)
+    processor = processor_of(directory, **bounds)
     prompt = processor.encode_chat(chat)
     assert [len(patches) for patches in prompt.patches] == [4 * windows] * 3
     inputs = check_prompt(prompt, chat, PeerProcessor(directory, **bounds), peer)
@@ -119,7 +122,7 @@ def test_image_files_of_every_kind_are_read_as_transformers_reads_them(
     files = sorted(tmp_path.iterdir())
     assert len(files) == 16
     for some in (files[:6], files[6:11], files[11:]):
-        processor = Processor.from_pretrained(directory)
+        processor = processor_of(directory)
         prompt = processor.encode("Which?", [open_image(file) for file in some])
         chat = [turn(*(load_image(str(file)) for file in some), "Which?")]
         inputs = check_prompt(prompt, chat, PeerProcessor(directory), peer)

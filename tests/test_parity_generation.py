@@ -5,31 +5,36 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen2VLForConditionalGeneration
 
 from othink_jax.checkpoint import hf
 from othink_jax.checkpoint.load import load
 from othink_jax.config import SamplingConfig
 from othink_jax.data.synthetic import generate
-from othink_jax.model.qwen2_vl import merge
+from othink_jax.model.vlm import merge
 from othink_jax.sampling import processed_logits, prompt_keys, sample
 from tests.parity_cases import CHATS, save_peer, turn, write_random_model
-from tests.peers import PeerProcessor, pad_left, scale_weights
+from tests.peers import PeerProcessor, load_peer, pad_left, scale_weights
 
 NEW_TOKENS = 64
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
+def sharp_model(directory, family):
     """Random weights whose greedy tokens do not run in short circles.
 
     They would if the last token alone decided; here attention outweighs it and is sharp.
     """
-    directory = write_random_model(tmp_path_factory.mktemp("model"), tied=False, seed=1)
-    peer = Qwen2VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
-    scale_weights(peer, {"q_proj.weight": 4, "k_proj.weight": 4, "o_proj.weight": 8})
+    write_random_model(directory, family=family, tied=False, seed=1)
+    peer = load_peer(directory)
+    normed = family == "qwen3_vl"  # then a matrix before the norm sharpens nothing
+    sharp = ("q_norm.weight", "k_norm.weight") if normed else ("q_proj.weight", "k_proj.weight")
+    scale_weights(peer, dict.fromkeys(sharp, 4) | {"o_proj.weight": 8})
     save_peer(peer, directory)
     return directory
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return sharp_model(tmp_path_factory.mktemp("model"), "qwen2_vl")
 
 
 def embedded_chats():
@@ -48,7 +53,7 @@ def their_tokens(directory, chats):
     """Greedy tokens of a batch, padded on the left, and the margin of each over its runner-up."""
     processor = PeerProcessor(directory)
     batch = pad_left([processor(chat) for chat in chats], processor.tokenizer.pad_token_id)
-    peer = Qwen2VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
+    peer = load_peer(directory)
     made = peer.generate(
         **batch,
         do_sample=False,
@@ -80,15 +85,16 @@ def our_tokens(directory, chats):
     return greedy(ours.params, prompts, prompt_keys(0, 0, len(chats))).tokens[:, 0]
 
 
-@pytest.mark.parametrize("model", ["random", "embedded"])
-def test_greedy_tokens_of_a_mixed_batch_are_those_of_generate(model, directory):
+@pytest.mark.parametrize("model", ["random", "qwen3_vl", "embedded"])
+def test_greedy_tokens_of_a_mixed_batch_are_those_of_generate(model, directory, tmp_path):
+    chats = list(CHATS.values())
     if model == "embedded":
         directory, chats = hf.resolve("tiny"), embedded_chats()
-    else:
-        chats = list(CHATS.values())
+    elif model == "qwen3_vl":
+        directory = sharp_model(tmp_path, model)
     expected, margin = their_tokens(directory, chats)
     assert margin.min() > 1e-4  # ten times what the logits differ by: no tie decides
-    if model == "random":
+    if model != "embedded":
         assert all(len(set(row)) >= 8 for row in expected.tolist())
     np.testing.assert_array_equal(our_tokens(directory, chats), expected)
 
@@ -108,7 +114,7 @@ def test_distributions_before_sampling_are_those_of_generate(directory, settings
     settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0} | settings
     least, ends, forbidden = 6, [5, 9], [11, 12, 13]
     prompt = PeerProcessor(directory)(CHATS["several images"])
-    peer = Qwen2VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
+    peer = load_peer(directory)
     torch.manual_seed(0)
     made = peer.generate(
         **prompt,

@@ -18,8 +18,8 @@ from othink_jax.checkpoint.store import TrainingStore
 from othink_jax.config import GRPOConfig, LoRAConfig, OptimizerConfig, ParallelConfig
 from othink_jax.data.synthetic import generate
 from othink_jax.model.log_probs import completion_logp
-from othink_jax.model.qwen2_vl import Qwen2VL, merge
 from othink_jax.model.vision import VisionTower
+from othink_jax.model.vlm import VLM, merge
 from othink_jax.sampling import prompt_keys
 from othink_jax.training.grpo import GRPOTrainer, resume, train
 from othink_jax.training.optimizer import make_optimizer
@@ -68,7 +68,7 @@ def part(request) -> str:
 @pytest.fixture(scope="module")
 def run(part, tmp_path_factory) -> SimpleNamespace:
     """An uninterrupted run of three steps, and what was seen of it while it ran."""
-    out, step, embed = tmp_path_factory.mktemp("runs") / part, GRPOTrainer.step, Qwen2VL.embed
+    out, step, embed = tmp_path_factory.mktemp("runs") / part, GRPOTrainer.step, VLM.embed
     seen = SimpleNamespace(out=out, copies={}, prompts_with_features=set())
     embedding = base().params["text"]["embed"]["embedding"].shape
     patches = base().params["visual"]["patch_embed"]["kernel"].shape
@@ -90,7 +90,7 @@ def run(part, tmp_path_factory) -> SimpleNamespace:
     before = count()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GRPOTrainer, "step", counted)
-        patch.setattr(Qwen2VL, "embed", watched)
+        patch.setattr(VLM, "embed", watched)
         train(part_config(out, part))
     return seen
 

@@ -20,7 +20,7 @@ from othink_jax.config import (
     SamplingConfig,
 )
 from othink_jax.errors import UserError
-from othink_jax.model.hf_config import from_hf
+from othink_jax.families import from_hf
 from othink_jax.plan import compiled, search
 from othink_jax.plan.compiled import Memory, Report, Work
 from othink_jax.plan.lowering import lowering
@@ -297,6 +297,9 @@ def test_devices_that_the_run_leaves_alone_are_said():
         ("Qwen/Qwen2-VL-7B-Instruct", 8_291_375_616),
         ("Qwen/Qwen2.5-VL-3B-Instruct", 3_754_622_976),
         ("Qwen/Qwen2.5-VL-7B-Instruct", 8_292_166_656),
+        ("Qwen/Qwen3-VL-2B-Instruct", 2_127_532_032),
+        ("Qwen/Qwen3-VL-4B-Instruct", 4_437_815_808),
+        ("Qwen/Qwen3-VL-8B-Instruct", 8_767_123_696),
     ],
 )
 def test_models_of_the_hub_are_known_by_their_shapes(name, parameters, monkeypatch):

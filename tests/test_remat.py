@@ -13,14 +13,14 @@ from othink_jax.checkpoint.load import abstract_model
 from othink_jax.config import ComputeConfig, LoRAConfig
 from othink_jax.model.config import WindowsConfig
 from othink_jax.model.precision import wide_einsum
-from othink_jax.model.qwen2_vl import merge
+from othink_jax.model.vlm import merge
 from tests.model_cases import make_config
 from tests.programs import equations, numbers, saved
 
 RANK = 3
 B, P, G, T = 2, 11, 4, 5  # prompts, their tokens, completions, their tokens
 N, K = 2, 12  # images, patches
-GATED = {"windows": WindowsConfig(window_size=16, full_layers=(1,), tokens_per_second=2)}
+GATED = {"windows": WindowsConfig(window_size=16, full_layers=(1,))}
 GIVEN = {(B, P, 1, 8), ()}  # a prompt's keys and values, and whether a layer sees beyond a window
 # Of the shapes below: width, that of keys and values, that of the MLP.
 TEXT, KV, MLP = 16, 8, 48
@@ -98,7 +98,7 @@ CASES = {
     "images": (encode, (N, K), VISION, (3 * VISION, VISION, VISION_MLP), {}),  # qkv, proj, fc1
     "images, gated": (
         *(encode, (N, K), VISION, (3 * VISION, VISION, VISION_MLP, VISION_MLP)),
-        {"vision": GATED},
+        {"family": "qwen2_5_vl", "vision": GATED},
     ),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -142,7 +142,10 @@ TAGS = ("grpo", "yes", "1.5", "#a", 'quote"s', "back\\slash", "é", "<b>")
 @pytest.fixture
 def labelled(tmp_path):
     config = GRPOConfig(**SETTINGS, notes=f"one\n\n- {HOSTILE}", tags=TAGS)
-    return make_run(tmp_path / "labelled", config=config)
+    run = make_run(tmp_path / "labelled", config=config)
+    (run / "reference").mkdir()
+    (run / "reference/config.json").write_text('{"model_type": "qwen3_vl"}')
+    return run
 
 
 def test_notes_and_tags_stand_on_the_page_as_they_were_written(labelled, tmp_path):
@@ -156,7 +159,7 @@ def test_notes_and_tags_stand_on_the_page_as_they_were_written(labelled, tmp_pat
 
 def test_notes_and_tags_in_a_card_are_neither_markup_nor_other_values(labelled):
     _, head, body = model_card(labelled).split("---\n", 2)
-    assert yaml.safe_load(head)["tags"] == ["grpo", "qwen2_vl", "othink_jax", *TAGS[1:]]
+    assert yaml.safe_load(head)["tags"] == ["grpo", "qwen3_vl", "othink_jax", *TAGS[1:]]
     html = MarkdownIt("commonmark").enable("table").render(body)
     (cell,) = re.findall(r"<td>notes</td>\n<td>(.*)</td>", html)
     assert cell.startswith("one<br><br>- a|b<br>&lt;script&gt;x")

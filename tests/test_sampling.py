@@ -21,14 +21,15 @@ from transformers.generation.logits_process import (
 
 from othink_jax import sampling
 from othink_jax.config import ComputeConfig, SamplingConfig
-from othink_jax.model.config import Qwen2VLConfig, TextConfig, VisionConfig
+from othink_jax.model.config import TextConfig, VisionConfig, VLMConfig
 from othink_jax.model.log_probs import completion_logp
-from othink_jax.model.qwen2_vl import Qwen2VL, computing_weights, merge, split
+from othink_jax.model.vlm import VLM, computing_weights, merge, split
 from othink_jax.sampling import kth_largest, processed_logits, prompt_keys, sample
 from othink_jax.types import Prompts, Rollout
 
 VOCABULARY, IMAGE = 24, 20
-CONFIG = Qwen2VLConfig(
+CONFIG = VLMConfig(
+    model_type="qwen2_vl",
     text=TextConfig(
         vocab_size=VOCABULARY,
         hidden_size=32,
@@ -36,6 +37,7 @@ CONFIG = Qwen2VLConfig(
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=8,
         rope_theta=10_000.0,
         mrope_section=(1, 1, 2),
         rms_norm_eps=1e-6,
@@ -53,7 +55,7 @@ LENGTH = 12
 
 @pytest.fixture(scope="module")
 def model():
-    graphdef, params = split(Qwen2VL(CONFIG, rngs=nnx.Rngs(0)))
+    graphdef, params = split(VLM(CONFIG, rngs=nnx.Rngs(0)))
     # Sharper logits than random weights give, so that a draw is not a coin toss among all tokens.
     params["text"]["head"]["kernel"] = params["text"]["head"]["kernel"] * 3
     return graphdef, params
@@ -137,7 +139,7 @@ def test_log_probs_are_those_of_the_update(model, settings):
 
 def test_weights_cast_once_draw_what_weights_cast_at_each_token_draw(model):
     _, params = model
-    graphdef, _ = split(Qwen2VL(CONFIG, rngs=nnx.Rngs(0), compute=ComputeConfig(dtype="bfloat16")))
+    graphdef, _ = split(VLM(CONFIG, rngs=nnx.Rngs(0), compute=ComputeConfig(dtype="bfloat16")))
     cast = computing_weights(params, "bfloat16")
     matrices = [leaf for leaf in jax.tree.leaves(cast) if leaf.ndim > 1]
     assert {leaf.dtype for leaf in matrices} == {jnp.dtype("bfloat16")}

@@ -12,7 +12,7 @@ import torch
 from othink_jax import rl
 from othink_jax.config import OptimizerConfig, ParallelConfig
 from othink_jax.model.log_probs import completion_logp
-from othink_jax.model.qwen2_vl import merge
+from othink_jax.model.vlm import merge
 from othink_jax.training.optimizer import make_optimizer
 from othink_jax.training.parallel import make_parallel
 from othink_jax.training.state import TrainState

@@ -23,8 +23,8 @@ from othink_jax.errors import UserError
 from othink_jax.model.config import WindowsConfig
 from othink_jax.model.linear import Linear
 from othink_jax.model.log_probs import Reference, completion_logp, completion_stats
-from othink_jax.model.qwen2_vl import Qwen2VL, merge
 from othink_jax.model.sharding import cut_of, partition
+from othink_jax.model.vlm import VLM, merge
 from othink_jax.plan.hlo import Program
 from othink_jax.sampling import prompt_keys, sample
 from othink_jax.training.optimizer import make_optimizer
@@ -38,7 +38,8 @@ CONFIG = make_config(depth=1, vision_depth=1, text={"vocab_size": 104})
 WINDOWED = make_config(
     depth=1,
     vision_depth=1,
-    vision={"windows": WindowsConfig(window_size=8, full_layers=(0,), tokens_per_second=2)},
+    family="qwen2_5_vl",
+    vision={"windows": WindowsConfig(window_size=8, full_layers=(0,))},
 )
 GRAPHDEF, PARAMS = random_params(CONFIG)
 ONE = ParallelConfig(strategy="jit")
@@ -163,6 +164,19 @@ def test_a_kl_over_a_vocabulary_that_is_cut_is_that_of_one_device():
     assert_same(one, other)
 
 
+@pytest.mark.parametrize("config", MESHES, ids=["fsdp 8", "fsdp 4 x tensor 2"])
+def test_heads_that_are_normed_and_states_of_several_layers_are_those_of_one_device(config):
+    """Qwen3-VL, with fewer key-value heads than devices."""
+    shape = make_config(
+        kv_heads=1, depth=2, vision_depth=2, family="qwen3_vl", text={"vocab_size": 104}
+    )
+    model = random_params(shape)
+    one, other = (train(each, model=model, updates=1) for each in (ONE, config))
+    moved = jax.tree.map(lambda new, old: np.abs(new - old).max(), one[0].params, model[1])
+    assert min(jax.tree.leaves(moved)) > 1e-4
+    assert_same(one, other)
+
+
 @pytest.mark.parametrize(("kv_heads", "tied"), [(1, True), (2, False)])
 def test_devices_share_what_does_not_divide(kv_heads, tied):
     """A key-value head, where there are fewer than devices, and all of an odd vocabulary."""
@@ -277,7 +291,7 @@ def test_the_state_is_overwritten_in_place():
 
 @pytest.mark.parametrize("config", [CONFIG, WINDOWED], ids=["Qwen2-VL", "Qwen2.5-VL"])
 def test_layers_know_how_the_rules_cut_them(config):
-    model = nnx.eval_shape(lambda: Qwen2VL(config, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: VLM(config, rngs=nnx.Rngs(0)))
     linears = [(path[-1], each) for path, each in nnx.iter_graph(model) if type(each) is Linear]
     assert {name for name, _ in linears} >= {"q", "o", "qkv", "proj", "patch_embed", "merger_fc2"}
     for name, layer in linears:

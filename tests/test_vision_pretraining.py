@@ -20,7 +20,7 @@ from othink_jax.checkpoint import hf
 from othink_jax.data.processing import Processor
 from othink_jax.data.synthetic.diagrams import Diagram, Text
 from othink_jax.data.synthetic.scenes import Item, Look, Scene
-from othink_jax.model.qwen2_vl import Qwen2VL, split
+from othink_jax.model.vlm import VLM, split
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_batches_are_a_function_of_seed_and_step(processor):
 def test_the_tower_learns_and_the_language_model_is_left_alone(processor, capsys):
     config = tiny_config(len(processor.tokenizer), processor.tokenizer.convert_tokens_to_ids)
     config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, depth=1))
-    graphdef, params = split(Qwen2VL(config, rngs=nnx.Rngs(0)))
+    graphdef, params = split(VLM(config, rngs=nnx.Rngs(0)))
     before = jax.device_get(params)
     after = pretrain_vision(
         graphdef,

@@ -8,7 +8,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from experiments.tiny_tokenizer import train_tokenizer, write_processor
-from othink_jax.model.config import Qwen2VLConfig
+from othink_jax.model.config import VLMConfig
 
 WORDS = (
     "system user assistant You are a helpful assistant. How many red circles are there?"
@@ -23,7 +23,7 @@ def write_directory(directory: Path) -> Path:
     return directory
 
 
-def fitted(config: Qwen2VLConfig, directory: Path) -> Qwen2VLConfig:
+def fitted(config: VLMConfig, directory: Path) -> VLMConfig:
     """The config with the vocabulary and the tokens of the tokenizer in `directory`."""
     ids = Tokenizer.from_file(str(directory / "tokenizer.json")).get_vocab()
     return dataclasses.replace(

@@ -19,7 +19,7 @@ import numpy as np
 from experiments.bench.shapes import make_model, presets
 from experiments.bench.timing import environment, interleave, make_parser, write_json
 from othink_jax.model.log_probs import token_logp
-from othink_jax.model.qwen2_vl import Qwen2VL, merge
+from othink_jax.model.vlm import VLM, merge
 
 # Vocabulary, tokens, and the chunks that are tried.
 CASES = (
@@ -29,7 +29,7 @@ CASES = (
 )
 
 
-def held_whole(model: Qwen2VL, hidden: jax.Array, targets: jax.Array) -> jax.Array:
+def held_whole(model: VLM, hidden: jax.Array, targets: jax.Array) -> jax.Array:
     """Log-probabilities with logits of all tokens, kept for the backward pass."""
     logp = jax.nn.log_softmax(model.logits(hidden))
     return jnp.take_along_axis(logp, targets[:, None], axis=-1)[:, 0]

@@ -22,7 +22,7 @@ from experiments.bench.shapes import Shapes, make_batch, make_model, presets, sp
 from experiments.bench.timing import environment, interleave, make_parser, write_json
 from othink_jax.config import SamplingConfig
 from othink_jax.model.log_probs import completion_logp
-from othink_jax.model.qwen2_vl import Qwen2VL, merge
+from othink_jax.model.vlm import VLM, merge
 from othink_jax.sampling import prompt_keys, sample
 from othink_jax.types import Array, Prefix, Prompts, Rollout
 
@@ -34,7 +34,7 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 0.5}
 class CopiedPrefix:
     """A model that computes a prompt once and copies its keys and values for each completion."""
 
-    model: Qwen2VL
+    model: VLM
     prompts: Prompts  # B of them, where `prefill` is asked for B * G
     group: int
 

@@ -25,7 +25,7 @@ from experiments.bench.timing import environment, interleave, make_parser, write
 from othink_jax import rl
 from othink_jax.config import LossConfig, OptimizerConfig, ParallelConfig
 from othink_jax.model.log_probs import completion_logp
-from othink_jax.model.qwen2_vl import merge
+from othink_jax.model.vlm import merge
 from othink_jax.training.optimizer import make_optimizer
 from othink_jax.training.parallel import make_parallel
 from othink_jax.training.update import grpo_update

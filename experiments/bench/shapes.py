@@ -11,9 +11,9 @@ from flax import nnx
 
 import othink_jax
 from othink_jax.config import ComputeConfig, Remat, ScanLayers
-from othink_jax.model.config import Qwen2VLConfig, TextConfig, VisionConfig
-from othink_jax.model.hf_config import from_hf
-from othink_jax.model.qwen2_vl import Qwen2VL, split
+from othink_jax.families import from_hf
+from othink_jax.model.config import TextConfig, VisionConfig, VLMConfig
+from othink_jax.model.vlm import VLM, split
 from othink_jax.types import GRPOBatch, Prompts
 
 _TINY = Path(othink_jax.__file__).parent / "assets" / "tiny" / "config.json"
@@ -23,7 +23,7 @@ _TINY = Path(othink_jax.__file__).parent / "assets" / "tiny" / "config.json"
 class Shapes:
     """One update: every prompt with one image, every completion of full length."""
 
-    model: Qwen2VLConfig
+    model: VLMConfig
     prompts: int  # B
     group: int  # G completions a prompt
     prompt_tokens: int  # P
@@ -78,9 +78,10 @@ def presets() -> dict[str, Shapes]:
     }
 
 
-def qwen2_vl_2b() -> Qwen2VLConfig:
+def qwen2_vl_2b() -> VLMConfig:
     """The shape of Qwen/Qwen2-VL-2B-Instruct."""
-    return Qwen2VLConfig(
+    return VLMConfig(
+        model_type="qwen2_vl",
         text=TextConfig(
             vocab_size=151_936,
             hidden_size=1536,
@@ -88,6 +89,7 @@ def qwen2_vl_2b() -> Qwen2VLConfig:
             num_hidden_layers=28,
             num_attention_heads=12,
             num_key_value_heads=2,
+            head_dim=128,
             rope_theta=1_000_000.0,
             mrope_section=(16, 24, 24),
             rms_norm_eps=1e-6,
@@ -106,8 +108,8 @@ def qwen2_vl_2b() -> Qwen2VLConfig:
 def make_model(shapes: Shapes) -> tuple[Any, dict[str, Any]]:
     """Static part and random float32 parameters, made on the device."""
 
-    def make() -> Qwen2VL:
-        return Qwen2VL(
+    def make() -> VLM:
+        return VLM(
             shapes.model,
             rngs=nnx.Rngs(0),
             compute=ComputeConfig(
@@ -171,7 +173,7 @@ def make_batch(shapes: Shapes) -> GRPOBatch:
     )
 
 
-def special_tokens(config: Qwen2VLConfig) -> tuple[int, ...]:
+def special_tokens(config: VLMConfig) -> tuple[int, ...]:
     """Tokens that announce or replace an image: they stand in no text."""
     return (
         config.image_token_id,

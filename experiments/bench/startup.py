@@ -31,10 +31,10 @@ import numpy as np
 from experiments.bench.shapes import presets, qwen2_vl_2b
 from experiments.bench.timing import environment, write_json
 from othink_jax.checkpoint import hf
-from othink_jax.checkpoint.keymap import Entry, entries
 from othink_jax.checkpoint.tensors import Index, Tensors, read_params, unread_params
 from othink_jax.config import ParallelConfig, ProcessConfig
-from othink_jax.model.config import Qwen2VLConfig
+from othink_jax.families import Entry, entries
+from othink_jax.model.config import VLMConfig
 from othink_jax.training import processes
 from othink_jax.training.parallel import make_parallel
 
@@ -42,7 +42,7 @@ _BLOCK = 2**20  # random numbers that are written over and over
 _TURN_MS = 600_000  # that a process waits for the turns of the others
 
 
-def qwen2_vl_7b() -> Qwen2VLConfig:
+def qwen2_vl_7b() -> VLMConfig:
     """The shape of Qwen/Qwen2-VL-7B-Instruct."""
     small = qwen2_vl_2b()
     text = dataclasses.replace(
@@ -60,7 +60,7 @@ def qwen2_vl_7b() -> Qwen2VLConfig:
 MODELS = {"7b": qwen2_vl_7b(), "2b": qwen2_vl_2b(), "tiny": presets()["cpu"].model}
 
 
-def write_model(directory: Path, config: Qwen2VLConfig) -> int:
+def write_model(directory: Path, config: VLMConfig) -> int:
     """Random bfloat16 weights in the hub's layout; returns their bytes."""
     block = np.random.default_rng(0).normal(size=_BLOCK).astype(jnp.bfloat16)
 
@@ -107,7 +107,7 @@ def _bytes_in_memory(which: str) -> int:
 
 
 def measure(
-    config: Qwen2VLConfig, directory: Path, *, count: int, devices: int, whole: bool
+    config: VLMConfig, directory: Path, *, count: int, devices: int, whole: bool
 ) -> dict[str, Any]:
     """The record of `count` processes with so many devices each.
 

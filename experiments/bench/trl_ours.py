@@ -24,7 +24,7 @@ from othink_jax.config import (
 )
 from othink_jax.data.loader import in_order
 from othink_jax.data.sources import open_source
-from othink_jax.model.config import Qwen2VLConfig
+from othink_jax.model.config import VLMConfig
 from othink_jax.rewards import Grade, Scores
 from othink_jax.training.grpo import GRPOTrainer
 from othink_jax.training.run_directory import RunDirectory
@@ -160,7 +160,7 @@ def _whole(tokens: Int[np.ndarray, "B G T"]) -> Rollout:
     )
 
 
-def _by_hub_name(config: Qwen2VLConfig, params: Any) -> dict[str, np.ndarray]:
+def _by_hub_name(config: VLMConfig, params: Any) -> dict[str, np.ndarray]:
     """Arrays in the tree of our parameters, as the hub names and lays out those."""
     tensors = in_memory(config, params)
     return {entry.name: entry.to_hub(tensors.read(entry, ())) for entry in tensors.dtypes}

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from experiments.bench import trl_work
 from experiments.bench.torchvision_shim import make_torchvision_importable
 from experiments.bench.trl_work import Update, Work
-from othink_jax.checkpoint.keymap import hub_name
+from othink_jax.checkpoint.keymap import plain_name
 
 
 def settings(work: Work) -> dict[str, Any]:
@@ -130,7 +130,7 @@ class Theirs:
         kept, trainer = self._kept, self.trainer
         batch = kept["batch"]
         moments = {
-            hub_name(name): trainer.optimizer.state[parameter]["exp_avg"].numpy().copy()
+            plain_name(name): trainer.optimizer.state[parameter]["exp_avg"].numpy().copy()
             for name, parameter in trainer.model.named_parameters()
         }
         return Update(

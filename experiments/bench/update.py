@@ -23,7 +23,7 @@ from experiments.bench.timing import environment, interleave, make_parser, write
 from othink_jax import rl
 from othink_jax.config import LossConfig, OptimizerConfig, Remat
 from othink_jax.model.log_probs import Mode, completion_logp
-from othink_jax.model.qwen2_vl import merge
+from othink_jax.model.vlm import merge
 from othink_jax.rows import cut_rows, join_rows
 from othink_jax.training.optimizer import make_optimizer
 from othink_jax.training.state import TrainState

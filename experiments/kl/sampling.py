@@ -22,7 +22,7 @@ from othink_jax.checkpoint.load import Checkpoint
 from othink_jax.config import DataConfig, SamplingConfig
 from othink_jax.data.loader import in_order
 from othink_jax.data.sources import open_source
-from othink_jax.model.qwen2_vl import merge
+from othink_jax.model.vlm import merge
 from othink_jax.sampling import make_sampler, prompt_keys
 from othink_jax.types import Prompts
 

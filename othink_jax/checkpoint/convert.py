@@ -16,7 +16,7 @@ from othink_jax.checkpoint.tensors import Tensors, cast, watched
 from othink_jax.config import read_run, run_and_checkpoint
 from othink_jax.digests import write_sums
 from othink_jax.errors import UserError
-from othink_jax.model.config import Qwen2VLConfig
+from othink_jax.model.config import VLMConfig
 
 Dtype = Literal["stored", "float32", "bfloat16", "float16"]  # of weights that are written
 
@@ -111,7 +111,7 @@ def to_adapter(
             (unfinished / "README.md").write_text(card, encoding="utf-8")
 
 
-def _open(model: str | Path) -> tuple[Path, Qwen2VLConfig, Tensors]:
+def _open(model: str | Path) -> tuple[Path, VLMConfig, Tensors]:
     directory, run = locate(model)
     config, tensors = stored_model(directory, run)
     load_processor(directory, config)  # what cannot be loaded is not to be written either

@@ -12,12 +12,13 @@ import numpy as np
 from huggingface_hub import snapshot_download, split_state_dict_into_shards_factory
 
 from othink_jax.checkpoint import safetensors_file
-from othink_jax.checkpoint.keymap import Entry, entries, tied_head
+from othink_jax.checkpoint.keymap import plain_name, tied_head
 from othink_jax.checkpoint.safetensors_file import DTYPES, Stored
 from othink_jax.checkpoint.tensors import Index, Tensors, is_tied
 from othink_jax.checkpoint.weight_files import INDEX, read_headers
 from othink_jax.digests import check_sums, sha256
 from othink_jax.errors import UserError, first_line
+from othink_jax.families import Entry, entries, from_hf, to_hf
 from othink_jax.files import (
     as_path,
     check_readable,
@@ -27,8 +28,7 @@ from othink_jax.files import (
     write_atomically,
 )
 from othink_jax.hub import limit_waiting
-from othink_jax.model.config import Qwen2VLConfig
-from othink_jax.model.hf_config import from_hf, to_hf
+from othink_jax.model.config import VLMConfig
 
 _log = logging.getLogger(__name__)
 
@@ -105,12 +105,12 @@ def _is_blob(file: Path) -> bool:
     return True
 
 
-def load_config(directory: Path) -> Qwen2VLConfig:
+def load_config(directory: Path) -> VLMConfig:
     """The model's shape from config.json."""
     return from_hf(read_json(directory / "config.json"))
 
 
-def stored_tensors(directory: Path, config: Qwen2VLConfig) -> Tensors:
+def stored_tensors(directory: Path, config: VLMConfig) -> Tensors:
     """The tensors of a directory; of each file only the header is read.
 
     A file may hold a head though the config says that the embedding is the head. Both are then read
@@ -151,9 +151,9 @@ def _reversed(index: Index) -> Index:
     return columns, rows
 
 
-def _places(directory: Path, config: Qwen2VLConfig) -> dict[Entry, Stored]:
+def _places(directory: Path, config: VLMConfig) -> dict[Entry, Stored]:
     """Where each tensor is; raises UserError if they are not those of the config."""
-    wanted = {entry.name: entry for entry in entries(config)}
+    wanted = {plain_name(entry.name): entry for entry in entries(config)}
     # The head of a tied model may be in the file, too.
     expected = {tied_head(config).name: tied_head(config)} | wanted
     places: dict[Entry, Stored] = {}
@@ -177,11 +177,11 @@ def _places(directory: Path, config: Qwen2VLConfig) -> dict[Entry, Stored]:
 
 
 def _with_the_head_of_the_file(
-    directory: Path, config: Qwen2VLConfig, places: dict[Entry, Stored]
-) -> Qwen2VLConfig:
+    directory: Path, config: VLMConfig, places: dict[Entry, Stored]
+) -> VLMConfig:
     """The config, untied if the head that it calls tied is another matrix; `places` to match."""
     copy, untied = tied_head(config), dataclasses.replace(config, tie_word_embeddings=False)
-    by_name = {entry.name: entry for entry in entries(untied)}
+    by_name = {plain_name(entry.name): entry for entry in entries(untied)}
     embedding = places[by_name["model.embed_tokens.weight"]]
     if np.array_equal(_read(embedding), _read(places[copy])):  # by value, as transformers compares
         return config
@@ -247,7 +247,7 @@ def _with_head(config: dict[str, Any], *, tied: bool) -> dict[str, Any]:
 
 def save(
     directory: Path,
-    config: Qwen2VLConfig,
+    config: VLMConfig,
     tensors: Tensors,
     *,
     companions: Path | None = None,

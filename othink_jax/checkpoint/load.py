@@ -16,21 +16,22 @@ from othink_jax.checkpoint.tensors import (
     read_params,
     unread_params,
 )
-from othink_jax.config import DEFAULT_COMPUTE, ComputeConfig, run_and_checkpoint
+from othink_jax.config import DEFAULT_COMPUTE, RUN_REFERENCE, ComputeConfig, run_and_checkpoint
 from othink_jax.data.processing import Processor, SpecialTokens
 from othink_jax.digests import write_sums
 from othink_jax.errors import UserError
+from othink_jax.families import family_of
 from othink_jax.files import as_path, on_disk
-from othink_jax.model.config import Qwen2VLConfig
-from othink_jax.model.qwen2_vl import Qwen2VL, split
+from othink_jax.model.config import VLMConfig
 from othink_jax.model.stack import laid_out
+from othink_jax.model.vlm import VLM, split
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
     """A model with what its programs are compiled from."""
 
-    config: Qwen2VLConfig
+    config: VLMConfig
     compute: ComputeConfig  # how it is computed
     graphdef: Any  # static part of the module; `merge(graphdef, params)` is the model
     params: dict[str, Any]  # nested dict of arrays, or of their shapes, see `load`
@@ -51,11 +52,9 @@ class Checkpoint(Model):
     directory: Path  # where its configuration and tokenizer were read from
 
 
-def abstract_model(
-    config: Qwen2VLConfig, compute: ComputeConfig = DEFAULT_COMPUTE
-) -> tuple[Any, Any]:
+def abstract_model(config: VLMConfig, compute: ComputeConfig = DEFAULT_COMPUTE) -> tuple[Any, Any]:
     """Static part and abstract parameters of a model: shapes and dtypes, no memory."""
-    return split(nnx.eval_shape(lambda: Qwen2VL(config, rngs=nnx.Rngs(0), compute=compute)))
+    return split(nnx.eval_shape(lambda: VLM(config, rngs=nnx.Rngs(0), compute=compute)))
 
 
 def locate(model: str | Path) -> tuple[Path, Path | None]:
@@ -68,7 +67,7 @@ def locate(model: str | Path) -> tuple[Path, Path | None]:
     """
     directory = hf.resolve(model)
     run, _ = run_and_checkpoint(directory)
-    reference = run / orbax_model.RUN_REFERENCE
+    reference = run / RUN_REFERENCE
     return (reference, directory) if reference.is_dir() else (directory, None)
 
 
@@ -131,26 +130,26 @@ def load(
 
 def load_processor(
     directory: Path,
-    config: Qwen2VLConfig,
+    config: VLMConfig,
     *,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
 ) -> Processor:
     """Tokenizer and image settings that lie beside a model; raises UserError if not its own."""
-    windows = config.vision.windows
     with on_disk(directory, hf.COMPANIONS) as place:
         processor = Processor.from_pretrained(
             place,
             min_pixels=min_pixels,
             max_pixels=max_pixels,
-            tokens_per_second=None if windows is None else windows.tokens_per_second,
+            tokens_per_second=config.tokens_per_second,
+            timestamps=family_of(config).timestamps,
             vocab_size=config.text.vocab_size,
         )
     _check_agreement(directory, processor, config)
     return processor
 
 
-def _check_agreement(directory: Path, processor: Processor, config: Qwen2VLConfig) -> None:
+def _check_agreement(directory: Path, processor: Processor, config: VLMConfig) -> None:
     """Raise UserError if the model's files contradict each other.
 
     Patches cut otherwise than the vision tower merges them give nan, not an error.
@@ -185,7 +184,7 @@ def _check_agreement(directory: Path, processor: Processor, config: Qwen2VLConfi
         )
 
 
-def stored_model(directory: Path, run: Path | None) -> tuple[Qwen2VLConfig, Tensors]:
+def stored_model(directory: Path, run: Path | None) -> tuple[VLMConfig, Tensors]:
     """Shape and tensors of a model, by the places that `locate` gives; none is read yet.
 
     Raises:
@@ -197,7 +196,7 @@ def stored_model(directory: Path, run: Path | None) -> tuple[Qwen2VLConfig, Tens
     return as_stored(config, tensors), tensors
 
 
-def _stored_tensors(directory: Path, run: Path | None, config: Qwen2VLConfig) -> Tensors:
+def _stored_tensors(directory: Path, run: Path | None, config: VLMConfig) -> Tensors:
     if run is not None:
         return orbax_model.run_tensors(run, config)
     if (directory / orbax_model.PARAMS).is_dir():
@@ -247,7 +246,7 @@ def save_hf(
 
 def write_hf(
     target: Path,
-    config: Qwen2VLConfig,
+    config: VLMConfig,
     tensors: Tensors,
     *,
     companions: Path,

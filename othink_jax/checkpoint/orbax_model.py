@@ -13,18 +13,24 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
 from othink_jax.checkpoint.hf import copy_companions
-from othink_jax.checkpoint.keymap import Entry, adapter_entries, entries, tied_head
+from othink_jax.checkpoint.keymap import adapter_entries, tied_head
 from othink_jax.checkpoint.model_directory import new_model_directory
 from othink_jax.checkpoint.store import damaged
 from othink_jax.checkpoint.tensors import Index, Tensors, adapted, nested, overlaid
-from othink_jax.config import RUN_BEST, RUN_CHECKPOINTS, read_run, run_and_checkpoint
+from othink_jax.config import (
+    RUN_BEST,
+    RUN_CHECKPOINTS,
+    RUN_REFERENCE,
+    read_run,
+    run_and_checkpoint,
+)
 from othink_jax.digests import check_sums, write_sums
 from othink_jax.errors import UserError
+from othink_jax.families import Entry, entries
 from othink_jax.files import absolute
-from othink_jax.model.config import Qwen2VLConfig
+from othink_jax.model.config import VLMConfig
 
 PARAMS = "params"  # the Orbax folder inside a model directory
-RUN_REFERENCE = "reference"  # the model directory inside a run directory
 _THREAD = concurrent.futures.ThreadPoolExecutor(1)  # reads
 
 
@@ -78,7 +84,7 @@ class _OneByOne(type_handlers.NumpyHandler):
         return []
 
 
-def stored_tensors(directory: Path, config: Qwen2VLConfig) -> Tensors:
+def stored_tensors(directory: Path, config: VLMConfig) -> Tensors:
     """The parameters of a model directory.
 
     Raises:
@@ -90,7 +96,7 @@ def stored_tensors(directory: Path, config: Qwen2VLConfig) -> Tensors:
     return _stored(absolute(directory) / PARAMS, (), wanted)
 
 
-def run_tensors(directory: Path, config: Qwen2VLConfig) -> Tensors:
+def run_tensors(directory: Path, config: VLMConfig) -> Tensors:
     """The parameters of a run's checkpoint; before there is one, those of the reference.
 
     What was not trained is in the reference alone; adapters are added to it, in float32. Raises as
@@ -114,7 +120,7 @@ def run_tensors(directory: Path, config: Qwen2VLConfig) -> Tensors:
     return overlaid(reference, _stored(*place, text))
 
 
-def run_adapters(directory: Path, config: Qwen2VLConfig) -> Tensors:
+def run_adapters(directory: Path, config: VLMConfig) -> Tensors:
     """The adapters of a run's last checkpoint, or of one of its checkpoints.
 
     Raises:

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 
-from othink_jax.checkpoint.keymap import Entry, hub_name
+from othink_jax.checkpoint.keymap import plain_name
 from othink_jax.checkpoint.tensors import Index, Tensors
 from othink_jax.errors import UserError
+from othink_jax.families import Entry
 
 # The dtypes that weights may have, by their names in a header.
 DTYPES = {
@@ -44,8 +45,8 @@ class Stored:
 
     @property
     def name(self) -> str:
-        """On the hub."""
-        return hub_name(self.stored_name)
+        """See `plain_name`."""
+        return plain_name(self.stored_name)
 
 
 def read_header(file: Path) -> list[Stored]:

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike
 
-from othink_jax.checkpoint.keymap import HEAD, TIED_HEAD, Entry, entries
-from othink_jax.model.config import Qwen2VLConfig
+from othink_jax.checkpoint.keymap import TIED_HEAD
+from othink_jax.families import HEAD, Entry, entries
+from othink_jax.model.config import VLMConfig
 
 Index = tuple[slice, ...]  # of an array's axes, from the first on; () is all of it
 
@@ -88,12 +89,12 @@ def is_tied(tensors: Tensors) -> bool:
     return all(entry.path != HEAD for entry in tensors.dtypes)
 
 
-def as_stored(config: Qwen2VLConfig, tensors: Tensors) -> Qwen2VLConfig:
+def as_stored(config: VLMConfig, tensors: Tensors) -> VLMConfig:
     """The config of a model of these tensors: of the head, they know more than config.json."""
     return dataclasses.replace(config, tie_word_embeddings=is_tied(tensors))
 
 
-def in_memory(config: Qwen2VLConfig, params: Mapping[str, Any]) -> Tensors:
+def in_memory(config: VLMConfig, params: Mapping[str, Any]) -> Tensors:
     """Those of a nested dict of arrays, of unrolled or of scanned layers."""
 
     def find(entry: Entry) -> tuple[Any, int | None]:

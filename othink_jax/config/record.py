@@ -13,6 +13,7 @@ from othink_jax.digests import check_sums
 from othink_jax.errors import UserError
 from othink_jax.files import as_path, is_locked, read_json
 
+RUN_REFERENCE = "reference"  # the model that a run begins with, a directory inside it
 RUN_CHECKPOINTS = "checkpoints"  # the training states inside a run directory, numbered by step
 RUN_BEST = "best"  # among them: a folder with that of the best validation, numbered as the others
 RUN_LOCK = ".lock"  # held by the process that writes

@@ -1,4 +1,4 @@
-"""Images and videos to patches, as Qwen2-VL's image processor makes them, in numpy and PIL."""
+"""Images and videos to patches, as the image processor of Qwen2-VL makes them, in numpy and PIL."""
 
 import dataclasses
 import io

@@ -30,6 +30,7 @@ _NEVER_SAMPLED = (
     *("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
     *("<|image_pad|>", "<|video_pad|>"),
 )
+_VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"  # as chat templates have it
 _ASKED = "Which?"  # a text to try the chat template on
 
 
@@ -85,11 +86,13 @@ class Processor:
         eos_token_ids: tuple[int, ...],
         tokens_per_second: float | None = None,
         vocab_size: int | None = None,
+        timestamps: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.image_settings = image_settings
         self.eos_token_ids = eos_token_ids
         self.tokens_per_second = tokens_per_second
+        self.timestamps = timestamps
         self.pad_token_id = self._id(tokenizer.pad_token)
         self.image_token_id = self._id("<|image_pad|>")
         self.video_token_id = self._id("<|video_pad|>")
@@ -117,7 +120,7 @@ class Processor:
     def _id(self, token: str) -> int:
         found = self.tokenizer.backend_tokenizer.token_to_id(token)
         if found is None:
-            raise UserError(f"the tokenizer lacks {token}: it is not that of a Qwen2-VL")
+            raise UserError(f"the tokenizer lacks {token}: it is not that of a Qwen-VL")
         return found
 
     @classmethod
@@ -129,6 +132,7 @@ class Processor:
         max_pixels: int | None = None,
         tokens_per_second: float | None = None,
         vocab_size: int | None = None,
+        timestamps: bool = False,
     ) -> Self:
         """Read tokenizer, chat template and image settings of a model directory.
 
@@ -139,6 +143,8 @@ class Processor:
             time step one (Qwen2-VL).
           vocab_size: logits of the model, of which those without a token are never sampled; None if
             there is one for each.
+          timestamps: whether each time step of a video stands by itself, behind its time as text
+            (Qwen3-VL).
 
         Raises:
           UserError: a file is missing or broken, the tokenizer lacks a vision token, or the chat
@@ -148,7 +154,9 @@ class Processor:
         settings = read_image_settings(directory, min_pixels=min_pixels, max_pixels=max_pixels)
         eos_token_ids = read_eos_token_ids(directory, tokenizer)
         try:
-            made = cls(tokenizer, settings, eos_token_ids, tokens_per_second, vocab_size)
+            made = cls(
+                tokenizer, settings, eos_token_ids, tokens_per_second, vocab_size, timestamps
+            )
             made._check_template()
         except UserError as error:
             raise UserError(f"{directory}: {error}") from error
@@ -165,7 +173,7 @@ class Processor:
         if found != 2 or _ASKED not in text:
             raise UserError(
                 f"the chat template shows {found} of 2 images, and"
-                f" {'the' if _ASKED in text else 'no'} text: it is not that of a Qwen2-VL"
+                f" {'the' if _ASKED in text else 'no'} text: it is not that of a Qwen-VL"
             )
 
     def check_system_prompt(self, text: str) -> None:
@@ -187,27 +195,31 @@ class Processor:
           messages: a dict a turn, with `role` and `content`: a string, or a list of
             `{"type": "text", "text": ...}`, `{"type": "image", "image": <PIL image>}` and
             `{"type": "video", "video": [<PIL image>, ...]}`, the frames that are to be seen. Such a
-            part may hold `fps`, frames a second, 2 if not given; only Qwen2.5-VL asks for it.
+            part may hold `fps`, frames a second, 2 if not given; Qwen2-VL does not ask for it.
 
         Raises:
           UserError: the text holds placeholders of its own, an image is too narrow, or the frames
             of a video are none or differ in size.
         """
-        short = self._tokens(self._render(messages, asking=True))
+        text = self._render(messages, asking=True)
         visuals = _visuals(messages)
+        short = self._tokens(text)
         self._check_placeholders(short, [part["type"] for part in visuals])
         made = [patchify_video(_frames(part), self.image_settings) for part in visuals]
         merge = self.image_settings.merge_size
         # The last patch of a frame stands in its last row and last column.
         grids = [(len(steps), *((where[-1] + 1) // merge).tolist()) for steps, where in made]
+        intervals = [self._interval(part) for part in visuals]
+        if self.timestamps:
+            short = self._tokens(self._with_times(text, visuals))
+            grids = [(1, *grid[1:]) for grid in grids for _ in range(grid[0])]
+            intervals = [1.0] * len(grids)
         counts = np.ones(len(short), np.int64)
         counts[self._is_visual(short)] = [math.prod(grid) for grid in grids]
         tokens = np.repeat(short, counts)
         return EncodedPrompt(
             tokens=tokens,
-            positions=mrope_positions(
-                self._is_visual(tokens), grids, [self._interval(part) for part in visuals]
-            ),
+            positions=mrope_positions(self._is_visual(tokens), grids, intervals),
             patches=tuple(step for steps, _ in made for step in steps),
             patch_positions=tuple(where for steps, where in made for _ in steps),
         )
@@ -267,6 +279,23 @@ class Processor:
             return 1
         frames_per_second = part.get("fps", _FPS)
         return self.tokens_per_second * self.image_settings.temporal_patch_size / frames_per_second
+
+    def _with_times(self, text: str, visuals: Sequence[Mapping[str, Any]]) -> str:
+        """A text in which each time step of a video has a placeholder, behind its time.
+
+        That is the mean of its first and its last frame's, in seconds.
+
+        Raises:
+          UserError: the chat template sets videos otherwise than between the vision tokens.
+        """
+        videos = [part for part in visuals if part["type"] == "video"]
+        before, *rest = text.split(_VIDEO)
+        if len(rest) != len(videos):
+            raise UserError(f"the chat template shows a video otherwise than as {_VIDEO}")
+        for part, after in zip(videos, rest, strict=True):
+            steps = _times(len(part["video"]), part.get("fps", _FPS), self.image_settings)
+            before += "".join(f"<{time:.1f} seconds>{_VIDEO}" for time in steps) + after
+        return before
 
     def _check_placeholders(self, tokens: Int[np.ndarray, " p"], kinds: list[str]) -> None:
         ids = {"image": self.image_token_id, "video": self.video_token_id}
@@ -367,6 +396,16 @@ def _visuals(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         for part in turn["content"]
         if part["type"] in ("image", "video")
     ]
+
+
+def _times(frames: int, fps: float, settings: ImageSettings) -> list[float]:
+    """Seconds from the beginning of a video to the middle of each of its time steps.
+
+    The last frame is repeated to fill the last one.
+    """
+    size = settings.temporal_patch_size
+    ends = ((first, min(first + size - 1, frames - 1)) for first in range(0, frames, size))
+    return [(first / fps + last / fps) / 2 for first, last in ends]
 
 
 def _frames(part: Mapping[str, Any]) -> Sequence[Image.Image]:

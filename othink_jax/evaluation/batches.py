@@ -10,7 +10,7 @@ import numpy as np
 
 from othink_jax.data.example import Example
 from othink_jax.data.processing import EncodedPrompt, PadTo, Processor
-from othink_jax.model.config import Qwen2VLConfig
+from othink_jax.model.config import VLMConfig
 from othink_jax.training.shapes import round_up
 
 # Prompt tokens of a question, and patches of all its images: up to here, padding costs less than
@@ -60,7 +60,7 @@ class Batches:
     """
 
     def __init__(
-        self, processor: Processor, config: Qwen2VLConfig, *, batch_size: int, shards: int
+        self, processor: Processor, config: VLMConfig, *, batch_size: int, shards: int
     ) -> None:
         """Args:
         processor: of the model.

@@ -1,1 +1,1 @@
-"""Qwen2-VL and Qwen2.5-VL in Flax NNX, and what is computed with them."""
+"""Vision-language models of the Qwen families in Flax NNX, and what is computed with them."""

@@ -1,18 +1,22 @@
-"""The shape of a Qwen2-VL or Qwen2.5-VL."""
+"""The shape of a vision-language model of the Qwen families, and which of their parts it has."""
 
 import dataclasses
 import math
+from typing import Literal
 
 from othink_jax.errors import UserError
+
+Norm = Literal["layer", "rms"]
+# GELU as CLIP approximates it, or by a tanh; or a gated MLP.
+VisionMLP = Literal["quick_gelu", "gelu_tanh", "swiglu"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WindowsConfig:
-    """What the vision tower of Qwen2.5-VL has beside that of Qwen2-VL: attention inside windows."""
+    """Attention of most layers inside square windows of an image (Qwen2.5-VL)."""
 
     window_size: int  # side of a window, pixels
     full_layers: tuple[int, ...]  # numbers of the layers that attend to the whole image
-    tokens_per_second: int  # M-RoPE positions that a second of a video takes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,17 +27,28 @@ class VisionConfig:
     embed_dim: int  # width
     intermediate_size: int  # width of the MLP
     num_heads: int
-    hidden_size: int  # width of what the merger puts out: that of the text tower
+    hidden_size: int  # width of what a merger puts out: that of the text tower
     in_channels: int = 3
     patch_size: int = 14  # pixels
     temporal_patch_size: int = 2  # frames
     spatial_merge_size: int = 2  # patches along each side of a merge window
-    windows: WindowsConfig | None = None  # of Qwen2.5-VL, whose layers are others too; else None
+    norm: Norm = "layer"
+    mlp: VisionMLP = "quick_gelu"
+    patch_bias: bool = False  # whether the patch embedding has one
+    windows: WindowsConfig | None = None  # None: every layer attends to the whole image
+    position_grid: int | None = None  # side of the square of learned positions, if there are any
+    # Numbers of the layers whose states are merged as well, for the first text layers (DeepStack)
+    deepstack: tuple[int, ...] = ()
 
     @property
     def patch_dim(self) -> int:
         """Numbers of a patch (C)."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def feature_dim(self) -> int:
+        """Numbers of what the tower says of a merge window (F)."""
+        return self.hidden_size * (1 + len(self.deepstack))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,20 +61,20 @@ class TextConfig:
     num_hidden_layers: int
     num_attention_heads: int
     num_key_value_heads: int
+    head_dim: int  # width of an attention head
     rope_theta: float
     mrope_section: tuple[int, int, int]  # rotary frequencies for time, height, width
     rms_norm_eps: float
-
-    @property
-    def head_dim(self) -> int:
-        """Width of an attention head."""
-        return self.hidden_size // self.num_attention_heads
+    mrope_interleaved: bool = False  # whether the axes take turns; else one follows the other
+    qkv_bias: bool = True
+    qk_norm: bool = False  # whether queries and keys are normed, head by head
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Qwen2VLConfig:
+class VLMConfig:
     """Both towers and the tokens that join them."""
 
+    model_type: str  # of the family, as config.json names it; see `othink_jax.families`
     text: TextConfig
     vision: VisionConfig
     tie_word_embeddings: bool
@@ -67,6 +82,8 @@ class Qwen2VLConfig:
     video_token_id: int
     vision_start_token_id: int
     vision_end_token_id: int
+    # M-RoPE positions that a second of a video takes (Qwen2.5-VL); None: one for each time step
+    tokens_per_second: int | None = None
 
     def check(self) -> None:
         """Raise UserError if there is no model of this shape."""
@@ -82,6 +99,7 @@ class Qwen2VLConfig:
         whole = {
             "mrope_section": text.mrope_section,
             "fullatt_block_indexes": self.vision.windows.full_layers if self.vision.windows else (),
+            "deepstack_visual_indexes": self.vision.deepstack,
             "a token's id": (
                 *(self.image_token_id, self.video_token_id),
                 *(self.vision_start_token_id, self.vision_end_token_id),
@@ -90,15 +108,17 @@ class Qwen2VLConfig:
         for name, values in whole.items():
             if not all(type(value) is int and value >= 0 for value in values):
                 raise UserError(f"config.json: {name} is no whole number: {values}")
-        towers: list[TextConfig | VisionConfig | WindowsConfig] = [self.text, self.vision]
-        if self.vision.windows is not None:
-            towers.append(self.vision.windows)
+        parts = (self, self.text, self.vision, self.vision.windows)
         wrong = [
-            f"{field.name} is {getattr(tower, field.name)!r}"
-            for tower in towers
-            for field in dataclasses.fields(tower)
-            if field.type is int
-            and not (type(getattr(tower, field.name)) is int and getattr(tower, field.name) > 0)
+            f"{field.name} is {value!r}"
+            for part in parts
+            if part is not None
+            for field in dataclasses.fields(part)
+            if field.type is int or field.type == int | None
+            for value in [getattr(part, field.name)]
+            if not (value is None and field.type is not int)
+            and not (type(value) is int and value > 0)
+            and not field.name.endswith("token_id")
         ]
         if wrong:
             raise UserError(f"config.json: not a positive whole number: {', '.join(wrong)}")
@@ -106,9 +126,6 @@ class Qwen2VLConfig:
     def _check_sizes(self) -> None:
         text, vision = self.text, self.vision
         faults = {
-            "hidden_size is not a multiple of num_attention_heads": (
-                text.hidden_size % text.num_attention_heads
-            ),
             "num_attention_heads is not a multiple of num_key_value_heads": (
                 text.num_attention_heads % text.num_key_value_heads
             ),
@@ -128,9 +145,11 @@ class Qwen2VLConfig:
                 vision.windows is not None
                 and any(layer >= vision.depth for layer in vision.windows.full_layers)
             ),
-            # The file has the quotient only.
-            "vision: the MLP's width is not a multiple of the tower's": (
-                vision.windows is None and vision.intermediate_size % vision.embed_dim
+            "deepstack_visual_indexes are not numbers of layers in rising order, or are more than"
+            " there are text layers": (
+                list(vision.deepstack) != sorted(set(vision.deepstack))
+                or any(layer >= vision.depth for layer in vision.deepstack)
+                or len(vision.deepstack) > text.num_hidden_layers
             ),
             "vision: window_size is not a multiple of a merge window": (
                 vision.windows is not None

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int, PyTree
 
 from othink_jax.model.collectives import log_prob_of, log_softmax_of, sum_over_vocabulary
-from othink_jax.model.qwen2_vl import Qwen2VL
+from othink_jax.model.vlm import VLM
 from othink_jax.rl import DivergenceTerms, entropy_terms
 from othink_jax.types import Array, Prompts, TokenStats
 
@@ -30,12 +30,12 @@ Mode = Literal["naive", "vision_once", "shared"]
 class Reference:
     """A model, and the divergence from it that is measured over the whole vocabulary."""
 
-    model: Qwen2VL
+    model: VLM
     terms: DivergenceTerms  # one of `rl.KL_DIVERGENCES`
 
 
 def completion_logp(
-    model: Qwen2VL,
+    model: VLM,
     prompts: Prompts,
     completions: Int[Array, "B G T"],
     *,
@@ -57,7 +57,7 @@ def completion_logp(
 
 
 def completion_stats(
-    model: Qwen2VL,
+    model: VLM,
     prompts: Prompts,
     completions: Int[Array, "B G T"],
     *,
@@ -77,7 +77,7 @@ def completion_stats(
       [B, G, T] all.
     """
 
-    def states(model: Qwen2VL) -> Float[Array, "n D"]:
+    def states(model: VLM) -> Float[Array, "n D"]:
         if mode == "shared":
             hidden = _states_by_extending(model, prompts, completions)
         else:
@@ -97,7 +97,7 @@ def completion_stats(
 
 
 def _states_by_extending(
-    model: Qwen2VL, prompts: Prompts, completions: Int[Array, "B G T"]
+    model: VLM, prompts: Prompts, completions: Int[Array, "B G T"]
 ) -> Float[Array, "B G T D"]:
     """The final state before each completion token, from prompts and completions together."""
     _, group, length = completions.shape
@@ -113,7 +113,7 @@ def _each_completion(last: Float[Array, "B D"], group: int) -> Float[Array, "B G
 
 
 def _states_of_whole_texts(
-    model: Qwen2VL, prompts: Prompts, completions: Int[Array, "B G T"], mode: Mode
+    model: VLM, prompts: Prompts, completions: Int[Array, "B G T"], mode: Mode
 ) -> Float[Array, "B*G T D"]:
     """The final state before each completion token, from B * G texts of P + T - 1 tokens.
 
@@ -127,7 +127,7 @@ def _states_of_whole_texts(
         return jax.tree.map(lambda leaf: jnp.repeat(leaf, group, axis=0), tree)
 
     repeated: Prompts = each(prompts)
-    embedded = model.embed(repeated) if mode == "naive" else each(model.embed(prompts))
+    embedded, deep = model.embed(repeated) if mode == "naive" else each(model.embed(prompts))
     tokens = completions[..., :-1].reshape(rows, later)
     positions = repeated.next_position[:, None] + jnp.arange(later)
     positions = jnp.broadcast_to(positions[:, None], (rows, 3, later))
@@ -135,6 +135,7 @@ def _states_of_whole_texts(
         jnp.concatenate([embedded, model.text.embed(tokens)], axis=1),
         jnp.concatenate([repeated.positions, positions], axis=2),
         jnp.concatenate([repeated.mask, jnp.ones_like(tokens, bool)], axis=1),
+        None if deep is None else jnp.pad(deep, ((0, 0), (0, 0), (0, later), (0, 0))),
     )
     last = (repeated.mask.sum(axis=1) - 1)[:, None, None]
     first = jnp.take_along_axis(hidden, last, axis=1)
@@ -142,14 +143,14 @@ def _states_of_whole_texts(
 
 
 def token_logp(
-    model: Qwen2VL, hidden: Float[Array, "n D"], targets: Int[Array, " n"], chunk: int
+    model: VLM, hidden: Float[Array, "n D"], targets: Int[Array, " n"], chunk: int
 ) -> Float[Array, " n"]:
     """Log-probability of `targets[i]` after state `hidden[i]`, f32 nats, `chunk` rows at a time."""
     return token_stats(model, hidden, targets, chunk).logp
 
 
 def token_stats(
-    model: Qwen2VL,
+    model: VLM,
     hidden: Float[Array, "n D"],
     targets: Int[Array, " n"],
     chunk: int,

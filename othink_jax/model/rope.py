@@ -24,7 +24,11 @@ def vision_angles(
 
 
 def text_angles(
-    positions: Int[Array, "*b 3 S"], section: Sequence[int], theta: float
+    positions: Int[Array, "*b 3 S"],
+    section: Sequence[int],
+    theta: float,
+    *,
+    interleaved: bool = False,
 ) -> Float[Array, "*b S half"]:
     """M-RoPE (Qwen2-VL, section 2.1): each frequency follows one axis of the position.
 
@@ -32,8 +36,13 @@ def text_angles(
       positions: temporal, height and width position of each token.
       section: how many frequencies follow each axis, in that order.
       theta: base of the frequencies.
+      interleaved: whether the axes take turns, from high frequencies to low ones (Qwen3-VL), so
+        that each has some of all; once an axis has its share, its turns are the temporal one's.
     """
     axis_of_frequency = np.repeat(np.arange(3), section)
+    if interleaved:
+        turn, axis = np.divmod(np.arange(len(axis_of_frequency)), 3)
+        axis_of_frequency = np.where(turn < np.asarray(section)[axis], axis, 0)
     frequencies = _inverse_frequencies(len(axis_of_frequency), theta)
     by_frequency = jnp.moveaxis(positions, -2, -1)[..., axis_of_frequency]
     # f32: bf16 cannot represent position 257.

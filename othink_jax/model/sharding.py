@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree, Shaped
 
 from othink_jax.errors import UserError
-from othink_jax.model.config import Qwen2VLConfig
+from othink_jax.model.config import VLMConfig
 
 FSDP, TENSOR = "fsdp", "tensor"
 
@@ -139,7 +139,7 @@ def cut(x: Any, sharding: NamedSharding) -> Shaped[jax.Array, "..."]:
     return jax.make_array_from_callback(shape, sharding, piece).block_until_ready()
 
 
-def check_tensor(config: Qwen2VLConfig, tensor: int) -> None:
+def check_tensor(config: VLMConfig, tensor: int) -> None:
     """Raise UserError if a model cannot be cut into so many along `tensor`."""
     text, vision = config.text, config.vision
     shared = text.num_key_value_heads if tensor % text.num_key_value_heads else tensor

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from othink_jax.config import ComputeConfig, Remat
 from othink_jax.model.collectives import axis_size
@@ -60,17 +60,68 @@ def run_stack(
             outputs.append(output)
         return x, tuple(outputs)
 
+    step, rows, depth = _scanned(stack, apply, extras, remat)
+    x, outputs = jax.lax.scan(step, x, rows)
+    return x, tuple(jax.tree.map(operator.itemgetter(i), outputs) for i in range(depth))
+
+
+def run_stack_keeping(
+    stack: nnx.Module,
+    x: Float[Array, "..."],
+    apply: Callable[[Any, Array, Any], tuple[Array, Any]],
+    extras: tuple[Any, ...] | None = None,
+    *,
+    layers: tuple[int, ...],
+    remat: Remat = "none",
+) -> tuple[Float[Array, "..."], tuple[Float[Array, "..."], ...]]:
+    """As `run_stack`, but returns the states that some layers put out, in the place of outputs.
+
+    Of scanned layers no other state is held for it.
+
+    Args:
+      stack, x, apply, extras, remat: as of `run_stack`; `x` is one array.
+      layers: their numbers, in rising order.
+    """
+
+    def state_as_output(layer: Any, x: Array, extra: Any) -> tuple[Array, Array]:
+        x, _ = apply(layer, x, extra)
+        return x, x
+
+    if isinstance(stack, nnx.List):
+        x, states = run_stack(stack, x, state_as_output, extras, remat=remat)
+        return x, tuple(states[number] for number in layers)
+
+    step, rows, depth = _scanned(stack, apply, extras, remat)
+    places = np.full(depth, len(layers))  # of what is not wanted: one more place, written over
+    places[list(layers)] = np.arange(len(layers))
+
+    def body(carry: tuple[Array, Array], row: Any) -> tuple[tuple[Array, Array], None]:
+        x, kept = carry
+        x, _ = step(x, row[0])
+        return (x, jax.lax.dynamic_update_index_in_dim(kept, x, row[1], 0)), None
+
+    kept = jnp.zeros((len(layers) + 1, *x.shape), x.dtype)
+    (x, kept), _ = jax.lax.scan(body, (x, kept), (rows, jnp.asarray(places)))
+    return x, tuple(kept[: len(layers)])
+
+
+def _scanned(
+    stack: nnx.Module,
+    apply: Callable[[Any, _T, Any], tuple[_T, Any]],
+    extras: tuple[Any, ...] | None,
+    remat: Remat,
+) -> tuple[Callable[[_T, Any], tuple[_T, Any]], Any, int]:
+    """One step of a scan over layers, what it scans over, and how many layers there are."""
     graphdef, params = nnx.split(stack)
     depth = jax.tree.leaves(params)[0].shape[0]
     stacked = None if extras is None else jax.tree.map(lambda *rows: jnp.stack(rows), *extras)
 
-    def body(x: _T, row: Any) -> tuple[_T, Any]:
+    def step(x: _T, row: Any) -> tuple[_T, Any]:
         layer_params, extra = row
         layer = nnx.merge(graphdef, layer_params)
         return _checkpointed(functools.partial(apply, layer), remat)(x, extra)
 
-    x, outputs = jax.lax.scan(body, x, (params, stacked))
-    return x, tuple(jax.tree.map(operator.itemgetter(i), outputs) for i in range(depth))
+    return step, (params, stacked), depth
 
 
 def _checkpointed(run: Callable[..., Any], remat: Remat) -> Callable[..., Any]:

@@ -1,10 +1,11 @@
-"""The language model of Qwen2-VL, in the two motions of this project: prefill and extend."""
+"""The language model, in the two motions of this project: prefill and extend."""
 
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool, Float, Int
 
@@ -18,7 +19,7 @@ from othink_jax.model.attention import (
 from othink_jax.model.collectives import embed_tokens, enter, gather_matrix, local_vocabulary
 from othink_jax.model.config import TextConfig
 from othink_jax.model.linear import Linear, for_uses
-from othink_jax.model.precision import dtypes_of, wide_einsum
+from othink_jax.model.precision import at_least_f32, dtypes_of, wide_einsum
 from othink_jax.model.rope import rotate, text_angles
 from othink_jax.model.stack import make_stack, run_stack
 from othink_jax.types import Array
@@ -40,8 +41,22 @@ class Embed(nnx.Embed):
         )
 
 
+class HeadNorm(nnx.Module):
+    """Norm without mean of each head, in f32; on a mesh, of the heads of a device."""
+
+    def __init__(self, width: int, *, epsilon: float, param_dtype: Any) -> None:
+        self.scale = nnx.Param(jnp.ones(width, param_dtype))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "*b heads H"]) -> Float[Array, "*b heads H"]:
+        wide = x.astype(at_least_f32(x.dtype))
+        inverse = jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + self.epsilon)
+        # Entered, for its gradient is the sum over all heads, and a device has some.
+        return (wide * inverse * enter(self.scale[...])).astype(x.dtype)
+
+
 class TextBlock(nnx.Module):
-    """Pre-norm layer: grouped-query attention with biases on q, k, v, then SwiGLU."""
+    """Pre-norm layer: grouped-query attention, then SwiGLU."""
 
     def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, compute: ComputeConfig) -> None:
         width, kv_heads = config.hidden_size, config.num_key_value_heads
@@ -56,10 +71,22 @@ class TextBlock(nnx.Module):
         self.head_dim = config.head_dim
         self.norm1 = norm(width)
         self.norm2 = norm(width)
-        self.q = linear(width, config.num_attention_heads * config.head_dim)
+        bias = config.qkv_bias
+        self.q = linear(width, config.num_attention_heads * config.head_dim, use_bias=bias)
         self.k, self.v = (
-            linear(width, kv_heads * config.head_dim, cut="heads", heads=kv_heads) for _ in range(2)
+            linear(width, kv_heads * config.head_dim, use_bias=bias, cut="heads", heads=kv_heads)
+            for _ in range(2)
         )
+        self.qk_norm = config.qk_norm
+        if self.qk_norm:
+            self.q_norm, self.k_norm = (
+                HeadNorm(
+                    config.head_dim,
+                    epsilon=config.rms_norm_eps,
+                    param_dtype=dtypes["param_dtype"],
+                )
+                for _ in range(2)
+            )
         self.o = linear(
             config.num_attention_heads * config.head_dim, width, use_bias=False, cut="inputs"
         )
@@ -75,6 +102,8 @@ class TextBlock(nnx.Module):
             linear(x).reshape(*x.shape[:-1], -1, self.head_dim)
             for linear in (self.q, self.k, self.v)
         )
+        if self.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
         query = rotate(query, angles)
         query = query.reshape(*key.shape[:-1], -1, self.head_dim)
         return query, rotate(key, angles), value
@@ -153,14 +182,24 @@ class TextTower(nnx.Module):
         x: Float[Array, "B P D"],
         positions: Int[Array, "B 3 P"],
         mask: Bool[Array, "B P"],
+        deep: Float[Array, "B J P D"] | None = None,
     ) -> tuple[Float[Array, "B P D"], tuple[KeyValue, ...]]:
-        """Final states of prompt tokens, padded on the right, and each layer's keys and values."""
+        """Final states of prompt tokens, padded on the right, and each layer's keys and values.
+
+        Args:
+          x: embedded tokens.
+          positions: of the tokens.
+          mask: true where a token is real.
+          deep: what is added to the states after each of the first J layers (DeepStack).
+        """
         angles, causal = self._angles(positions), SelfMask(real=mask, causal=True)
 
-        def layer(block: TextBlock, x: Array, _: None) -> tuple[Array, KeyValue]:
-            return block.prefill(x, angles, causal)
+        def layer(block: TextBlock, x: Array, number: Any) -> tuple[Array, KeyValue]:
+            x, kept = block.prefill(x, angles, causal)
+            return _deepened(x, deep, number), kept
 
-        x, kept = run_stack(self.layers, x, layer, remat=self.compute.remat)
+        numbers = self._numbers(deep)
+        x, kept = run_stack(self.layers, x, layer, numbers, remat=self.compute.remat)
         return self.norm(x), kept
 
     def extend(
@@ -189,6 +228,7 @@ class TextTower(nnx.Module):
         mask: Bool[Array, "B P"],
         later: Float[Array, "B G T D"],
         later_positions: Int[Array, "B 1 3 T"],
+        deep: Float[Array, "B J P D"] | None = None,
     ) -> tuple[Float[Array, "B P D"], Float[Array, "B G T D"]]:
         """Final states of prompts and of whole completions, layer by layer together.
 
@@ -200,17 +240,28 @@ class TextTower(nnx.Module):
         later_angles = self._angles(later_positions)
         causal = SelfMask(real=mask, causal=True)
 
-        def layer(block: TextBlock, states: Any, _: None) -> tuple[Any, None]:
+        def layer(block: TextBlock, states: Any, number: Any) -> tuple[Any, None]:
             of_prompt, of_completion = for_uses(block, 2)
             x, prefix = of_prompt.prefill(states[0], angles, causal)
             later = of_completion.extend(states[1], later_angles, prefix, mask, None, 0)[0]
-            return (x, later), None
+            return (_deepened(x, deep, number), later), None
 
-        states, _ = run_stack(self.layers, (x, later), layer, remat=self.compute.remat)
+        numbers = self._numbers(deep)
+        states, _ = run_stack(self.layers, (x, later), layer, numbers, remat=self.compute.remat)
         return self.norm(states[0]), self.norm(states[1])
 
+    def _numbers(self, deep: Array | None) -> tuple[int, ...] | None:
+        """Of the layers, where they have to know them."""
+        return None if deep is None else tuple(range(self.config.num_hidden_layers))
+
     def _angles(self, positions: Int[Array, "*b 3 S"]) -> Float[Array, "*b S half"]:
-        return text_angles(positions, self.config.mrope_section, self.config.rope_theta)
+        config = self.config
+        return text_angles(
+            positions,
+            config.mrope_section,
+            config.rope_theta,
+            interleaved=config.mrope_interleaved,
+        )
 
     def head_matrix(self) -> Float[Array, "..."]:
         """The matrix of the head, whole along `fsdp`: [V, D] if it is the embedding, else [D, V].
@@ -232,3 +283,14 @@ class TextTower(nnx.Module):
         if kernel.shape[1] != self.config.vocab_size:
             hidden = enter(hidden)
         return wide_einsum("...d,dv->...v", hidden, kernel.astype(hidden.dtype))
+
+
+def _deepened(
+    x: Float[Array, "B P D"], deep: Float[Array, "B J P D"] | None, number: Any
+) -> Float[Array, "B P D"]:
+    """States after the layer of this number, with what is added there."""
+    if deep is None:
+        return x
+    count = deep.shape[1]
+    added = jax.lax.dynamic_index_in_dim(deep, jnp.minimum(number, count - 1), 1, keepdims=False)
+    return x + jnp.where(number < count, added, 0).astype(x.dtype)

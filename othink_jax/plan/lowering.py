@@ -13,8 +13,8 @@ from jaxtyping import PyTree
 from othink_jax.checkpoint.load import Model
 from othink_jax.config import GRPOConfig
 from othink_jax.errors import UserError
-from othink_jax.model.qwen2_vl import computing_weights
 from othink_jax.model.stack import unrolled
+from othink_jax.model.vlm import computing_weights
 from othink_jax.rl import reference_params
 from othink_jax.training.layout import DiskLayout
 from othink_jax.training.losses import over_vocabulary
@@ -166,7 +166,7 @@ def _batch(config: GRPOConfig, model: Model) -> GRPOBatch:
             patch_mask=array(1, patches, dtype=bool),
             features=None
             if config.train == "all"
-            else array(patches // window, vision.hidden_size, dtype=config.dtype),
+            else array(patches // window, vision.feature_dim, dtype=config.dtype),
         ),
         completions=array(G, T),
         mask=array(G, T, dtype=bool),

@@ -6,9 +6,9 @@ from pathlib import Path
 from othink_jax.checkpoint import hf
 from othink_jax.checkpoint.load import Model, abstract_model, locate
 from othink_jax.config import GRPOConfig
+from othink_jax.families import from_hf
 from othink_jax.files import read_json
-from othink_jax.model.config import Qwen2VLConfig
-from othink_jax.model.hf_config import from_hf
+from othink_jax.model.config import VLMConfig
 
 # Of models of the hub, by id: what their config.json says that makes a shape.
 SHIPPED = hf.TINY.parent / "shapes"
@@ -23,7 +23,7 @@ class _Tokens:
     pad_token_id: int = 0
 
 
-def model_config(model: str) -> Qwen2VLConfig:
+def model_config(model: str) -> VLMConfig:
     """The shape of a model: a directory, a run, `tiny`, an id of `SHIPPED` or of the hub.
 
     Raises:

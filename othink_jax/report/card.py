@@ -5,7 +5,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from othink_jax.config import DataConfig
+from othink_jax.config import RUN_REFERENCE, DataConfig
+from othink_jax.files import as_path, read_json
 from othink_jax.markup import as_code, cell_in_markdown, in_markdown
 from othink_jax.report.comparison import compare
 from othink_jax.report.method import describe, trained_part
@@ -35,7 +36,7 @@ def model_card(
     config, optimizer = run.record.config, run.record.config.optimizer
     method = describe(config)
     step = run.standing.step if step is None else step
-    tags = [config.kind, "qwen2_vl", "othink_jax"]
+    tags = [config.kind, *_model_type(as_path(path)), "othink_jax"]
     # In quotes: `yes` and `1.5` are no texts in YAML.
     tags += [json.dumps(tag, ensure_ascii=False) for tag in config.tags if tag not in tags]
     model, data = in_markdown(_public(config.model)), in_markdown(config.data.name)
@@ -148,3 +149,9 @@ def _score(result: dict[str, Any] | None) -> str:
         return "not measured"
     low, high = result["interval"]
     return f"{percent(result['accuracy'])} ({percent(low)} to {percent(high)})"
+
+
+def _model_type(run: Path) -> list[str]:
+    """The family of the model, as the hub calls it; nothing where the run holds no model."""
+    file = run / RUN_REFERENCE / "config.json"
+    return [str(read_json(file).get("model_type"))] if file.is_file() else []

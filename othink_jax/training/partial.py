@@ -14,9 +14,9 @@ from flax import nnx
 
 from othink_jax.checkpoint.load import Model, abstract_model
 from othink_jax.config import ComputeConfig, LoRAConfig, TrainingConfig
-from othink_jax.model.config import Qwen2VLConfig
-from othink_jax.model.qwen2_vl import Qwen2VL
+from othink_jax.model.config import VLMConfig
 from othink_jax.model.stack import laid_out
+from othink_jax.model.vlm import VLM
 
 Params = dict[str, Any]  # nested; of arrays
 
@@ -74,13 +74,13 @@ def decoding_graphdef(checkpoint: Model, config: TrainingConfig) -> Any:
     return abstract_model(checkpoint.config, compute)[0]
 
 
-def fresh_adapters(config: Qwen2VLConfig, lora: LoRAConfig, *, seed: int) -> Params:
+def fresh_adapters(config: VLMConfig, lora: LoRAConfig, *, seed: int) -> Params:
     """Adapters that change nothing yet; float32."""
 
     # Compiled, so that the model's other weights, which nobody asks for, are not made.
     @jax.jit
     def draw() -> Params:
-        model = Qwen2VL(config, rngs=nnx.Rngs(seed), compute=ComputeConfig(lora=lora))
+        model = VLM(config, rngs=nnx.Rngs(seed), compute=ComputeConfig(lora=lora))
         return nnx.to_pure_dict(nnx.state(model, nnx.LoRAParam))
 
     return draw()

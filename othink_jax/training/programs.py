@@ -14,8 +14,8 @@ from othink_jax.checkpoint.load import Model
 from othink_jax.config import GRPOConfig, SamplingConfig, SFTConfig, TrainingConfig
 from othink_jax.data.processing import SpecialTokens
 from othink_jax.model.log_probs import Reference, completion_logp, completion_stats
-from othink_jax.model.qwen2_vl import computing_weights, merge
 from othink_jax.model.stack import unrolled
+from othink_jax.model.vlm import computing_weights, merge
 from othink_jax.rows import cut_rows, join_rows
 from othink_jax.sampling import make_sampler
 from othink_jax.training.losses import LossFn, over_vocabulary

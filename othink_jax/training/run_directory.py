@@ -29,11 +29,11 @@ from typing import Any
 import filelock
 import jax
 
-from othink_jax.checkpoint.orbax_model import RUN_REFERENCE
 from othink_jax.config import (
     RUN_BEGINNING,
     RUN_CHECKPOINTS,
     RUN_LOCK,
+    RUN_REFERENCE,
     RunRecord,
     TrainingConfig,
     read_run,

@@ -15,7 +15,7 @@ import optax
 from jaxtyping import PyTree
 
 from othink_jax.errors import UserError
-from othink_jax.model.config import Qwen2VLConfig
+from othink_jax.model.config import VLMConfig
 from othink_jax.model.sharding import check_tensor
 from othink_jax.training.state import TrainState
 
@@ -100,7 +100,7 @@ class Parallel(abc.ABC):
         """How many pieces a block of layers is cut into."""
         return 1
 
-    def check_model(self, config: Qwen2VLConfig) -> None:
+    def check_model(self, config: VLMConfig) -> None:
         """Raise UserError if a model cannot be cut into `tensor_shards`."""
         check_tensor(config, self.tensor_shards)
 

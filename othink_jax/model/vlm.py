@@ -1,9 +1,10 @@
-"""Qwen2-VL, complete: images and tokens to hidden states, in two motions.
+"""The model, complete: images and tokens to hidden states, in two motions.
 
     prefill(prompts)            a prompt and its images, once          -> states and a Prefix
     extend(completions, prefix) G completions of each prompt           -> states
 
-See Qwen2-VL (arXiv 2409.12191); numerically equal to the implementation in transformers.
+See Qwen2-VL (arXiv 2409.12191), Qwen2.5-VL (arXiv 2502.13923) and Qwen3-VL (arXiv 2511.21631);
+numerically equal to the implementations in transformers.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from jaxtyping import DTypeLike, Float, Int, PyTree
 
 from othink_jax.config import DEFAULT_COMPUTE, ComputeConfig
 from othink_jax.model.collectives import gather_vocabulary, local_heads
-from othink_jax.model.config import Qwen2VLConfig
+from othink_jax.model.config import VLMConfig
 from othink_jax.model.text import TextTower
 from othink_jax.model.vision import VisionTower
 from othink_jax.types import Array, Cache, Prefix, Prompts
@@ -24,12 +25,12 @@ from othink_jax.types import Array, Cache, Prefix, Prompts
 _MATRICES = ("kernel", "embedding", "lora_a", "lora_b")
 
 
-class Qwen2VL(nnx.Module):
+class VLM(nnx.Module):
     """The model. `split` it once after loading; from there on its parameters are a plain dict."""
 
     def __init__(
         self,
-        config: Qwen2VLConfig,
+        config: VLMConfig,
         *,
         rngs: nnx.Rngs,
         compute: ComputeConfig = DEFAULT_COMPUTE,
@@ -47,8 +48,12 @@ class Qwen2VL(nnx.Module):
         tied = config.tie_word_embeddings
         self.text = TextTower(config.text, tied=tied, rngs=rngs, compute=compute)
 
-    def encode_images(self, prompts: Prompts) -> Float[Array, "B M D"]:
-        """Merged features of each prompt's images, slot after slot (M = I * K / merge^2)."""
+    def encode_images(self, prompts: Prompts) -> Float[Array, "B M F"]:
+        """Merged features of each prompt's images, slot after slot (M = I * K / merge^2).
+
+        F is D, for the embeddings, and D more for each of the first text layers that get features
+        of their own (DeepStack).
+        """
         batch, slots = prompts.patches.shape[:2]
 
         def per_image(x: Array) -> Array:
@@ -61,21 +66,33 @@ class Qwen2VL(nnx.Module):
         )
         return features.reshape(batch, -1, features.shape[-1])
 
-    def embed(self, prompts: Prompts) -> Float[Array, "B P D"]:
-        """Token embeddings, with image features in the place of the placeholders."""
+    def embed(
+        self, prompts: Prompts
+    ) -> tuple[Float[Array, "B P D"], Float[Array, "B J P D"] | None]:
+        """Token embeddings, with image features in the place of the placeholders.
+
+        And the features that are added to the placeholders' states after the first J layers, 0
+        elsewhere; None in a model without such, or without images.
+        """
         x = self.text.embed(prompts.tokens)
         if prompts.patches.shape[1] == 0:
-            return x
+            return x, None
         features = prompts.features
         if features is None:
             features = self.encode_images(prompts)
         index = prompts.image_index[..., None]
         features = jnp.take_along_axis(features, jnp.maximum(index, 0), axis=1)
-        return jnp.where(index >= 0, features, x)
+        count = len(self.config.vision.deepstack)
+        if count == 0:
+            return jnp.where(index >= 0, features, x), None
+        first, *deep = jnp.split(features, 1 + count, axis=-1)
+        shown = [jnp.where(index >= 0, each, 0) for each in deep]
+        return jnp.where(index >= 0, first, x), jnp.stack(shown, axis=1)
 
     def prefill(self, prompts: Prompts) -> tuple[Float[Array, "B P D"], Prefix]:
         """Final states of the prompts' tokens, and all that completions need of them."""
-        hidden, kept = self.text.prefill(self.embed(prompts), prompts.positions, prompts.mask)
+        x, deep = self.embed(prompts)
+        hidden, kept = self.text.prefill(x, prompts.positions, prompts.mask, deep)
         return hidden, Prefix(
             keys=tuple(key for key, _ in kept),
             values=tuple(value for _, value in kept),
@@ -126,12 +143,14 @@ class Qwen2VL(nnx.Module):
 
         Equal to `prefill` and then `extend`; see `TextTower.prefill_and_extend`.
         """
+        x, deep = self.embed(prompts)
         hidden, later = self.text.prefill_and_extend(
-            self.embed(prompts),
+            x,
             prompts.positions,
             prompts.mask,
             self.text.embed(completions),
             _completion_positions(prompts.next_position, 0, completions.shape[2]),
+            deep,
         )
         return _last_of_prompt(hidden, prompts), later
 
@@ -152,9 +171,7 @@ def _completion_positions(first: Int[Array, " B"], start: Any, count: int) -> In
     return jnp.broadcast_to(positions[:, None, None], (len(positions), 1, 3, count))
 
 
-def init_cache(
-    config: Qwen2VLConfig, batch: int, group: int, capacity: int, dtype: DTypeLike
-) -> Cache:
+def init_cache(config: VLMConfig, batch: int, group: int, capacity: int, dtype: DTypeLike) -> Cache:
     """An empty cache for `group` completions of up to `capacity` tokens of each prompt."""
     text = config.text
     shape = (batch, group, capacity, local_heads(text.num_key_value_heads), text.head_dim)
@@ -166,7 +183,7 @@ def init_cache(
     )
 
 
-def split(model: Qwen2VL) -> tuple[Any, dict[str, Any]]:
+def split(model: VLM) -> tuple[Any, dict[str, Any]]:
     """The static part of a model and its parameters as a nested plain dict."""
     graphdef, state = nnx.split(model, nnx.Param)
     return graphdef, nnx.to_pure_dict(state)
@@ -185,6 +202,6 @@ def computing_weights(params: PyTree, dtype: DTypeLike) -> PyTree:
     return jax.tree.map_with_path(computed, params)
 
 
-def merge(graphdef: Any, params: PyTree) -> Qwen2VL:
+def merge(graphdef: Any, params: PyTree) -> VLM:
     """The model again; cheap, and meant to be called inside jit."""
     return nnx.merge(graphdef, params)
