@@ -56,7 +56,7 @@ def test_the_command_of_a_run_that_fits_is_that_of_its_record():
 def test_committed_pages_are_made_from_committed_records():
     found = {row: json.loads(row.file.read_text()) for row in aot.rows() if row.file.exists()}
     assert aot.PAGE.read_text() == aot.page(found)
-    assert aot.overview(found) in (Path(aot.__file__).parents[2] / "README.md").read_text()
+    assert aot.overview(found) in (Path(aot.__file__).parents[2] / "docs/machines.md").read_text()
 
 
 def test_committed_records_are_those_of_the_rows_that_are_named():

@@ -1,6 +1,7 @@
-"""The README's Python runs, the graders say what it says of them, and its figures are measured."""
+"""The Python of the pages runs, their links lead somewhere, and their figures are measured."""
 
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,15 @@ import pytest
 from othink_jax.rewards import GradingPool
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+PAGES = ("README.md", "docs/library.md")
+BLOCKS = [
+    textwrap.dedent(block)
+    for page in PAGES
+    for block in re.findall(
+        r"^ *```python\n(.*?)^ *```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL
+    )
+]
+LINK = re.compile(r"\]\(([^)#:]*)(#[^)]*)?\)")
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +31,23 @@ def test_the_python_of_the_readme_runs(block, namespace):
     exec(block, namespace)
 
 
-def test_the_readme_has_python():
-    assert len(BLOCKS) == 5
+def test_the_pages_have_python():
+    assert len(BLOCKS) == 6
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "experiments/README.md", *sorted(p.name for p in ROOT.glob("docs/*.md"))]
+)
+def test_every_link_of_a_page_leads_somewhere(page):
+    file = ROOT / page if "README" in page else ROOT / "docs" / page
+    links = LINK.findall(file.read_text())
+    for place, anchor in links:
+        target = (file.parent / place).resolve() if place else file
+        assert target.exists(), place
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+            assert anchor[1:] in slugs, (place, anchor)
 
 
 VERDICTS = re.findall(
