@@ -1,4 +1,4 @@
-"""Names and digests of code, so that a run can be made again by what made it, or not at all."""
+"""Names and digests of code, so that a run is continued by the code that made it, or not at all."""
 
 import functools
 import hashlib
@@ -18,16 +18,16 @@ _PLAIN = (str, bytes, int, float, complex, bool, type(None))
 
 
 def code_name(thing: Any) -> str:
-    """Where a class or a function stands, as `package.module:name`."""
+    """Import path of a class or a function, as `package.module:name`."""
     return f"{thing.__module__}:{thing.__qualname__}"
 
 
 def find_code(name: str) -> Any:
-    """What stands at `package.module:name`.
+    """The object at `package.module:name`.
 
     Raises:
-      ImportError: it cannot be imported from there: the module is a script, or the name stands
-        inside a function.
+      ImportError: it cannot be imported: the module is a script, or the name is local to a
+        function.
     """
     module, _, attribute = name.partition(":")
     if module == "__main__" or "<" in attribute:
@@ -39,11 +39,11 @@ def find_code(name: str) -> Any:
 
 
 def source_digest(thing: Any) -> str:
-    """A digest of the source files that a class or a function is made of, and of what it encloses.
+    """Digest of the source files of a class or a function, and of the values it closes over.
 
-    Those are the files of the class, of its bases and of the functions that they hold, but for
-    installed packages and this one, whose versions a run records. A function made by another one
-    differs by the values that it encloses.
+    The files are those of the class, of its bases and of the functions that they hold. Installed
+    packages and this one are excluded: a run records their versions. Closures of one function
+    differ by the values that they capture.
     """
     made = hashlib.sha256()
     for part in _parts(thing, {}):
@@ -52,12 +52,14 @@ def source_digest(thing: Any) -> str:
 
 
 def _parts(thing: Any, seen: dict[int, Any]) -> Iterator[str]:
-    """Texts that change when the code does; `seen` keeps alive what it names by its address."""
+    """Texts that change when the code does; `seen` keeps objects alive, so that ids stay unique."""
     if isinstance(thing, _PLAIN):
         yield repr(thing)
     elif id(thing) in seen:
         return
-    elif isinstance(thing, list | tuple | set | frozenset):
+    elif isinstance(thing, set | frozenset):  # in an order that is the same in every process
+        yield from sorted(" ".join(_parts(value, dict(seen))) for value in thing)
+    elif isinstance(thing, list | tuple):
         seen[id(thing)] = thing
         for value in thing:
             yield from _parts(value, seen)
@@ -108,6 +110,7 @@ def _source(thing: Any) -> Path | None:
 
 def _is_filled(cell: Any) -> bool:
     try:
-        return cell.cell_contents is not None
-    except ValueError:  # of a name that is not yet assigned
+        _ = cell.cell_contents
+    except ValueError:  # the variable is not yet assigned
         return False
+    return True

@@ -2,6 +2,8 @@
 
 import functools
 import importlib
+import os
+import subprocess
 import sys
 
 import pytest
@@ -69,6 +71,47 @@ def test_what_a_function_encloses_tells_its_classes_apart():
     assert source_digest(make(2)) != source_digest(make(3))
     assert source_digest(make(kl_k1)) != source_digest(make(kl_k2))
     assert source_digest(make(2, end="")) != source_digest(make(2, end="\n"))
+    assert source_digest(make((None, 1))) != source_digest(make((1, None)))
+    assert source_digest(make(None, end="")) != source_digest(make(None))
+    assert source_digest(make(None)) != source_digest(make(2))
+
+
+def both(one, other):
+    def made():
+        return one, other
+
+    return made
+
+
+def test_nothing_is_a_value_that_can_be_enclosed():
+    assert source_digest(both(None, 1)) != source_digest(both(1, None))
+
+
+def test_the_digest_of_a_set_is_the_same_in_every_process(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "def make(words):\n    def has(x):\n        return x in words\n    return has\n"
+    )
+    program = (
+        "import own\nfrom othink_jax.identity import source_digest\n"
+        "print(source_digest(own.make(set('alpha beta gamma delta epsilon zeta'.split()))))\n"
+        "print(source_digest(own.make(set('alpha beta'.split()))))"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={
+                **os.environ,
+                "PYTHONHASHSEED": str(seed),
+                "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+            },
+        ).stdout
+        for seed in range(3)
+    }
+    (said,) = found
+    assert len(set(said.split())) == 2
 
 
 def test_values_that_hold_themselves_have_an_end():

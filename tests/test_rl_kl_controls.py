@@ -122,6 +122,17 @@ def test_ziegler_by_import_has_the_bounds_that_it_is_given_and_none_of_its_own()
         rl.adapt_kl_coef(0.5, 0.05, low=0.01, high=0.1)
 
 
+def test_pid_takes_no_change_from_a_kl_that_was_not_finite():
+    """The KL behind it is compared with the last that was; if there is none, it is the first."""
+    tx = rl.pid_kl_coef(0.1, 0.1, proportional=0.2, integral=0.1, derivative=0.4)
+    _, after_nan = weights(tx, [np.nan, 0.15])
+    _, alone = weights(tx, [0.15])
+    assert float(rl.kl_coef(after_nan)) == float(rl.kl_coef(alone))
+    _, between = weights(tx, [0.15, np.inf, 0.05])
+    log = np.log(float(rl.kl_coef(between))) - np.log(0.1)
+    np.testing.assert_allclose(log, 0.2 * -0.5 + 0.4 * -1.0, atol=1e-6)
+
+
 def test_pid_by_hand():
     """Errors -0.5, 0.5 and 0.5; the first of them is no change."""
     tx = rl.pid_kl_coef(0.1, 0.1, proportional=0.2, integral=0.1, derivative=0.4)

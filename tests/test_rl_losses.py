@@ -341,3 +341,18 @@ def test_sequences_that_are_far_from_the_policy_are_left_out_where_they_were_bad
     advantages = jnp.array([-1.0, 1.0, -1.0, -1.0])[:, None] * jnp.ones((1, 2))
     weights = rl.off_policy_sequences(logp, logp, sampled, advantages, mask, delta=0.5)
     np.testing.assert_array_equal(weights, [[0, 0], [1, 1], [1, 0], [1, 1]])
+
+
+def test_a_correction_sees_the_advantages_without_the_kl():
+    """A KL in the reward makes no sequence that did well one that did badly."""
+    seen = []
+
+    def correction(logp, old_logp, sampler_logp, advantages, mask):
+        seen.append(advantages)
+        return jnp.ones_like(logp)
+
+    values = jax.tree.map(jnp.asarray, arrays())
+    rl.policy_loss(**values, kl_coef=100.0, kl_in_reward=True, correction=correction)
+    expected = jnp.broadcast_to(values["advantages"][..., None], seen[0].shape)
+    real = values["mask"]
+    np.testing.assert_array_equal(jnp.where(real, seen[0], 0), jnp.where(real, expected, 0))

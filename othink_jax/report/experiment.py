@@ -1,4 +1,4 @@
-"""The page of an experiment, or of all of a folder: tables, figures, and what they are to show."""
+"""The page of an experiment, or of all in a folder: tables, figures, and what they show."""
 
 import base64
 import json
@@ -9,13 +9,13 @@ from typing import Any
 from markupsafe import Markup
 
 from othink_jax.errors import UserError
-from othink_jax.files import read_json
+from othink_jax.files import read_json, write_atomically
 from othink_jax.report.page import make_environment, style
 from othink_jax.report.table import Table
 
 _RECORD = "results.json"
 
-# What the page shows: of a record, of one of its tables, of one of its cases and its answers.
+# Entries that the page shows: of a record, of its tables, of its cases and of their answers.
 _EXPERIMENT = {"name": str, "about": str, "tables": list, "cases": list}
 _TABLE = {"title": str, "columns": list, "rows": list, "note": str}
 _CASE = {"title": str, "image": str, "question": str, "ground_truth": str, "answers": list}
@@ -23,7 +23,7 @@ _ANSWER = {"method": str, "correct": bool, "text": str}
 
 
 def experiments_in(directory: Path) -> list[Path]:
-    """The directory itself, or those in it, where an experiment left its results; by name."""
+    """Directories with an experiment's results: `directory` itself, and those in it by name."""
     places = [directory, *sorted(path for path in directory.glob("*") if path.is_dir())]
     return [place for place in places if _is_experiment(place / _RECORD)]
 
@@ -39,10 +39,10 @@ def _is_experiment(record: Path) -> bool:
 
 
 def write_experiment_report(directory: Path) -> Path:
-    """Write one page of all experiments in `directory` and return where it lies.
+    """Write one page of all experiments in `directory` and return its path.
 
     Args:
-      directory: of one experiment's results, or of several.
+      directory: results of one experiment, or of several.
 
     Raises:
       UserError: there is none, or its results cannot be used.
@@ -57,7 +57,7 @@ def write_experiment_report(directory: Path) -> Path:
         style=style(),
     )
     out = directory / "report.html"
-    out.write_text(page, encoding="utf-8")
+    write_atomically(out, page)
     return out
 
 
@@ -84,7 +84,7 @@ def _read(place: Path) -> dict[str, Any]:
 
 
 def _check(value: Any, entries: Mapping[str, type], where: str) -> None:
-    """Raise UserError if this is no JSON object with these entries, each of its type."""
+    """Raise UserError if `value` is no JSON object with these entries, each of its type."""
     if not isinstance(value, dict):
         raise UserError(f"{where} is no JSON object")
     absent = [name for name in entries if name not in value]
@@ -108,17 +108,17 @@ def _table(values: Any, where: str) -> Table:
 
 
 def _case(case: Any, where: str, place: Path) -> dict[str, Any]:
-    """A case with its image, which lies in `place`, as a data URI."""
+    """A case with its image, read from `place`, as a data URI."""
     _check(case, _CASE, where)
     for answer in case["answers"]:
         _check(answer, _ANSWER, f"{where}, an answer")
-    # `.name`: a name in a file must not reach out of the folder it stands in.
+    # `.name`: a name in a record must not point outside of the record's folder.
     return case | {"image": _uri(place / Path(case["image"]).name, "png")}
 
 
 def _uri(image: Path, kind: str) -> Markup:
     try:
         content = base64.b64encode(image.read_bytes()).decode()
-    except (OSError, ValueError):  # a name that no file can have, too
+    except (OSError, ValueError):  # also for a name that no file can have
         raise UserError(f"{image} is missing") from None
     return Markup(f"data:image/{kind};base64,{content}")

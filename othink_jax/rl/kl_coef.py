@@ -1,4 +1,4 @@
-"""The KL weight as a part of the optimizer state."""
+"""The KL coefficient beta as a part of the optimizer state."""
 
 import math
 from typing import Any, NamedTuple
@@ -13,19 +13,19 @@ from othink_jax.rl.states import states_of
 
 
 class KLCoefState(NamedTuple):
-    """State of `carry_kl_coef`. Whatever controls beta keeps it here, and `kl_coef` finds it."""
+    """State of `carry_kl_coef`. Every controller keeps beta here; `kl_coef` reads it."""
 
     kl_step: Int[Array, ""]  # int32; updates made
-    kl_coef: Float[Array, ""]  # float32, whatever the parameters are; beta of the update to come
+    kl_coef: Float[Array, ""]  # float32, for any parameter dtype; beta of the next update
 
 
 def carry_kl_coef(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
-    """Carry the KL weight beta in the optimizer state; gradients pass through unchanged.
+    """Carry the KL coefficient beta in the optimizer state; gradients pass through unchanged.
 
-    After s updates the state holds schedule(s), the weight for update number s (counted from 0).
-    The loss reads it with `kl_coef(opt_state)` inside the compiled step, so one compilation serves
-    the whole schedule (a Python float in a closure would be frozen into the program), and a
-    restored optimizer state goes on where the schedule stood.
+    After s updates the state holds schedule(s), the coefficient of update s (counted from 0). The
+    loss reads it with `kl_coef(opt_state)` inside the compiled step, so one compilation serves the
+    whole schedule; a Python float in a closure would be frozen into the program. A restored
+    optimizer state continues the schedule.
     """
 
     def at(step: Int[Array, ""]) -> KLCoefState:
@@ -53,23 +53,23 @@ def adapt_kl_coef(
     low: float = 0.0,
     high: float = math.inf,
 ) -> optax.GradientTransformationExtraArgs:
-    """A KL weight that reacts to the measured KL, in the state of `carry_kl_coef`.
+    """A KL coefficient that reacts to the measured KL, in the state of `carry_kl_coef`.
 
-    After each update, beta is multiplied by 1 + gain * e, where e = KL / target - 1, cut to
+    After each update, beta is multiplied by 1 + gain * e, where e = KL / target - 1, clipped to
     [-limit, limit] (Ziegler et al. 2019, arXiv 1909.08593, section 2.2): above the target it rises,
-    below it falls. `grpo_update` hands the measured KL to the optimizer as the extra argument `kl`.
-    One that is not finite changes nothing.
+    below it falls. `grpo_update` passes the measured KL to the optimizer as the extra argument
+    `kl`. A KL that is not finite changes nothing.
 
     Args:
-        initial: beta of the first update.
-        target: of the measured KL, nats per token.
-        gain: of the controller.
-        limit: of the relative error.
-        low, high: bounds of beta. The paper has none; without, a KL that stays on one side of its
-            target for thousands of updates takes beta to 0 or to inf, which it never leaves.
+      initial: beta of the first update.
+      target: target of the measured KL, nats per token.
+      gain: gain of the controller.
+      limit: bound of the relative error e.
+      low, high: bounds of beta. The paper has none. Without them, a KL that stays on one side of
+        its target for thousands of updates takes beta to 0 or to inf, which it never leaves.
 
     Raises:
-        ValueError: a number is not positive, or `initial` out of bounds.
+      ValueError: a number is not positive, or `initial` is out of bounds.
     """
     require_positive(initial=initial, target=target, gain=gain, limit=limit)
     _require_between(initial, low, high)
@@ -93,8 +93,8 @@ class PIDState(NamedTuple):
     """State of `pid_kl_coef`."""
 
     coef: KLCoefState
-    integral: Float[Array, ""]  # float32, of the error
-    error: Float[Array, ""]  # float32, of the last update
+    integral: Float[Array, ""]  # float32; sum of the errors
+    error: Float[Array, ""]  # float32; last error, nan before the first finite KL
 
 
 def pid_kl_coef(
@@ -107,21 +107,21 @@ def pid_kl_coef(
     low: float = 1e-4,
     high: float = 10.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """A KL weight set by a PID controller, in the manner of PID Lagrangians (arXiv 2007.03964).
+    """A KL coefficient set by a PID controller, as in PID Lagrangians (arXiv 2007.03964).
 
-    log beta = log initial + P e + I sum(e) + D (e - last e), with e = KL / target - 1, cut to
-    [-1, 1], and no last e, so no D, in the first update; beta is cut to [low, high], and the sum to
-    what leads there (anti-windup). A measured KL that is not finite changes nothing.
+    log beta = log initial + P e + I sum(e) + D (e - last e), with e = KL / target - 1, clipped to
+    [-1, 1]. The first e has none before it, so no D. beta is clipped to [low, high], and the sum to
+    the range that leads there (anti-windup). A measured KL that is not finite changes nothing.
 
     Args:
-        initial: beta of the first update.
-        target: of the measured KL, nats per token.
-        proportional, integral, derivative: P, I and D.
-        low, high: bounds of beta.
+      initial: beta of the first update.
+      target: target of the measured KL, nats per token.
+      proportional, integral, derivative: P, I and D.
+      low, high: bounds of beta.
 
     Raises:
-        ValueError: a gain is negative, or all of them are zero, or another number is not positive,
-            or `initial` out of bounds.
+      ValueError: a gain is negative, or all of them are zero, or another number is not positive,
+        or `initial` is out of bounds.
     """
     require_positive(initial=initial, target=target, low=low, high=high)
     _require_between(initial, low, high)
@@ -131,15 +131,16 @@ def pid_kl_coef(
 
     def init(params: PyTree) -> PIDState:
         del params
-        return PIDState(_begin(initial), jnp.float32(0), jnp.float32(0))
+        return PIDState(_begin(initial), jnp.float32(0), jnp.float32(jnp.nan))
 
     def update(
         updates: PyTree, state: PIDState, params: PyTree = None, *, kl: Array, **extra_args: Any
     ) -> tuple[PyTree, PIDState]:
         del params, extra_args
         error = _error(kl, target, otherwise=state.error)
-        change = jnp.where(state.coef.kl_step == 0, 0.0, error - state.error)
-        log_coef = math.log(initial) + proportional * error + derivative * change
+        change = jnp.where(jnp.isnan(state.error), 0.0, error - state.error)
+        known = jnp.where(jnp.isnan(error), 0.0, error)
+        log_coef = math.log(initial) + proportional * known + derivative * change
         summed = jnp.where(jnp.isfinite(kl), state.integral + error, state.integral)
         if integral > 0:
             ends = ((math.log(end) - log_coef) / integral for end in (low, high))
@@ -155,7 +156,7 @@ class DualState(NamedTuple):
 
     coef: KLCoefState
     log_coef: Float[Array, ""]  # float32
-    optimizer: optax.OptState  # of log_coef
+    optimizer: optax.OptState  # state of the optimizer of log_coef
 
 
 def dual_kl_coef(
@@ -166,21 +167,21 @@ def dual_kl_coef(
     low: float = 1e-4,
     high: float = 10.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """A KL weight that is the multiplier of the constraint KL <= target, by dual ascent.
+    """A KL coefficient that is the multiplier of the constraint KL <= target, by dual ascent.
 
-    log beta climbs the error KL / target - 1, cut to [-1, 1], by an optimizer of its own, as the
-    multipliers of MPO (arXiv 1806.06920; rlax's `LagrangePenalty`) do; beta is cut to [low, high],
-    and where it is, the optimizer begins anew: its momentum would go on pushing against the bound
-    after the error has turned. A measured KL that is not finite changes nothing.
+    log beta ascends the error KL / target - 1, clipped to [-1, 1], by its own optimizer, as the
+    multipliers of MPO (arXiv 1806.06920; rlax's `LagrangePenalty`) do. beta is clipped to
+    [low, high]. Clipping resets the optimizer, whose momentum would otherwise keep pushing against
+    the bound after the error has changed sign. A measured KL that is not finite changes nothing.
 
     Args:
-        initial: beta of the first update.
-        target: of the measured KL, nats per token.
-        optimizer: of log beta; `optax.sgd(0.05)` if not given.
-        low, high: bounds of beta.
+      initial: beta of the first update.
+      target: target of the measured KL, nats per token.
+      optimizer: optimizer of log beta; `optax.sgd(0.05)` if not given.
+      low, high: bounds of beta.
 
     Raises:
-        ValueError: a number is not positive, or `initial` out of bounds.
+      ValueError: a number is not positive, or `initial` is out of bounds.
     """
     require_positive(initial=initial, target=target, low=low, high=high)
     _require_between(initial, low, high)
@@ -217,7 +218,7 @@ def _advance(state: KLCoefState, coef: Array, kl: Array) -> KLCoefState:
 
 
 def _error(kl: Array, target: float, *, otherwise: Array) -> Float[Array, ""]:
-    """How far a measured KL is from its target, relative to that, cut to [-1, 1]."""
+    """Relative error KL / target - 1, clipped to [-1, 1]; `otherwise` if the KL is not finite."""
     error = jnp.clip(kl / target - 1.0, -1.0, 1.0).astype(jnp.float32)
     return jnp.where(jnp.isfinite(kl), error, otherwise)
 
@@ -231,10 +232,10 @@ def _require_between(initial: float, low: float, high: float) -> None:
 
 
 def kl_coef(opt_state: optax.OptState) -> Float[Array, ""]:
-    """The KL weight beta that an optimizer state holds, float32.
+    """The KL coefficient beta that an optimizer state holds, float32.
 
     Raises:
-        ValueError: the state holds none, or more than one.
+      ValueError: the state holds none, or more than one.
     """
     found = states_of(opt_state, KLCoefState)
     if len(found) != 1:

@@ -1,4 +1,4 @@
-"""The loss of GRPO (Eq. 4), to be minimised, and the family that it belongs to."""
+"""The loss of GRPO (Eq. 4), to be minimised, and its general form `policy_loss`."""
 
 import functools
 
@@ -28,14 +28,14 @@ def clipped_surrogate(
 ) -> Float[Array, "*d"]:
     """-min(rho * A, clip(rho, 1 - clip_low, 1 + clip_high) * A), rho = pi / pi_old (part of Eq. 4).
 
-    Elementwise and to be minimised: `ppo_clip` of the ratio. log rho is cut off at `MAX_LOG_RATIO`:
-    the clip bounds the ratio only where A > 0, and a huge one with A < 0 would overflow.
+    Elementwise and to be minimised: `ppo_clip` of the ratio. log rho is clipped at `MAX_LOG_RATIO`:
+    PPO's clip bounds the ratio only where A > 0, and a huge ratio with A < 0 would overflow.
 
     Args:
-        logp: nats, under the policy that is trained; the gradient flows through this.
-        old_logp: nats, under the policy that sampled.
-        advantages: broadcast against the others; a trailing axis of 1 gives all tokens of a
-            completion the same.
+      logp: nats, under the policy being trained; the gradient flows through this.
+      old_logp: nats, under the policy that sampled.
+      advantages: broadcast against the others; a trailing axis of 1 gives all tokens of a
+        completion the same advantage.
     """
     return ppo_clip(to_ratio(logp - old_logp), advantages, clip_low=clip_low, clip_high=clip_high)
 
@@ -58,55 +58,57 @@ def policy_loss(
     kl_in_reward: bool = False,
     correction: Correction | None = None,
 ) -> tuple[Average, dict[str, Average]]:
-    """A policy-gradient loss with a KL term, as averages that add up over pieces of a batch.
+    """A policy-gradient loss with a KL term, as averages that add up over micro-batches.
 
-    reduce(objective) + kl_coef * reduce(kl_term). With `kl_in_reward` the term is measured only:
-    the reward of a token is lowered by kl_coef * `kl_to_go` of the policy that sampled.
+    The loss is reduce(objective) + kl_coef * reduce(kl_term). With `kl_in_reward` the KL term is
+    only measured. Instead the advantage of each token is lowered by kl_coef * `kl_to_go` of the
+    policy that sampled.
 
-    The gradient flows through `logp` and `kl` alone. Where `mask` is false any value may stand, nan
+    The gradient flows through `logp` and `kl` alone. Inputs where `mask` is false are ignored, nan
     and infinities included.
 
     Args:
-        logp: nats, under the policy that is trained.
-        old_logp: nats, under the policy that sampled.
-        ref_logp: nats, under the reference; None leaves the KL out, of the loss and of the metrics,
-            unless there is `kl`.
-        advantages: one a sequence, or one a token.
-        mask: true where a token is real.
-        kl_coef: beta, the weight of the KL.
-        kept: false for sequences that are left out of every mean; None keeps all.
-        weights: of the objective's values, constants such as `top_entropy_mask`.
-        sampler_logp: nats, as the engine said that sampled; for the correction.
-        kl: nats, a divergence from the reference after each token, measured over the whole
-            vocabulary by `KL_DIVERGENCES`; in the place of `ref_logp` and `kl_term`.
-        objective: of (logp, old_logp, advantages, mask), all [*n, T]; one of `OBJECTIVES`.
-        kl_term: of (logp, old_logp, ref_logp); an estimator of `KL_ESTIMATORS` with a gradient of
-            `KL_GRADIENTS`.
-        reduce: of (values, mask); one of `REDUCTIONS`.
-        kl_in_reward: whether the KL belongs to the reward, and not to the loss.
-        correction: further weights of the objective's values; one of `CORRECTIONS`.
+      logp: nats, under the policy being trained.
+      old_logp: nats, under the policy that sampled.
+      ref_logp: nats, under the reference; None omits the KL from loss and metrics, unless `kl` is
+        given.
+      advantages: one per sequence, or one per token.
+      mask: true where a token is real.
+      kl_coef: beta, the KL coefficient.
+      kept: false for sequences that are left out of every mean; None keeps all.
+      weights: constant weights of the objective's values, such as `top_entropy_mask`.
+      sampler_logp: nats, as reported by the engine that sampled; for the correction.
+      kl: nats, divergence from the reference after each token, measured over the whole vocabulary
+        by `KL_DIVERGENCES`; replaces `ref_logp` and `kl_term`.
+      objective: function of (logp, old_logp, advantages, mask), all [*n, T]; one of `OBJECTIVES`.
+      kl_term: function of (logp, old_logp, ref_logp); an estimator of `KL_ESTIMATORS` with a
+        gradient of `KL_GRADIENTS`.
+      reduce: function of (values, mask, kept); one of `REDUCTIONS`.
+      kl_in_reward: whether the KL is a part of the reward instead of the loss.
+      correction: further weights of the objective's values; one of `CORRECTIONS`.
 
     Returns:
-        The loss, and metrics: `policy_loss` (the objective) and `kl_loss` (beta times the KL term),
-        whose sum the loss is; and, by `mean_over_sequences` whatever `reduce` is, `kl` (nats per
-        token), `clip_fraction` (share of tokens with an advantage that the objective gives no
-        gradient) and `ratio` (pi / pi_old of a token).
+      The loss, and metrics. The loss is the sum of `policy_loss` (the objective) and `kl_loss`
+      (beta times the KL term). For any `reduce`, `mean_over_sequences` averages `kl` (nats per
+      token), `clip_fraction` (share of tokens with an advantage but no gradient of the objective)
+      and `ratio` (pi / pi_old of a token).
 
     Raises:
-        ValueError: `kl` comes with `ref_logp`, or is to belong to the reward.
+      ValueError: `kl` is given together with `ref_logp` or `kl_in_reward`.
     """
     require(kl is None or ref_logp is None, "a loss takes ref_logp or kl, not both")
     require(kl is None or not kl_in_reward, "a KL over the vocabulary is a term of the loss only")
     measured = [values for values in (ref_logp, kl) if values is not None]
     chex.assert_equal_shape([logp, old_logp, mask, *measured])
-    # Before any exp: a mask that comes after it leaves nan gradients, for 0 * inf is nan.
+    # Mask before any exp: masking after it leaves nan gradients, since 0 * inf is nan.
     logp, old_logp = (jnp.where(mask, x, 0.0) for x in (logp, old_logp))
-    old_logp, advantages = jax.lax.stop_gradient(old_logp), per_token(advantages, mask)
+    old_logp, given = jax.lax.stop_gradient(old_logp), per_token(advantages, mask)
+    advantages = given
     if ref_logp is not None:
         ref_logp = jax.lax.stop_gradient(jnp.where(mask, ref_logp, 0.0))
         kl = kl_term(logp, old_logp, ref_logp)
         if kl_in_reward:
-            advantages = advantages - kl_coef * kl_to_go(old_logp, ref_logp, mask)
+            advantages = given - kl_coef * kl_to_go(old_logp, ref_logp, mask)
     elif kl is not None:
         kl = jnp.where(mask, kl, 0.0)
     loss_of_kl: dict[str, Average] = {}
@@ -119,7 +121,8 @@ def policy_loss(
     now = jax.lax.stop_gradient(logp)
     if correction is not None:
         sampled = old_logp if sampler_logp is None else jnp.where(mask, sampler_logp, 0.0)
-        further = correction(now, old_logp, sampled, advantages, mask)
+        # As given: whether a sequence did well does not depend on its KL.
+        further = correction(now, old_logp, sampled, given, mask)
         weights = further if weights is None else weights * further
 
     def values(logp: Array) -> Array:
@@ -152,26 +155,26 @@ def grpo_loss(
     kl_estimator: Estimator = kl_k3,
     reduce: Reduction = mean_over_sequences,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The loss of Eq. 4 and 5 of OThink-MR1, to be minimised, and what it is made of.
+    """The loss of Eq. 4 and 5 of OThink-MR1, to be minimised, and its metrics.
 
-    It is `policy_loss` with the objective `ppo`, for a batch that is not cut. The gradient flows
-    through `logp` alone; the other arrays are constants, as in the equation. So
-    `grpo_loss(logp, logp, ...)` is the strictly on-policy loss, whose ratio is one. Where `mask` is
-    false any value may stand, nan and infinities included.
+    It is `policy_loss` with the objective `ppo`, for a whole batch. The gradient flows through
+    `logp` alone; the other arrays are constants, as in the equation. `grpo_loss(logp, logp, ...)`
+    is thus the strictly on-policy loss, whose ratio is one. Inputs where `mask` is false are
+    ignored, nan and infinities included.
 
     Args:
-        logp: nats, under the policy that is trained.
-        old_logp: nats, under the policy that sampled.
-        ref_logp: nats, under the reference.
-        advantages: one a sequence.
-        mask: true where a token is real; an empty sequence counts in the mean, with zero.
-        kl_coef: beta, the weight of the KL term.
-        clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
-        kl_estimator: of (logp, ref_logp), elementwise; Eq. 5 has `kl_k3`.
-        reduce: of (values, mask); Eq. 4 has `mean_over_sequences`.
+      logp: nats, under the policy being trained.
+      old_logp: nats, under the policy that sampled.
+      ref_logp: nats, under the reference.
+      advantages: one per sequence.
+      mask: true where a token is real; an empty sequence counts in the mean, with zero.
+      kl_coef: beta, the KL coefficient.
+      clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
+      kl_estimator: elementwise function of (logp, ref_logp); Eq. 5 has `kl_k3`.
+      reduce: function of (values, mask, kept); Eq. 4 has `mean_over_sequences`.
 
     Returns:
-        The loss, and the metrics of `policy_loss`, as numbers.
+      The loss, and the metrics of `policy_loss`, as numbers.
     """
     _, averages = policy_loss(
         logp,
