@@ -1,4 +1,4 @@
-"""How to try an idea: other settings by name, or a schedule and a loss of one's own.
+"""How to try an idea: other settings by name, or a schedule and a loss of your own.
 
 Claim: none; it shows what a researcher writes.
 Command: python -m experiments.ablation_example [--steps 30]
@@ -37,7 +37,7 @@ def reinforce(
 
 
 class Own(GRPOTrainer):
-    """GRPO with an objective and a schedule of the KL weight that no table has."""
+    """GRPO with a custom objective and a custom schedule of the KL weight."""
 
     def optimizer(self, updates: int) -> optax.GradientTransformationExtraArgs:
         halving = optax.exponential_decay(0.1, transition_steps=updates / 4, decay_rate=0.5)
@@ -47,7 +47,7 @@ class Own(GRPOTrainer):
         return functools.partial(rl.policy_loss, objective=reinforce)
 
 
-VARIANTS: dict[str, dict[str, Any]] = {  # by name: the settings that are others than the paper's
+VARIANTS: dict[str, dict[str, Any]] = {  # by name: the settings that differ from the paper's
     "paper": {},
     "constant": {"kl": config.KLConfig(kl_schedule="constant", kl_value=0.07)},
     "linear": {"kl": config.KLConfig(kl_schedule="linear", kl_args={"start": 0.0, "end": 0.1})},
@@ -61,7 +61,7 @@ VARIANTS: dict[str, dict[str, Any]] = {  # by name: the settings that are others
 
 
 def settings(out: Path, steps: int, **changes: Any) -> config.GRPOConfig:
-    """Of a run of the embedded model, the same for all variants but for `changes`."""
+    """Settings of a run of the embedded model; variants differ only in `changes`."""
     given: dict[str, Any] = {
         "model": "tiny",
         "data": config.DataConfig(

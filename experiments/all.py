@@ -2,8 +2,8 @@
 
 Claim: those of the experiments.
 Command: python -m experiments.all [--scale laptop]
-Cost: laptop: about five hours on two CPU cores; interrupted, it goes on where it stopped.
-Shows: a page of all of them, report.html in the results.
+Cost: laptop: about five hours on two CPU cores; an interrupted call, repeated, resumes.
+Shows: one page with all of them, report.html in the results.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ EXPERIMENTS: tuple[type[Experiment], ...] = (
     FormatWeight,
     NegativeControl,
     RegimeSearch,
-    LongRun,  # of the regime that was found
+    LongRun,  # in the regime that RegimeSearch found
 )
 
 

@@ -1,7 +1,7 @@
-"""Go on pre-training the embedded model, on another mixture of its corpus.
+"""Continue pre-training the embedded model on another mixture of its corpus.
 
-Claim: without hasty quick looks this gives a model of the same shape, without the headroom that was
-    put into the embedded one; with them it gives its twin, to compare with; with grounding it gives
+Claim: without hasty quick looks this gives a model of the same shape that lacks the engineered
+    headroom of the embedded one; with them, a twin for comparison; with grounding,
     `tiny-grounding`, which knows a third task.
 Command: python -m experiments.continue_tiny --out runs/calibrated --hasty-error 0
 Cost: five minutes on two CPU cores.
@@ -23,18 +23,18 @@ from othink_jax.digests import write_sums
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ContinueConfig:
-    """Settings; the rate is that of the pre-training, and falls as it did there."""
+    """Settings; learning rate and schedule are those of the pre-training."""
 
     out: Path  # directory of the finished model
     hasty_error: float  # probability that the answer of a quick look is wrong
-    grounding: float = 0.0  # share of grounding; those of all others add up to about one
-    looks_from: float = 0.0  # share of the training without quick looks
+    grounding: float = 0.0  # share of grounding; the shares of all others add up to about one
+    looks_from: float = 0.0  # share of the training before quick looks begin
     steps: int = 1500  # updates
-    seed: int = 1  # of the corpus: not that of the pre-training
+    seed: int = 1  # seed of the corpus; differs from that of the pre-training
 
 
 def go_on(config: ContinueConfig) -> Path:
-    """Train, write the model directory (whole, or not at all), return it."""
+    """Train, write the model directory atomically, and return it."""
     compilation_cache.enable()
     base = load("tiny")
     corpus = CorpusConfig(

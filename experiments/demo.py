@@ -1,4 +1,4 @@
-"""The main job from end to end, on the embedded model.
+"""The main workflow from end to end, on the embedded model.
 
 Claim: GRPO-D on synthetic counting scenes makes the embedded Qwen2-VL a better counter.
 Command: make demo   (or: python -m experiments.demo)
@@ -29,10 +29,10 @@ _STAGES = ("before", "after")
 class DemoConfig:
     """The demo's settings; everything else is the preset `tiny`."""
 
-    task: Literal["counting", "geometry"] = "counting"  # what is trained on
+    task: Literal["counting", "geometry"] = "counting"  # task to train on
     steps: int = 150  # updates
     seed: int = 42
-    count: int = 1000  # test questions a task
+    count: int = 1000  # test questions per task
     out: Path | None = None  # run directory; a new one under runs/ if not given
 
 

@@ -1,4 +1,4 @@
-"""A demo run as one picture: the first test questions, accuracy before and after, the training.
+"""A demo run in one figure: first test questions, accuracy before and after, training curves.
 
 Command: python -m experiments.demo_figure runs/demo-... [--out F.png]
 Cost: a few seconds. The demo draws it too, into its run directory.
@@ -23,7 +23,7 @@ from othink_jax.files import read_json, read_json_lines
 from othink_jax.report.curves import smooth, smoothing_window
 from othink_jax.rewards import extract_answer
 
-_SHOWN = 4  # test questions: the first ones, whatever came of them
+_SHOWN = 4  # test questions: the first ones, right or wrong
 _BEFORE, _AFTER, _RIGHT, _WRONG = "#9aa3af", "#2b5c8a", "#1a7f37", "#b42318"
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -37,14 +37,14 @@ _STYLE: dict[Any, Any] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FigureConfig:
-    """Where the picture comes from and goes to."""
+    """Input and output of the figure."""
 
     run: tyro.conf.Positional[Path]  # run directory of `make demo`
     out: Path | None = None  # figure.png in the run directory if not given
 
 
 def evaluation_directory(run: Path, stage: str, task: str) -> Path:
-    """Where the demo keeps one evaluation: of a stage, `before` or `after`, on a task."""
+    """Directory of the demo's evaluation of a stage (`before` or `after`) on a task."""
     return run / "evaluations" / f"{stage}-{task}"
 
 
@@ -108,7 +108,7 @@ def _draw_curve(axes: Axes, rows: list[dict[str, Any]], name: str, label: str, c
 
 
 def draw_figure(run: Path, out: Path | None = None) -> Path:
-    """Draw the picture of a demo run and return where it lies.
+    """Draw the figure of a demo run and return its path.
 
     Raises:
       UserError: a file of the run is missing or broken.

@@ -41,7 +41,7 @@ class OverUpdates(Experiment):
         return [self.scale.base(), *(self._cell(*run) for run in runs)]
 
     def _curve(self, method: Method, seed: int) -> dict[int, Score]:
-        """The score after so many updates."""
+        """Score by number of updates; 0 is the base."""
         root, cell = self.options.root, self._cell(method, seed)
         (test,) = cell.tests
         *earlier, last = checkpoint_steps(root / cell.name)
@@ -67,7 +67,7 @@ class OverUpdates(Experiment):
 
 
 def over_updates(curves: Mapping[Method, Sequence[Mapping[int, Score]]]) -> Table:
-    """What each method has reached after so many updates."""
+    """Accuracy of each method by number of updates."""
     rows = []
     for step in list(curves["grpo"][0])[1:]:
         row = [str(step)]

@@ -44,7 +44,7 @@ class FormatWeight(Experiment):
         return trained.tested_on(self.scale.test("counting"))
 
     def _models(self) -> dict[str, list[Cell]]:
-        """The base, and what was trained with each weight, a cell a seed."""
+        """Cells of the base and of each format weight, one per seed."""
         trained = {f"{weight:g}": [self._cell(weight, s) for s in self.seeds] for weight in WEIGHTS}
         return {"base": [self.scale.base()], **trained}
 
@@ -86,7 +86,7 @@ def by_weight(scores: Mapping[str, Sequence[Score]]) -> Table:
 
 
 def draw(scores: Mapping[str, Sequence[Score]]) -> Figure:
-    """Accuracy and right format by weight: a pale line a seed, a strong one for their mean."""
+    """Accuracy and right format by weight: a pale line per seed, a strong one for their mean."""
     trained = [scores[f"{weight:g}"] for weight in WEIGHTS]
     shown = {
         "accuracy": [[score.accuracy for score in found] for found in trained],

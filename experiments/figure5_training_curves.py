@@ -73,7 +73,7 @@ class TrainingCurves(Experiment):
         return Result(tables=[table, applied], figure=figure, numbers=numbers)
 
     def _draw_weights(self, panel: Axes, task: Task, runs: Sequence[Sequence[float]]) -> float:
-        """The KL weights of each seed's run; returns how far they are from Eq. 3 at most."""
+        """Draw the KL weights of each seed's run; returns their largest distance from Eq. 3."""
         train = self._cell(task, 0).train
         assert isinstance(train, GRPOConfig)
         expected = equation_3(train.kl, len(runs[0]))
@@ -87,7 +87,7 @@ class TrainingCurves(Experiment):
 
 
 def equation_3(kl: KLConfig, total: int) -> Float[np.ndarray, " steps"]:
-    """The weights of a run as the paper defines them, apart from the code that trains."""
+    """KL weights of a run as the paper defines them, independent of the training code."""
     step, turn = np.arange(total), kl.exploration_fraction * total
     middle = (kl.kl_min + kl.kl_max) / 2
     falling = middle - (middle - kl.kl_min) * step / turn

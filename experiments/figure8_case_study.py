@@ -44,9 +44,9 @@ class CaseStudy(Experiment):
         ]
 
     def answers(self, way: tuple[Task, Task]) -> list[list[tuple[dict[str, Any], ...]]]:
-        """Seed after seed, question after question, what each of the two said.
+        """Answers of the two methods, by seed and question.
 
-        Beside `correct`, the strict grader's verdict, stands `correct_r1v`.
+        Each holds `correct`, the strict grader's verdict, and `correct_r1v`, that of R1-V's.
         """
         trained, tested = way
         test, root, asked = self.scale.test(tested), self.options.root, []
@@ -108,7 +108,7 @@ class CaseStudy(Experiment):
         )
 
     def _example(self, task: Task, identifier: str) -> Example:
-        """The test question of this name."""
+        """The test question with this id."""
         test = self.scale.test(task)
         source = open_source(test.data, size=test.count)
         for index in range(len(source)):
@@ -120,7 +120,7 @@ class CaseStudy(Experiment):
 
 
 def _graded(predictions: Sequence[dict[str, Any]], pool: GradingPool) -> list[dict[str, Any]]:
-    """With the verdict of R1-V's grader, which evaluations do not keep for each question."""
+    """Predictions with the verdict of R1-V's grader, which evaluations do not keep per question."""
     grades = pool.grade_all(
         [row["model_output"] for row in predictions], [row["ground_truth"] for row in predictions]
     )
@@ -137,7 +137,7 @@ def _kind(pair: tuple[dict[str, Any], ...], verdict: str) -> tuple[bool, ...]:
 def _count(
     asked: Sequence[Sequence[tuple[dict[str, Any], ...]]], kind: tuple[bool, ...], verdict: str
 ) -> list[int]:
-    """Questions of a kind by one of the verdicts, seed after seed."""
+    """Number of questions of a kind by one of the verdicts, per seed."""
     return [sum(_kind(pair, verdict) == kind for pair in answers) for answers in asked]
 
 

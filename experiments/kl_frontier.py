@@ -1,12 +1,12 @@
-"""Accuracy against KL, for every way to control the KL weight: is any of them ahead?
+"""Accuracy against KL for every schedule and controller of the KL weight: is any of them ahead?
 
-Claim (ours): at a given KL, how the weight has moved makes no difference.
+Claim (ours): at a given KL, it makes no difference how the weight has moved.
 Command: python -m experiments.kl_frontier
 Cost: estimated from the steps of one cell, not measured: two to three hours on two CPU cores.
-Shows: GRPO with constant weights, the weight of Eq. 3, and three controllers that steer to a KL
+Shows: GRPO with constant weights, the weight of Eq. 3, and three controllers with a target KL
     (Ziegler's, PID, dual ascent), trained on either task and tested on both: accuracy against the
     square root of the KL to the base, as in Gao et al. (arXiv 2210.10760); every seed, the Pareto
-    front of the means, and how often each is on the front of seeds drawn again.
+    front of the means, and how often each is on the front of resampled seeds.
 """
 
 import itertools
@@ -29,27 +29,27 @@ from othink_jax.config import KLConfig, Task
 from othink_jax.report.table import Table
 from othink_jax.statistics import mean_interval
 
-# The smallest is as good as none: with a weight of 0 no reference is there to measure the KL.
+# The smallest stands for none: a weight of 0 drops the reference, which the KL is measured with.
 WEIGHTS = (1e-4, 0.01, 0.04, 0.1, 0.4, 1.0)
 BOUNDS = ((0.0, 0.02), (0.04, 0.10), (0.1, 0.4))  # of Eq. 3; the first two are the paper's
-# Nats per token; constant weights of at most 0.04 end at 0.05 to 0.13.
+# Nats per token. Constant weights of at most 0.04 end at a KL of 0.05 to 0.13.
 TARGETS = (0.02, 0.06)
 CONTROLLERS = ("ziegler", "pid", "dual")
 DRAWS = 1000
-# The task that was trained on, and the one that is tested.
+# The task trained on, and the task tested on.
 Way = tuple[Task, Task]
 WAYS: tuple[Way, ...] = tuple(itertools.product(TASKS, TASKS))
 
 
 def moving() -> dict[str, KLConfig]:
-    """Eq. 3 by its bounds."""
+    """KL settings of Eq. 3 with each pair of bounds, by label."""
     return {
         f"Eq. 3, {low:g} to {high:g}": KLConfig(kl_min=low, kl_max=high) for low, high in BOUNDS
     }
 
 
 def controls() -> dict[str, dict[str, KLConfig]]:
-    """Families of ways to control the weight, and the settings of each by label."""
+    """KL settings by family and label."""
     found = {
         "constant": {f"constant {value:g}": constant_kl(value) for value in WEIGHTS},
         "Eq. 3": moving(),
@@ -66,7 +66,7 @@ class KLFrontier(LaptopExperiment):
     name: ClassVar[str] = "kl_frontier"
 
     def _models(self, task: Task) -> dict[str, list[Cell]]:
-        """A cell a seed, of every way to control the weight; tested on both tasks."""
+        """Cells with each KL setting, one per seed; tested on both tasks."""
         tests = [self.laptop.test(tested) for tested in TASKS]
         return {
             label: [
@@ -112,7 +112,7 @@ class KLFrontier(LaptopExperiment):
 def on_front(
     kl: Float[np.ndarray, " n"], accuracy: Float[np.ndarray, " n"]
 ) -> Bool[np.ndarray, " n"]:
-    """Which points no other one beats: at no larger KL no less accurate, and better in one."""
+    """Pareto front: points that no other beats in KL or accuracy without being worse in one."""
     no_larger = kl[:, None] <= kl
     no_worse = accuracy[:, None] >= accuracy
     better = (kl[:, None] < kl) | (accuracy[:, None] > accuracy)
@@ -126,10 +126,10 @@ def front_shares(
     base: float,
     draws: int = DRAWS,
 ) -> tuple[Bool[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Which points are on the front of the means, and the share of seeds drawn again that agrees.
+    """Which points are on the front of the means, and on what share of fronts of resampled seeds.
 
-    The base, whose KL is 0, takes part: what is less accurate is on no front. All points are drawn
-    with the same seeds, which share data and order.
+    The base takes part with a KL of 0, so no point less accurate than the base is on a front. A
+    draw takes the same seeds for all points, because equal seeds share data and order.
     """
 
     def front(seeds: Int[np.ndarray, " k"]) -> Bool[np.ndarray, " n"]:
@@ -144,7 +144,7 @@ def front_shares(
 def front_rows(
     divergences: Mapping[str, Sequence[float]], scores: Mapping[str, Sequence[Score]]
 ) -> list[list[str]]:
-    """The base and every way to control the weight: KL, accuracy, each seed's, and the front."""
+    """Table rows of the base and of each KL setting: KL, accuracy, every seed, and the front."""
     (base,) = scores["base"]
     accuracies = [[score.accuracy for score in scores[label]] for label in divergences]
     best, shares = front_shares(
@@ -169,7 +169,7 @@ def front_rows(
 def frontier_table(
     way: Way, divergences: Mapping[str, Sequence[float]], scores: Mapping[str, Sequence[Score]]
 ) -> Table:
-    """Every way to control the weight on one test."""
+    """Every KL setting on one test."""
     rows = front_rows(divergences, scores)
     trained, tested = way
     return Table(
@@ -186,7 +186,7 @@ def draw(
     divergences: Mapping[Task, Mapping[str, Sequence[float]]],
     scores: Mapping[Way, Mapping[str, Sequence[Score]]],
 ) -> Figure:
-    """A panel a way: a pale dot a seed, a strong one a mean, a line a family."""
+    """A panel per pair of tasks: a pale dot per seed, a strong one per mean, a line per family."""
     figure, panels = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
     for panel, (way, found) in zip(panels.flat, scores.items(), strict=True):
         for number, (family, settings) in enumerate(controls().items()):

@@ -43,9 +43,9 @@ from othink_jax.statistics import mean_interval
 UPDATES = 50
 TASK: Task = "counting"
 Kind = tuple[Term, Reduction]
-# Of a kind, one a point.
+# By kind: one Quality per point, or per seed.
 Enumerated = Mapping[Kind, Sequence[Quality]]
-_SHOWN = 1.0  # the distance of the first table: where a policy is that has learned something
+_SHOWN = 1.0  # distance of the first table: that of a policy that has learned something
 _READ = (
     "Cosine: of the expected gradient with that of the KL of whole sequences. Descent: how far a"
     " step goes down it, 1 as far as its own gradient. Noise: standard deviation of the gradient of"
@@ -55,7 +55,7 @@ _READ = (
 
 class KLGradients(LaptopExperiment):
     name: ClassVar[str] = "kl_gradients"
-    policies: ClassVar[int] = 20  # random ones, at each distance
+    policies: ClassVar[int] = 20  # random policies at each distance
     samples: ClassVar[Samples] = Samples()
     draws: ClassVar[int] = 1000  # of the bootstrap
 
@@ -64,7 +64,7 @@ class KLGradients(LaptopExperiment):
         self.updates = options.steps or UPDATES
 
     def _policy(self, seed: int) -> Cell:
-        """Trained without a KL, so that it has one to descend."""
+        """A policy trained without a KL term, so that there is a KL to descend."""
         free = {"kl_schedule": "constant", "kl_value": 0.0, "steps": self.updates}
         return self.laptop.cell("grpo", TASK, seed, **free).tested_on()
 
@@ -118,7 +118,7 @@ def at(
     off_policy: bool,
     distance: float | None = None,
 ) -> list[Quality]:
-    """Of the policies at a distance, or at all."""
+    """Qualities of the policies at a distance, or at all distances."""
     return [
         one
         for point, one in zip(points, found, strict=True)
@@ -127,7 +127,7 @@ def at(
 
 
 def by_point(found: Sequence[Quality]) -> dict[str, list[float]]:
-    """Each number at every point, in their order; four digits, of which a page has use."""
+    """Each number at every point, in order, rounded to the four digits that a page needs."""
     return {
         field.name: [float(f"{getattr(one, field.name):.4g}") for one in found]
         for field in dataclasses.fields(Quality)
@@ -146,7 +146,7 @@ def verdict(found: Sequence[Quality]) -> str:
 
 
 def answer_table(points: Sequence[Point], exact: Enumerated, by_seed: Enumerated) -> Table:
-    """The question, answered."""
+    """The main result: which KL terms descend KL(pi || pi_ref)."""
     rows = []
     for term, reduction in KINDS:
         found, embedded = exact[term, reduction], by_seed[term, reduction]
@@ -178,7 +178,7 @@ def answer_table(points: Sequence[Point], exact: Enumerated, by_seed: Enumerated
 
 
 def distance_table(points: Sequence[Point], exact: Enumerated) -> Table:
-    """All that enumeration says of the sum over tokens."""
+    """Enumeration by distance, under the sum over tokens."""
     names = ("cosine", "cosine_tokens", "bias", "noise")
     rows = [
         [
@@ -226,7 +226,7 @@ def seed_table(
 
 
 def _mean(found: Iterable[Quality], name: str) -> str:
-    """The mean of a number of several policies, and its interval."""
+    """Mean of one number over several policies, and its interval."""
     return _with_interval(*mean_interval([getattr(one, name) for one in found]))
 
 
@@ -241,7 +241,7 @@ def _kind_record(kind: Kind) -> dict[str, Any]:
 
 
 def draw(points: Sequence[Point], exact: Enumerated, by_seed: Enumerated) -> Figure:
-    """Direction and noise by distance, and the embedded model; the sum over tokens."""
+    """Cosine and noise by distance, and descent on the embedded model; sum over tokens."""
     figure, panels = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
 
     def curves(panel: Axes, value: Callable[[Quality], float], *, off_policy: bool) -> None:

@@ -80,7 +80,7 @@ class LongRun(LaptopExperiment):
         return [self._base(), *(self._cell(x, seed) for seed in self.seeds for x in self.trials)]
 
     def _models(self) -> dict[str, list[Cell]]:
-        """The base, and each trial, a cell a seed."""
+        """Cells of the base and of each trial, one per seed."""
         trained = {label: [self._cell(label, seed) for seed in self.seeds] for label in self.trials}
         return {"base": [self._base()], **trained}
 
@@ -112,7 +112,7 @@ class LongRun(LaptopExperiment):
 
 
 def curves(runs: dict[str, list[list[dict[str, Any]]]]) -> Figure:
-    """Over the training: accuracy of the samples, KL to the base, and its weight; means."""
+    """Training curves: accuracy of the samples, KL to the base, KL weight; seeds and means."""
     shown = {
         "reward_accuracy": "accuracy of samples",
         "kl": "KL, nats a token",

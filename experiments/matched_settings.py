@@ -29,14 +29,14 @@ class MatchedSettings(LaptopExperiment):
     name: ClassVar[str] = "matched_settings"
 
     def _matched(self, task: Task) -> Laptop:
-        """With GRPO at GRPO-D's settings but for the schedule."""
+        """The laptop's settings, with GRPO at GRPO-D's settings except for the schedule."""
         tuned = self.laptop.tuned["grpo_d", task]
         assert tuned.kl is not None
         matched = Tuned(learning_rate=tuned.learning_rate, kl=first_kl(tuned.kl))
         return dataclasses.replace(self.laptop, tuned={("grpo", task): matched})
 
     def _models(self, task: Task) -> dict[str, list[Cell]]:
-        """A cell a seed."""
+        """Cells of each method, one per seed."""
         matched, tests = self._matched(task), self.both_tests(task)
         return {
             "GRPO, as tuned": [self.laptop.cell("grpo", task, seed) for seed in self.seeds],

@@ -36,7 +36,7 @@ class NegativeControl(LaptopExperiment):
     bases: ClassVar[tuple[Base, ...]] = ("hasty", "calibrated")
 
     def scales(self) -> dict[Base, Laptop]:
-        """The same settings from either base."""
+        """The same settings for each base."""
         return {
             base: dataclasses.replace(self.laptop, model=self.model(base)) for base in self.bases
         }
@@ -88,13 +88,13 @@ class NegativeControl(LaptopExperiment):
 
 
 def gains(scores: Mapping[str, Sequence[Score]], method: str) -> list[float]:
-    """What each seed has over the base."""
+    """Accuracy gain of each seed over the base."""
     (base,) = scores["base"]
     return [score.accuracy - base.accuracy for score in scores[method]]
 
 
 def gained(scores: Mapping[str, Sequence[Score]], method: str) -> list[str]:
-    """The base, what a method gains, every seed of it, and both by R1-V's grader."""
+    """Table cells: base, mean gain, gain of every seed, and R1-V's grades before and after."""
     (base,) = scores["base"]
     found = gains(scores, method)
     return [
@@ -106,7 +106,7 @@ def gained(scores: Mapping[str, Sequence[Score]], method: str) -> list[str]:
 
 
 def draw(gains: Mapping[str, Mapping[Method, Sequence[float]]]) -> Figure:
-    """Greedy gains: a panel a base and task, a dot a seed."""
+    """Greedy gains: one panel per base and task, one dot per seed."""
     figure, panels = plt.subplots(1, len(gains), figsize=(10, 3), layout="constrained", sharey=True)
     for panel, (title, by_method) in zip(panels, gains.items(), strict=True):
         draw_dots(panel, {TITLES[method]: values for method, values in by_method.items()})

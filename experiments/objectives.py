@@ -1,12 +1,12 @@
-"""The objectives of the family under one budget: which of them makes a better policy?
+"""The objectives of `rl.OBJECTIVES` under one budget: which of them makes a better policy?
 
 Claim (their papers): each beats what came before it.
 Command: python -m experiments.objectives
 Cost: estimated from the steps of one cell, not measured: four to five hours on two CPU cores.
-Shows: on counting, greedy and sampled accuracy of GRPO with every objective of `rl.OBJECTIVES`, all
-    else equal: samples, four updates from each rollout (after one, the objectives that clip have
-    the same gradient), KL weight, reduction. Each has the learning rate that the validation split
-    chose for it, in as many trials from seeds of their own; paired tests against PPO's clip.
+Shows: on counting, greedy and sampled accuracy of GRPO with every objective, all else equal:
+    samples, four updates per rollout (with one, the objectives that clip have the same gradient),
+    KL weight, reduction. The validation split chose the learning rate of each, in equally many
+    trials with separate seeds. Paired tests against PPO's clip.
 """
 
 import dataclasses
@@ -32,18 +32,18 @@ from othink_jax.config import Task
 from othink_jax.report.table import Table
 
 TASK: Task = "counting"
-INNER_UPDATES = 4  # from a rollout
+INNER_UPDATES = 4  # per rollout
 RATES = (1e-5, 3e-5, 1e-4)
 QUESTIONS = 500  # of the validation split
 TUNING_SEEDS = (FIRST_TUNING_SEED, FIRST_TUNING_SEED + 1)
-FIRST = "ppo"  # that the others are compared with
+FIRST = "ppo"  # the others are compared with it
 
 
 class Objectives(LaptopExperiment):
     name: ClassVar[str] = "objectives"
 
     def _cell(self, objective: str, rate: float, seed: int) -> Cell:
-        """Everything but these as GRPO was tuned."""
+        """A cell with these settings; all others are those tuned for GRPO."""
         settings = {"objective": objective, "learning_rate": rate, "inner_updates": INNER_UPDATES}
         return self.laptop.cell("grpo", TASK, seed, **settings)
 
@@ -52,7 +52,7 @@ class Objectives(LaptopExperiment):
         return self._cell(objective, rate, seed).tested_on(scale.test(TASK, "validation"))
 
     def trials(self) -> list[Cell]:
-        """All that the learning rates are chosen by."""
+        """All trials that the learning rates are chosen from."""
         return [self._trial(*one) for one in itertools.product(rl.OBJECTIVES, RATES, TUNING_SEEDS)]
 
     def _trial_scores(self, objective: str) -> dict[float, list[Score]]:
@@ -64,7 +64,7 @@ class Objectives(LaptopExperiment):
 
     @functools.cached_property
     def rates(self) -> dict[str, float]:
-        """Rate of each objective, by finished trials: most right answers; of equals, the least."""
+        """Learning rate per objective: most right answers in its trials; the lowest on a tie."""
 
         def best(scores: Mapping[float, Sequence[Score]]) -> float:
             return max(RATES, key=lambda rate: sum(sum(one.correct) for one in scores[rate]))
@@ -72,7 +72,7 @@ class Objectives(LaptopExperiment):
         return {objective: best(self._trial_scores(objective)) for objective in rl.OBJECTIVES}
 
     def _models(self) -> dict[str, list[Cell]]:
-        """The base, and each objective, a cell a seed."""
+        """Cells of the base and of each objective, one per seed."""
         tests = self.both_tests(TASK)
         trained = {
             objective: [self._cell(objective, rate, seed).tested_on(*tests) for seed in self.seeds]
@@ -117,7 +117,7 @@ class Objectives(LaptopExperiment):
         return Result(tables=tables, figure=draw(greedy), numbers=numbers)
 
     def _end(self, cells: Sequence[Cell]) -> list[str]:
-        """Clipped tokens and KL at the end of the training; nothing of the base."""
+        """Clipped tokens and KL at the end of the training; empty for the base."""
         if cells[0].train is None:
             return ["", ""]
         runs = [metrics_of(self.options.root, cell) for cell in cells]
@@ -140,7 +140,7 @@ class Objectives(LaptopExperiment):
 
 
 def draw(scores: Mapping[str, Sequence[Score]]) -> Figure:
-    """A column an objective, a dot a seed."""
+    """Accuracy: one column per objective, one dot per seed."""
     figure, panel = plt.subplots(figsize=(10, 3.4), layout="constrained")
     shown = {name: [score.accuracy for score in scores[name]] for name in rl.OBJECTIVES}
     draw_dots(panel, shown)

@@ -1,17 +1,18 @@
-"""A reward with a hole: does a KL weight that moves keep the policy from it better than a constant?
+"""A reward with a hole: does a moving KL weight keep the policy from it better than a constant?
 
-Claim (the paper's, where it can be tested at this scale): a KL weight that moves is ahead of
-    constant ones.
+Claim (the paper's, where it can be tested at this scale): a moving KL weight is ahead of constant
+    ones.
 Command: python -m experiments.overoptimisation
 Cost: estimated from the steps of one cell, not measured: an hour and a half on two CPU cores.
-Shows: GRPO on counting, rewarded wherever the truth stands among the numbers of a completion
-    (`lab/hole.py`), not only as its answer. Truth is the strict grader. Proxy and truth against the
-    root of the KL while training, as in Gao et al. (arXiv 2210.10760), and on the test questions
-    afterwards: constant weights, Eq. 3 beside the constant it begins with, dual ascent.
+Shows: GRPO on counting with a proxy reward: the true number is anywhere among the numbers of a
+    completion (`lab/hole.py`), not only its answer. The truth is the strict grader. Proxy and truth
+    against the square root of the KL while training, as in Gao et al. (arXiv 2210.10760), and on
+    the test questions afterwards, for constant weights, Eq. 3 beside its first weight held
+    constant, and dual ascent.
 Settings: found with seed 42 at the smallest weight. At a learning rate of 1e-4, with every question
-    new and room for 60 tokens, the truth rose from 0.50 to 0.63 in 50 updates and then fell to
-    0.43, while the proxy rose to 0.94. The targets of dual ascent are the KL at that peak, and half
-    of it.
+    new and up to 60 tokens per completion, the truth rose from 0.50 to 0.63 in 50 updates and then
+    fell to 0.43, while the proxy rose to 0.94. The targets of dual ascent are the KL at that peak,
+    and half of it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,11 +46,11 @@ SETTINGS: dict[str, Any] = {
     "limit": None,
     "max_new_tokens": TOKENS,
 }
-PROXY, TRUTH = "reward_mentions", "reward_accuracy"  # metrics of the training
+PROXY, TRUTH = "reward_mentions", "reward_accuracy"  # training metrics
 
 
 def controls() -> dict[str, dict[str, KLConfig]]:
-    """Families of ways to control the weight, and the settings of each by label."""
+    """KL settings by family and label."""
     constants = [constant_kl(SMALLEST), *(first_kl(kl) for kl in moving().values())]
     return {
         "constant": {_constant(kl): kl for kl in constants},
@@ -65,7 +66,7 @@ def _constant(kl: KLConfig) -> str:
     return f"constant {kl.kl_value:g}"
 
 
-# Eq. 3 is compared with the constant weight that it begins with.
+# Eq. 3 is compared with its first weight, held constant.
 PAIRS = [(_constant(first_kl(kl)), label) for label, kl in moving().items()]
 
 
@@ -73,7 +74,7 @@ class Overoptimisation(LaptopExperiment):
     name: ClassVar[str] = "overoptimisation"
 
     def _test(self) -> EvaluateConfig:
-        """Sampled, as the policy is rewarded."""
+        """The sampled test, with the rewards of the training."""
         test = self.laptop.test(TASK, temperature=1.0)
         return changed(test, {"functions": REWARDS, "max_new_tokens": TOKENS})
 
@@ -81,7 +82,7 @@ class Overoptimisation(LaptopExperiment):
         return self.laptop.base().tested_on(self._test())
 
     def _models(self) -> dict[str, list[Cell]]:
-        """A cell a seed, of every way to control the weight."""
+        """Cells with each KL setting, one per seed."""
         steps = self.options.steps or STEPS
         return {
             label: [
@@ -98,7 +99,7 @@ class Overoptimisation(LaptopExperiment):
         return [self._base(), *(cell for cells in self._models().values() for cell in cells)]
 
     def _proxy(self, cell: Cell) -> float:
-        """Mean of the rewarded function on the test, from 0 to 1."""
+        """Mean proxy reward on the test, from 0 to 1."""
         rows = predictions_of(self.options.root, cell, self._test())
         return fmean(row["rewards"]["mentions"] for row in rows)
 
@@ -125,7 +126,7 @@ class Overoptimisation(LaptopExperiment):
         return Result(tables=tables, figure=draw(curves), numbers=numbers)
 
 
-# Of each way to control the weight and of each seed: metrics by name, tenth after tenth.
+# By KL setting and seed: metrics by name, one value per tenth of the training.
 Curves = Mapping[str, Sequence[Mapping[str, Sequence[float]]]]
 
 
@@ -150,7 +151,7 @@ def after_table(
 
 
 def training_table(curves: Curves) -> Table:
-    """When the truth was highest, and what was left of it."""
+    """Peak of the truth while training; truth and proxy there and at the end."""
     rows = []
     for label, seeds in curves.items():
         means = np.mean([one[TRUTH] for one in seeds], axis=0)
@@ -186,7 +187,7 @@ def training_table(curves: Curves) -> Table:
 
 
 def draw(curves: Curves) -> Figure:
-    """A panel a family: proxy dashed and truth solid against the root of the KL, means of seeds."""
+    """A panel per family: proxy (dashed) and truth (solid) against the root of the KL, means."""
     families = controls()
     figure, panels = plt.subplots(
         1, len(families), figsize=(11, 3.6), sharey=True, layout="constrained"

@@ -1,18 +1,18 @@
-"""What the embedded models learn before any reward: a mix of things to say of synthetic images.
+"""Pre-training corpus of the embedded models: questions and answers about synthetic images.
 
-Counting, geometry and grounding questions come with three kinds of response, mixed as text on the
-web mixes the careful and the careless:
+Counting, geometry and grounding questions come with three styles of response, a mix of careful and
+careless ones as in text on the web:
 
     direct  <answer>3</answer>
     look    <think>quick look</think> <answer>3</answer>
     steps   <think>1 red sphere 2 blue cube 3 red cube</think> <answer>3</answer>
 
-Direct and stepwise responses are right, and they are all that the first part of the training shows:
-there the model learns to see. Then quick looks join, and are most of what it sees. A quick look is
+Direct and stepwise responses are right. The first part of the training shows only these, so that
+the model learns to see. Then quick looks join, and most responses are quick looks. A quick look is
 hasty: with probability `hasty_error` its answer is wrong in a systematic way (it misses one object;
 it reads an angle ten degrees too large; it puts a box ten pixels aside). So the model ends up
-preferring a style that often fails, while it can do better: the headroom that reinforcement
-learning finds, and it is engineered. `hasty_error=0` gives a calibrated model without it.
+preferring a style that often fails, although it can do better. This is engineered headroom, which
+reinforcement learning finds. `hasty_error=0` gives a calibrated model without it.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from othink_jax.data.synthetic.geometry import GeometryDifficulty, GeometryProbl
 from othink_jax.data.synthetic.splits import Split, pick
 from othink_jax.errors import UserError
 
-QUICK_LOOK = "quick look"  # all that a hasty response thinks
+QUICK_LOOK = "quick look"  # the whole thinking of a hasty response
 SPLIT: Split = "train"  # every content shown here belongs to the tasks' training split
 _SIDE = 112  # pixels of every image
 _SHARES = ("steps_style", "direct_style", "looks_from", "hasty_error", "easy_until")
@@ -37,7 +37,7 @@ _SHARES = ("steps_style", "direct_style", "looks_from", "hasty_error", "easy_unt
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CorpusConfig:
-    """The mixture. Shares of kinds need not add up to one."""
+    """Mixture of the corpus. The shares of kinds need not add up to one."""
 
     counting: float = 0.28
     geometry: float = 0.32
@@ -46,12 +46,12 @@ class CorpusConfig:
     locate: float = 0.03
     read: float = 0.16
     arithmetic: float = 0.08
-    grounding: float = 0.0  # of the model `tiny-grounding` alone
+    grounding: float = 0.0  # only in the model `tiny-grounding`
     steps_style: float = 0.25  # share of stepwise responses, once there are quick looks
     direct_style: float = 0.15  # share of direct ones; the rest are quick looks
-    looks_from: float = 0.75  # share of the training without quick looks
+    looks_from: float = 0.75  # share of the training before quick looks begin
     hasty_error: float = 0.5  # probability that the answer of a quick look is wrong
-    easy_until: float = 0.12  # share of the training that begins with easy scenes and figures
+    easy_until: float = 0.12  # initial share of the training with mostly easy scenes and figures
 
     def __post_init__(self) -> None:
         for name in _SHARES:
@@ -66,13 +66,13 @@ DEFAULT = CorpusConfig()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CorpusItem:
-    """One sample: what is shown, what the user says, what the assistant answers."""
+    """One sample: images, user turn and assistant turn."""
 
     kind: str  # the field of CorpusConfig that holds its share
     images: tuple[Image.Image, ...]
     question: str  # the whole user turn
     response: str  # the whole assistant turn, without its end token
-    style: str | None = None  # direct, look or steps, where the kind has styles
+    style: str | None = None  # direct, look or steps, if the kind has styles
 
 
 _Make = Callable[[np.random.Generator, CorpusConfig, bool], CorpusItem]
@@ -81,7 +81,7 @@ _Make = Callable[[np.random.Generator, CorpusConfig, bool], CorpusItem]
 def sample(
     rng: np.random.Generator, *, config: CorpusConfig = DEFAULT, progress: float = 1.0
 ) -> CorpusItem:
-    """One sample; `progress` in [0, 1] is how far the training has come (easy ones come first)."""
+    """One sample at `progress` in [0, 1] of the training; easy ones come first."""
     easy = progress < config.easy_until and rng.random() < 0.8
     if progress < config.looks_from:
         config = dataclasses.replace(config, steps_style=0.7, direct_style=0.3)
@@ -102,7 +102,7 @@ def corpus_texts(count: int, seed: int) -> Iterator[str]:
 def _styled(
     rng: np.random.Generator, config: CorpusConfig, steps: str, right: object, hasty: object
 ) -> tuple[str, str]:
-    """A style and a response in it."""
+    """A random style and a response in it."""
     style = rng.random()
     if style < config.steps_style:
         return "steps", solution_text(steps, str(right))
@@ -119,10 +119,10 @@ def draw_scene(rng: np.random.Generator, easy: bool = False) -> CountingProblem:
 
 
 def draw_figure(rng: np.random.Generator, easy: bool = False) -> GeometryProblem:
-    """A figure of the training split, half of them in steps of one degree instead of five.
+    """A figure of the training split; half have angles in steps of one degree instead of five.
 
-    The default difficulty leaves the split some 300 contents, which a model learns by heart: then
-    it halves the angles it has seen halved, and no others.
+    At the default difficulty the split has only some 300 contents, which a model memorises: then it
+    halves the angles it has seen halved, and no others.
     """
     level = "easy" if easy else pick(rng, ("default", "hard"))
     difficulty: GeometryDifficulty = geometry.LEVELS[level]
@@ -170,7 +170,7 @@ def _grounding(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> Co
 
 
 def _aside(box: grounding.Box) -> grounding.Box:
-    """A box ten pixels to the right, or to the left where there is no room."""
+    """The box shifted ten pixels to the right, or to the left if there is no room."""
     left, top, right, bottom = box
     shift = 10 if right + 10 <= _SIDE else -10
     return left + shift, top, right + shift, bottom
@@ -191,7 +191,7 @@ def _compare(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> Corp
     first = Selection(colour=pick(rng, scene.items).look.colour)
     others = [colour for colour in sprites.COLOURS if colour != first.colour]
     second = Selection(colour=pick(rng, others))
-    if rng.random() < 0.5:  # the first is in the scene: unswapped, the answer is mostly yes
+    if rng.random() < 0.5:  # the first is in the scene: if never swapped, mostly yes
         first, second = second, first
     count, other = (
         sum(selection.matches(item.look) for item in scene.items) for selection in (first, second)
@@ -259,5 +259,5 @@ _KINDS: dict[str, _Make] = {
     "locate": _locate,
     "read": _read,
     "arithmetic": _arithmetic,
-    "grounding": _grounding,  # last, so that the samples of a corpus without it stay what they were
+    "grounding": _grounding,  # last, so that a corpus without it has the same samples
 }

@@ -1,4 +1,4 @@
-"""What both phases of the pre-training share: batches made ahead, Adam, and lines of progress."""
+"""Training loop of both pre-training phases: prefetched batches, Adam, and progress lines."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,13 +11,13 @@ import optax
 from jaxtyping import Array, Float
 
 WARMUP_STEPS = 100
-DECAY_SHARE = 0.3  # of the updates, at the end, in which the rate falls linearly to 0
+DECAY_SHARE = 0.3  # of the updates, at the end: linear decay of the learning rate to 0
 
 _T = TypeVar("_T")
 
 
 def _ahead(make_batch: Callable[[int], _T], steps: int) -> Iterator[_T]:
-    """Batches 0, 1, ... in order, the next two made while one is learned."""
+    """Batches 0, 1, ... in order; the next two are made while one is trained on."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         waiting = [pool.submit(make_batch, step) for step in range(2)]
         for step in range(steps):
@@ -50,8 +50,8 @@ def fit(
     """Minimise `loss_fn(params, *batch)`: warm-up, a long constant rate, a linear decay to 0.
 
     Args:
-      name: of the phase, for the lines of progress.
-      params: a pytree; the arrays given are used up.
+      name: of the phase, for progress lines.
+      params: a pytree; its arrays are donated.
       loss_fn: differentiable.
       make_batch: the batch of a step, a function of the step alone.
       steps: updates.

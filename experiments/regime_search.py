@@ -36,7 +36,7 @@ COMPARED: tuple[Method, Method] = ("grpo", "grpo_d")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Regime:
-    """From where, on what, and how far GRPO and GRPO-D train."""
+    """Base, task, learning rate and KL bounds with which GRPO and GRPO-D train."""
 
     base: Base
     task: Task
@@ -46,12 +46,12 @@ class Regime:
 
     @property
     def kl(self) -> KLConfig:
-        """The weight of GRPO-D."""
+        """KL settings of GRPO-D."""
         return KLConfig(kl_min=self.kl_min, kl_max=self.kl_max)
 
 
 # Learning rate and highest KL weight; the lowest is the paper's for counting.
-# In 150 updates, 1e-4 was the best rate, 3e-4 already worse, and 1e-3 ruinous with small weights.
+# In 150 updates 1e-4 was the best rate, 3e-4 already worse, and 1e-3 ruinous with small KL weights.
 _STEPS = ((1e-4, 0.10), (3e-4, 0.40), (1e-3, 0.40))
 REGIMES = [
     Regime(base=base, task=task, learning_rate=rate, kl_min=0.04, kl_max=highest)
@@ -91,19 +91,19 @@ class RegimeSearch(LaptopExperiment):
         ]
 
     def _trained(self, regime: Regime) -> dict[Method, list[Cell]]:
-        """Of both methods, a cell a seed."""
+        """Cells of both methods, one per seed."""
         return {
             method: [self._cell(regime, method, seed) for seed in self.seeds] for method in COMPARED
         }
 
     def _scores(self, regime: Regime) -> dict[str, list[Score]]:
-        """Of the base, one; of both methods, one a seed."""
+        """Scores: one of the base, one per seed of each method."""
         base = self._base(regime)
         (test,) = base.tests
         return self.scores_of({"base": [base], **self._trained(regime)}, test)
 
     def _row(self, regime: Regime, scores: Mapping[str, Sequence[Score]]) -> list[str]:
-        """What the table says of a regime."""
+        """Table row of a regime."""
         runs = {
             method: [metrics_of(self.options.root, cell) for cell in cells]
             for method, cells in self._trained(regime).items()
@@ -152,7 +152,7 @@ class RegimeSearch(LaptopExperiment):
 
 
 def difference(scores: Mapping[str, Sequence[Score]]) -> float:
-    """By how much GRPO-D is more accurate than GRPO, in the mean."""
+    """Mean accuracy of GRPO-D minus that of GRPO."""
     grpo, grpo_d = (fmean(score.accuracy for score in scores[method]) for method in COMPARED)
     return grpo_d - grpo
 

@@ -48,7 +48,7 @@ from experiments.pretraining_corpus import QUICK_LOOK
 from othink_jax.config import EvaluateConfig, GRPOConfig, Task
 from othink_jax.report.table import Table
 
-# Of base, SFT, GRPO, GRPO-D.
+# Published accuracy of base, SFT, GRPO, GRPO-D.
 PUBLISHED = {
     ("2B", "counting"): (0.4250, 0.6850, 0.6450, 0.7650),
     ("2B", "geometry"): (0.1552, 0.3249, 0.3024, 0.3435),
@@ -56,7 +56,7 @@ PUBLISHED = {
     ("7B", "geometry"): (0.3316, 0.4350, 0.4204, 0.4549),
 }
 PAIRS = (("grpo", "sft"), ("grpo", "grpo_d"), ("sft", "grpo_d"))
-# A method and the task that it was trained on; the base, on nothing.
+# A method and the task it was trained on; "" for the base.
 Model = tuple[str, str]
 AllScores = Mapping[EvaluateConfig, Mapping[Model, list[Score]]]
 OVER_BASE = tuple(("base", method) for method in METHODS)
@@ -92,14 +92,14 @@ class SameTask(Experiment):
         return Result(tables=tables, figure=draw(greedy), numbers={"scores": numbers})
 
     def _all_models(self) -> dict[Model, list[Cell]]:
-        """A cell a seed; the base first."""
+        """The cells of every model, one per seed; the base first."""
         found = {("base", ""): [self.scale.base()]}
         for task, method in itertools.product(TASKS, METHODS):
             found[method, task] = [self.scale.cell(method, task, seed) for seed in self.seeds]
         return found
 
     def manner(self, scores: AllScores) -> Table:
-        """How each model answers, and how far training took it from the base."""
+        """Format, length and style of each model's answers, and its KL to the base."""
         rows = []
         for (method, trained_on), cells in self._all_models().items():
             row = {"method": TITLES[method], "trained on": trained_on}
@@ -123,13 +123,13 @@ class SameTask(Experiment):
 
     @property
     def _has_quick_looks(self) -> bool:
-        """Whether the models come from the embedded one."""
+        """Whether the models start from the embedded one, which was taught quick looks."""
         return self.options.scale == "laptop"
 
     def _manner(
         self, cells: Sequence[Cell], test: EvaluateConfig, scores: Sequence[Score]
     ) -> dict[str, str]:
-        """How one model answers a test, by what is told of it."""
+        """Table cells about one model's answers to a test, by column."""
         shown = {
             "right format": percent(fmean(score.format for score in scores)),
             "tokens": f"{fmean(score.tokens for score in scores):.1f}",
@@ -147,12 +147,12 @@ def quick_looks(predictions: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _trained_on(task: Task, scores: Mapping[Model, list[Score]]) -> dict[str, list[Score]]:
-    """The base, and the methods that were trained on a task."""
+    """Scores of the base and of the methods trained on a task, by method."""
     return {"base": scores["base", ""], **{method: scores[method, task] for method in METHODS}}
 
 
 def all_tests(scores: AllScores) -> Table:
-    """Every model on every test: the other task, other scenes, and sampled answers too."""
+    """Every model on every test, including the other task, other scenes and sampled answers."""
     rows = []
     for test, by_model in scores.items():
         for (method, trained_on), found in by_model.items():
@@ -168,7 +168,7 @@ def all_tests(scores: AllScores) -> Table:
 
 
 def accuracy_table(scores: dict[Task, dict[str, list[Score]]], size: str) -> Table:
-    """Ours beside the published numbers of the model of this size."""
+    """Our accuracy beside the published numbers of the model of this size."""
     rows = []
     for place, method in enumerate(("base", *METHODS)):
         row = [TITLES[method]]
@@ -194,7 +194,7 @@ def comparison_table(
     task: str,
     pairs: Sequence[tuple[str, str]] = PAIRS,
 ) -> Table:
-    """Methods against each other on the same questions."""
+    """Pairs of methods compared on the same questions."""
     rows = [
         [
             f"{TITLES.get(one.second, one.second)} - {TITLES.get(one.first, one.first)}",
@@ -215,7 +215,7 @@ def comparison_table(
 
 
 def grader_table(scores: dict[Task, dict[str, list[Score]]]) -> Table:
-    """The same answers, graded in two ways."""
+    """The same answers, graded strictly and by R1-V's grader."""
     rows = [
         [
             TITLES[method],
@@ -235,7 +235,7 @@ def grader_table(scores: dict[Task, dict[str, list[Score]]]) -> Table:
 
 
 def draw(scores: dict[Task, dict[str, list[Score]]]) -> Figure:
-    """A dot a seed, a line at the mean."""
+    """Accuracy by method, one panel per task: a dot per seed, a line at the mean."""
     figure, panels = plt.subplots(1, len(scores), figsize=(8, 3.2), layout="constrained")
     for panel, (task, by_method) in zip(panels, scores.items(), strict=True):
         found = by_method.items()

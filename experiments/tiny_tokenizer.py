@@ -14,10 +14,10 @@ SPECIAL = (
     *(END_OF_TEXT, IM_START, IM_END),
     *(VISION_START, VISION_END, VISION_PAD, IMAGE_PAD, VIDEO_PAD),
 )
-# One token each, and part of the text: rewards read them.
+# One token each, kept in the decoded text because rewards read them.
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
-# What Qwen2-VL's template renders: ChatML with a default system turn, images as placeholders.
+# Renders what Qwen2-VL's template does: ChatML with a default system turn, images as placeholders.
 CHAT_TEMPLATE = """\
 {%- if messages[0].role != 'system' -%}
 {{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}
@@ -52,7 +52,7 @@ PREPROCESSOR = {
     "merge_size": 2,
     "min_pixels": 56 * 56,
     "max_pixels": IMAGE_SIDE * IMAGE_SIDE,
-    # Of the corpus: with CLIP's, which Qwen2-VL has, these bright images would lie far from zero.
+    # Those of the corpus: with CLIP's, as in Qwen2-VL, these bright images would lie far from zero.
     "image_mean": [0.825, 0.825, 0.825],
     "image_std": [0.2, 0.2, 0.2],
     "do_resize": True,
@@ -65,7 +65,7 @@ PREPROCESSOR = {
 
 
 def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """Byte-level BPE over `texts`: every word of the corpus one token, each digit one."""
+    """Train byte-level BPE on `texts`: one token per word of the corpus, one per digit."""
     tokenizer = Tokenizer(models.BPE())
     # A word, a digit or a punctuation mark, each with the space before it.
     words = Regex(r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]|\s+")
@@ -88,7 +88,7 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
 
 
 def write_processor(directory: Path, tokenizer: Tokenizer) -> None:
-    """Write all of a model directory but the weights and config.json."""
+    """Write all files of a model directory except the weights and config.json."""
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=IM_END,

@@ -24,11 +24,11 @@ from othink_jax.report.table import Table
 
 QUESTIONS = 500
 _RATES = (3e-5, 1e-4, 3e-4, 1e-3)
-_RATES_OF_SFT = (3e-6, 1e-5, 3e-5, 1e-4, 2e-4, 3e-4, 6e-4, 1e-3)  # it has no KL weight to try
+_RATES_OF_SFT = (3e-6, 1e-5, 3e-5, 1e-4, 2e-4, 3e-4, 6e-4, 1e-3)  # SFT has no KL weight to try
 
 
 def trials(method: Method, task: Task) -> list[Tuned]:
-    """As many for each method; of equally good ones, the first is chosen.
+    """Trials of a method on a task, equally many for each method; the first wins a tie.
 
     The paper's KL weights for its two tasks are each tried on both, the task's own first.
     """
@@ -46,7 +46,7 @@ class Tuning(LaptopExperiment):
         self.seeds = (FIRST_TUNING_SEED, FIRST_TUNING_SEED + 1)
 
     def _cell(self, method: Method, task: Task, trial: Tuned, seed: int) -> Cell:
-        """A trial from one seed, tested on the validation split alone."""
+        """A trial with one seed, tested only on the validation split."""
         scale = Laptop(tuned={(method, task): trial}, count=QUESTIONS)
         return scale.cell(method, task, seed).tested_on(scale.test(task, "validation"))
 
@@ -96,7 +96,7 @@ class Tuning(LaptopExperiment):
 
 
 def _right(scores: Sequence[Score]) -> int:
-    """Answers that the strict grader calls right: a count, in which equal trials are equal."""
+    """Number of answers that the strict grader calls right: an integer, so that ties are exact."""
     return sum(sum(score.correct) for score in scores)
 
 

@@ -1,10 +1,9 @@
-"""First phase of the pre-training: the vision tower learns to see, before it meets a word.
+"""First phase of the pre-training: the vision tower learns to see, before any text.
 
-Each merge window of an image (28x28 pixels, one token of the language model) is to tell by itself
-what stands in it: a linear probe on its feature predicts which of `LABELS` hold there. Sixteen
-windows an image give a signal that the few words of an answer do not: without this phase the
-language model learns to answer blindly, and 64 000 samples later still does. Real Qwen2-VL starts
-from a trained tower too. The probe is thrown away.
+A linear probe on the feature of each merge window (28x28 pixels, one token of the language model)
+predicts which of `LABELS` hold in this window. Sixteen windows per image give a signal that the few
+words of an answer do not: without this phase the language model learns to answer blindly, and still
+does after 64 000 samples. Real Qwen2-VL starts from a trained tower too. The probe is discarded.
 """
 
 from collections.abc import Iterable
@@ -24,7 +23,7 @@ from othink_jax.data.synthetic.scenes import Scene
 from othink_jax.model.vlm import merge
 
 WINDOWS = 4  # along each side of an image
-_MOST = 3  # things in a window that are told apart
+_MOST = 3  # largest count of things in a window
 LABELS = (
     *(f"{colour} {shape}" for colour in sprites.COLOURS for shape in sprites.SHAPES),
     *sprites.SIZES,
@@ -36,7 +35,7 @@ _INDEX = {label: number for number, label in enumerate(LABELS)}
 
 
 def _window(x: float, y: float) -> int:
-    """Number of the merge window that a pixel lies in, row by row."""
+    """Index of the merge window that contains a pixel, row by row."""
     column, row = (min(int(at * WINDOWS / scenes.IMAGE_SIDE), WINDOWS - 1) for at in (x, y))
     return row * WINDOWS + column
 
@@ -49,7 +48,7 @@ def _table(found: Iterable[tuple[int, str]]) -> Float[np.ndarray, "M labels"]:
 
 
 def scene_labels(scene: Scene) -> Float[np.ndarray, "M labels"]:
-    """1 where a label holds: the things whose centre lies in a window, and how many there are."""
+    """1 where a label holds: the things centred in a window, and their number."""
     found = []
     numbers = [0] * WINDOWS**2
     for item in scene.items:
@@ -64,7 +63,7 @@ def scene_labels(scene: Scene) -> Float[np.ndarray, "M labels"]:
 
 
 def diagram_labels(diagram: Diagram) -> Float[np.ndarray, "M labels"]:
-    """1 where a label holds: the texts whose centre lies in a window, a measure digit by digit."""
+    """1 where a label holds: the texts centred in a window, numbers digit by digit."""
     found = []
     for text in diagram.texts:
         window = _window(*text.centre)
@@ -79,7 +78,7 @@ def diagram_labels(diagram: Diagram) -> Float[np.ndarray, "M labels"]:
 def make_batch(
     seed: int, step: int, size: int, settings: ImageSettings
 ) -> tuple[Float[np.ndarray, "N K C"], Int[np.ndarray, "N K 2"], Float[np.ndarray, "N M labels"]]:
-    """Patches, their positions and the labels of as many scenes as diagrams."""
+    """Patches, their positions and their labels; scenes and diagrams alternate."""
     patches, labels = [], []
     for row in range(size):
         rng = np.random.default_rng([seed, step, row])
@@ -118,7 +117,7 @@ def pretrain_vision(
     ) -> Float[Array, ""]:
         model = merge(graphdef, {"visual": trained["visual"], "text": text})
         features = model.visual(patches, positions, jnp.ones(patches.shape[:2], bool))
-        features = features[..., :width]  # not those of DeepStack
+        features = features[..., :width]  # without DeepStack's features
         logits = features @ trained["probe"]["kernel"] + trained["probe"]["bias"]
         return optax.sigmoid_binary_cross_entropy(logits, labels).sum(axis=-1).mean()
 

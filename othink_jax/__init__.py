@@ -1,7 +1,8 @@
 """Vision-language reinforcement learning in JAX: Qwen2-VL post-trained with GRPO-D.
 
-Public: `load`, `save_hf`, and the pure functions of `othink_jax.rl`. The command line and the other
-rooms (`model`, `data`, `rewards`, `training`, ...) are imported by their own names.
+Public API: `load`, `save_hf`, `Checkpoint`, and the pure functions of `othink_jax.rl`. The command
+line and the other subpackages (`model`, `data`, `rewards`, `training`, ...) are imported by their
+own names.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,8 @@ __all__ = ["Checkpoint", "load", "rl", "save_hf"]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use: JAX and the tokenizer library take seconds, which a command that only
-    # reads files should not pay.
+    # Imported on first use: JAX and the tokenizer library take seconds to import, which a command
+    # that only reads files should not pay.
     import importlib
 
     if name == "rl":

@@ -1,7 +1,7 @@
-"""The commands.
+"""The commands of `othink-jax`.
 
-Rooms are imported inside the commands: `--help`, `grade` and a wrong usage answer without the
-seconds that JAX and the tokenizer library take to import.
+Subpackages are imported inside the commands, so that `--help`, `grade` and usage errors answer
+without the seconds that JAX and the tokenizer library take to import.
 """
 
 import contextlib
@@ -54,9 +54,9 @@ _GENERATE_SAMPLING = SamplingConfig(max_new_tokens=256)
 def grpo(config: GRPOConfig, processes: ProcessConfig = _ONE_PROCESS) -> None:
     """Post-train a model with GRPO or GRPO-D. `--resume RUN`, alone, continues an interrupted run.
 
-    `--preset paper` (the defaults shown here) stands for R1-V's settings, `--preset tiny` (the
-    default with `--model tiny`) for such as suit the embedded model; `--recipe NAME` for the loss
-    of a paper, see `othink-jax recipes`. What else is given goes over them.
+    `--preset paper` (the defaults shown here) selects R1-V's settings. `--preset tiny` (the default
+    with `--model tiny`) selects settings for the embedded model. `--recipe NAME` selects the loss
+    of a paper, see `othink-jax recipes`. Other options override presets and recipes.
     """
 
     def run() -> Path:
@@ -70,8 +70,8 @@ def grpo(config: GRPOConfig, processes: ProcessConfig = _ONE_PROCESS) -> None:
 def sft(config: SFTConfig, processes: ProcessConfig = _ONE_PROCESS) -> None:
     """Fine-tune a model on the data's own solutions. `--resume RUN`, alone, continues a run.
 
-    What is learned is the answer, up to the end of the assistant's turn, and not the prompt.
-    Presets are those of `grpo`.
+    The loss covers the answer, up to the end of the assistant's turn, and not the prompt. Presets
+    are those of `grpo`.
     """
 
     def run() -> Path:
@@ -83,7 +83,7 @@ def sft(config: SFTConfig, processes: ProcessConfig = _ONE_PROCESS) -> None:
 
 
 def resume_grpo(config: ResumeConfig, processes: ProcessConfig = _ONE_PROCESS) -> None:
-    """Continue a GRPO run from its last checkpoint; what is not given stays as it was."""
+    """Continue a GRPO run from its last checkpoint; options not given keep their values."""
 
     def run() -> Path:
         from othink_jax.training.grpo import resume
@@ -96,7 +96,7 @@ def resume_grpo(config: ResumeConfig, processes: ProcessConfig = _ONE_PROCESS) -
 def resume_sft(config: ResumeConfig, processes: ProcessConfig = _ONE_PROCESS) -> None:
     """Continue a run of supervised fine-tuning from its last checkpoint.
 
-    What is not given stays as it was.
+    Options not given keep their values.
     """
 
     def run() -> Path:
@@ -130,10 +130,10 @@ def evaluate(config: EvaluateConfig) -> None:
     Decoding is greedy unless a temperature is given. Without `--preset`, a run directory is
     evaluated with the prompt, image bounds and length it was trained with. `--preset superclevr`
     and `--preset geoqa` ask as R1-V does on its test sets, `--preset paper` as in training;
-    `--preset tiny` suits the embedded model. All of them take the split `test`. Answers are kept as
-    they come: what was interrupted goes on with the same command. Several models answer the same
-    questions one after the other, each with its own preset, and are compared pair by pair; `--out`
-    then gets a folder for each.
+    `--preset tiny` suits the embedded model. All presets use the split `test`. Answers are stored
+    as they are generated: the same command continues an interrupted evaluation. Several models
+    answer the same questions one after the other, each with its own preset, and are compared
+    pairwise; `--out` then gets a subdirectory for each.
     """
     from othink_jax import compilation_cache
     from othink_jax.evaluation import evaluate as run_evaluation
@@ -145,7 +145,7 @@ def evaluate(config: EvaluateConfig) -> None:
 
 
 def evaluate_several(models: Sequence[str], options: Sequence[str]) -> None:
-    """`evaluate` of at least two models; each has its own preset."""
+    """`evaluate` of at least two models, each with its own preset."""
     configs = [
         tyro.cli(
             EvaluateConfig,
@@ -175,7 +175,7 @@ def evaluate_several(models: Sequence[str], options: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _goes_on(out: Path) -> Iterator[None]:
-    """Tell whoever interrupts an evaluation that its answers are kept, if there are any."""
+    """Print on interruption that the answers so far are kept, if there are any."""
     from othink_jax.evaluation import PARTIAL
 
     try:
@@ -212,17 +212,17 @@ def generate(
 ) -> None:
     """Answer one prompt.
 
-    The model's own generation_config.json gives the defaults of sampling; what is given here goes
-    over it, and what is in force is printed on stderr.
+    The model's generation_config.json gives the sampling defaults; options given here override it.
+    The settings in force are printed on stderr.
 
     Args:
       model: Hugging Face directory or hub id, Orbax checkpoint, run (or checkpoint), `tiny`.
-      prompt: the user's words.
+      prompt: text of the user's turn.
       image: an image file; may be given several times.
-      greedy: take the likeliest token each time (temperature 0).
+      greedy: take the most likely token each time (temperature 0).
       json: print one JSON object with text, token_ids and logprobs.
-      sampling: how the completion is drawn.
-      seed: of sampling.
+      sampling: sampling settings.
+      seed: seed of sampling.
     """
     from othink_jax import compilation_cache
     from othink_jax.checkpoint.load import load
@@ -242,12 +242,12 @@ def generate(
 def convert(
     model: tyro.conf.Positional[str], out: tyro.conf.Positional[Path], *, force: bool = False
 ) -> None:
-    """Hugging Face -> Orbax: write MODEL as a directory of Orbax parameters and its companions.
+    """Hugging Face -> Orbax: write MODEL as Orbax parameters, with its config and tokenizer.
 
     Args:
       model: Hugging Face directory or hub id, Orbax checkpoint, run (or checkpoint), `tiny`.
-      out: the directory to write; it appears whole or not at all.
-      force: replace a model that is there.
+      out: output directory, written atomically.
+      force: replace an existing model.
     """
     from othink_jax.checkpoint.convert import to_orbax
 
@@ -266,15 +266,15 @@ def export(
     """-> Hugging Face: write MODEL as a directory that transformers loads.
 
     A run comes with a model card: its data, settings and scores, and how far it was trained. The
-    adapters of a run with `--train lora` are added to the model that they were trained on.
+    adapters of a run with `--train lora` are merged into their base model.
 
     Args:
       model: Hugging Face directory or hub id, Orbax checkpoint, run (or checkpoint), `tiny`.
-      out: the directory to write; it appears whole or not at all.
-      dtype: of the weights; `stored` keeps that of MODEL (a run's is float32).
-      max_shard_size: largest weight file; what is larger becomes several and an index.
-      adapter: write the adapters alone, as PEFT loads them.
-      force: replace a model that is there.
+      out: output directory, written atomically.
+      dtype: dtype of the weights; `stored` keeps that of MODEL (float32 for a run).
+      max_shard_size: largest weight file; a larger model is split into several, with an index.
+      adapter: write only the adapters, as PEFT loads them.
+      force: replace an existing model.
     """
     from othink_jax.checkpoint.convert import to_adapter, to_hf
     from othink_jax.checkpoint.orbax_model import last_step
@@ -284,7 +284,7 @@ def export(
     run = as_path(model)
     if is_run(run):
         step, total = last_step(run), read_run(run).last_step
-        if step is not None:  # by its number: a run at work has another last one in a moment
+        if step is not None:  # by its number: a run in progress may write a later one any moment
             model = str(run / RUN_CHECKPOINTS / str(step))
         if (step or 0) < total:
             print(
@@ -320,12 +320,12 @@ def grade(
 
     Args:
       predictions: JSONL with question, ground_truth and model_output in each row.
-      task: what the questions are.
+      task: task of the questions.
       grader: `strict`, or `r1v` for R1-V's published verdicts.
-      rewards: a reward function, as of `grpo`; may be given several times.
-      answer_tag: an answer stands in `<ANSWER_TAG>...</ANSWER_TAG>`; as the rows say, or `answer`,
-        if not given.
-      answer_pattern: a regular expression with one group, the answer, in the place of tags.
+      rewards: a reward function, as in `grpo`; may be given several times.
+      answer_tag: the answer is in `<ANSWER_TAG>...</ANSWER_TAG>`; by default the tag that the rows
+        name, or `answer`.
+      answer_pattern: a regular expression with one group, the answer, instead of tags.
       json: print {"accuracy": ..., "n": ...} instead of sentences.
     """
     from othink_jax.report.evaluation import reward_lines
@@ -356,7 +356,7 @@ def grade(
 
 
 def report(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
-    """Write the HTML page of each run directory, or of each folder of experiments' results."""
+    """Write the HTML page of each run directory, or of each folder of experiment results."""
     from othink_jax.report import experiments_in, write_experiment_report, write_report
 
     if not runs:
@@ -380,11 +380,11 @@ def data(
 
     Args:
       action: what to do.
-      task: which task.
+      task: the task.
       split: train, validation, test, or test-ood (counting only).
       difficulty: how hard the samples are.
-      count: samples on the sheet.
-      seed: of the samples.
+      count: number of samples on the sheet.
+      seed: seed of the samples.
       out: the file to write.
     """
     from othink_jax.data.synthetic import LEVELS, preview
@@ -400,15 +400,15 @@ def plan(
     device_memory: float | None = None,
     json: bool = False,
 ) -> None:
-    """`plan MODEL ...`: what a run with these options takes, and whether it fits.
+    """`plan MODEL ...`: memory and least time of a run with these options, and whether it fits.
 
-    Takes the options of `grpo`; what has nothing to do with memory may be left out. No weights are
+    Takes the options of `grpo`; those that do not affect memory may be omitted. No weights are
     read, and no accelerator is needed. With a target, the programs of the run are compiled by that
     machine's own compiler (extras `aot-tpu`, `aot-cuda`); without one, for simulated devices.
 
     Args:
       target: machine to compile for, such as v5e:2x4 or h100:8.
-      device_memory: of one device, GB (10^9 bytes); the target's, or 80 without one.
+      device_memory: memory of one device, GB (10^9 bytes); the target's, or 80 without one.
       json: print one JSON object with `fits` and `programs`.
     """
     from othink_jax.plan.targets import parse_target
@@ -441,7 +441,7 @@ def plan(
 
 
 def recipes() -> None:
-    """List the recipes of `grpo --recipe NAME`, and the names that its options know."""
+    """List the recipes of `grpo --recipe NAME`, and the names that its options accept."""
     from othink_jax.rewards import REWARDS
     from othink_jax.training.losses import known_names
 
@@ -474,12 +474,12 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "recipes": recipes,
     "data": data,
 }
-# What takes the place of a command with --resume.
+# Commands that replace these when --resume is given.
 _RESUMING: dict[str, Callable[..., Any]] = {"grpo": resume_grpo, "sft": resume_sft}
 
 
-# What libraries log that says nothing to a user of the commands: retries, files that may be absent,
-# and (absl and asyncio, for Orbax) errors that are raised as well.
+# Levels that hide library messages of no use to a user of the commands: retries, files that may be
+# absent, and (absl and asyncio, for Orbax) errors that are also raised.
 _LOG_LEVELS = {
     "absl": logging.CRITICAL,
     "asyncio": logging.CRITICAL,
@@ -492,7 +492,7 @@ def _json(value: Any) -> str:
 
 
 def _check_resume_options(arguments: Sequence[str]) -> None:
-    """Refuse, in one line, to change what may not change where a run goes on."""
+    """Exit with one line if an option cannot change when a run is resumed."""
     fields = [*dataclasses.fields(ResumeConfig), *dataclasses.fields(ProcessConfig)]
     known = ["--" + field.name.replace("_", "-") for field in fields]
     given = [word.partition("=")[0].replace("_", "-") for word in arguments if word[:2] == "--"]
@@ -507,7 +507,7 @@ def _check_resume_options(arguments: Sequence[str]) -> None:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Run one command line; raises what the command raises, and SystemExit(2) on a wrong usage."""
+    """Run one command line; raises what the command raises, and SystemExit(2) on wrong usage."""
     for library, level in _LOG_LEVELS.items():
         logging.getLogger(library).setLevel(level)
     commands, arguments = dict(COMMANDS), list(arguments)
@@ -521,7 +521,7 @@ def run(arguments: Sequence[str]) -> None:
         arguments.insert(1, "--model")  # `evaluate MODEL` is `evaluate --model MODEL`
     if command in ("grpo", "plan"):
         arguments[1:] = with_recipe(arguments[1:])
-    if command == "plan":  # neither data nor a place is read; what is given goes over it
+    if command == "plan":  # neither data nor --out is used; options that are given override these
         nothing = ["--out", "unused"]
         if option_value(arguments, "--dataset") is None:
             nothing += ["--task", "counting"]
@@ -544,20 +544,20 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _os_error(error: OSError | ValueError) -> str | None:
-    """What the operating system said, if it was it that failed, and of which file."""
+    """`FILE: REASON` if the operating system failed on a file or the disk is full, else None."""
     if isinstance(error, OSError):
         if error.errno == errno.ENOSPC or error.filename is not None:
             return f"{error.filename or 'writing'}: {error.strerror}"
         return None
-    # Orbax writes through TensorStore, whose errors are of the type ValueError.
+    # Orbax writes through TensorStore, which raises ValueError.
     found = re.search(r'"([^"]*)": [^"]*: ([^":]*) \[os_error_code=', str(error))
     return f"{found[1]}: {found[2]}" if found else None
 
 
 def _hear(unraisable: Any) -> None:
-    """Pass over what threads of TensorStore meet once a failed save has ended Orbax's event loop.
+    """Ignore errors of TensorStore's threads after a failed save has closed Orbax's event loop.
 
-    The failure itself is raised where the run saves next.
+    The failure itself is raised at the run's next save.
     """
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)

@@ -1,4 +1,4 @@
-"""JAX's persistent compilation cache, on by default: compiling outlasts many a small run."""
+"""JAX's persistent compilation cache, on by default: small runs compile longer than they run."""
 
 import os
 from pathlib import Path
@@ -17,8 +17,8 @@ def default_directory() -> Path:
 def enable() -> Path | None:
     """Turn the cache on and return its directory, or None if it is off.
 
-    `OTHINK_JAX_COMPILATION_CACHE` names another directory, or `off` to do without. A directory that
-    JAX was given already (`JAX_COMPILATION_CACHE_DIR`) is left as it is.
+    `OTHINK_JAX_COMPILATION_CACHE` names another directory, or is `off` to disable the cache.
+    Otherwise a directory that JAX has already (`JAX_COMPILATION_CACHE_DIR`) is kept.
     """
     setting = os.environ.get(SETTING, "")
     if setting.lower() == "off":
@@ -28,7 +28,7 @@ def enable() -> Path | None:
         return Path(given)
     directory = Path(setting) if setting else default_directory()
     jax.config.update("jax_compilation_cache_dir", str(directory))
-    # Everything is worth keeping: even programs that compile fast add up to seconds a start.
+    # Cache every program: even those that compile fast add up to seconds per start.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return directory

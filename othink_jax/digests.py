@@ -1,7 +1,7 @@
 """Checksums of the files in a directory, so that a flipped bit does not become a wrong number.
 
-They stand in a file SHA256SUMS, as `sha256sum` writes it: `sha256sum --check SHA256SUMS` checks a
-directory without us.
+The file SHA256SUMS has the format of `sha256sum`, so `sha256sum --check SHA256SUMS` checks a
+directory without this package.
 """
 
 import concurrent.futures
@@ -15,7 +15,7 @@ from othink_jax.files import write_atomically
 
 SUMS = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)")
-_AT_A_TIME = 4  # files; hashlib lets other threads run
+_AT_A_TIME = 4  # files hashed in parallel; hashlib releases the GIL
 
 
 def sha256(file: Path) -> str:
@@ -25,7 +25,7 @@ def sha256(file: Path) -> str:
 
 
 def write_sums(directory: Path, files: Iterable[Path] | None = None) -> None:
-    """Write the checksums of files below `directory`; of all that are there if none are given."""
+    """Write the checksums of `files` below `directory`; by default of all files there."""
     if files is None:
         files = (file for file in directory.rglob("*") if file.is_file() and file.name != SUMS)
     chosen = sorted(files)
@@ -39,13 +39,13 @@ def write_sums(directory: Path, files: Iterable[Path] | None = None) -> None:
 def check_sums(directory: Path) -> bool:
     """Compare the files of a directory with its checksums.
 
-    Files without a checksum may be there; they are not looked at.
+    Files without a checksum are ignored.
 
     Returns:
-      whether there are checksums.
+      Whether there are checksums.
 
     Raises:
-      UserError: a file is absent or differs (all of them are named), or the list itself is damaged.
+      UserError: a file is absent or differs (all are named), or the list itself is damaged.
     """
     path = directory / SUMS
     if not path.is_file():
@@ -70,12 +70,12 @@ def _all(files: Iterable[Path]) -> Iterable[str]:
 
 
 def _read(path: Path) -> dict[str, str]:
-    """The checksum of each file named."""
+    """Checksums by file name."""
     try:
         lines = path.read_bytes().decode().split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is damaged: {error}") from error
-    # A file that was cut ends in the middle of a line, or is empty.
+    # A truncated file ends in the middle of a line, or is empty.
     matches = [_LINE.fullmatch(line) for line in lines[:-1]]
     if not matches or lines[-1] or None in matches:
         raise UserError(f"{path} is damaged: it is no list of checksums")

@@ -1,8 +1,8 @@
-"""Reading JSON, and writing files so that nothing is lost: whole or not at all.
+"""JSON reading and atomic writing of files, on disk and in buckets.
 
-A path is one of a disk, or `gs://BUCKET/...`. In a bucket there are objects, each of which is
-written whole or not at all, but nothing can be renamed, appended to or locked, and there are no
-directories beside the names of objects. What a renaming does on a disk is done there by an object
+A path is on disk, or is `gs://BUCKET/...`. A bucket holds objects. Each object is written
+atomically, but nothing can be renamed, appended to or locked, and directories exist only as
+prefixes of object names. A write that ends with a rename on disk ends in a bucket with an object
 that is written last.
 """
 
@@ -26,20 +26,20 @@ from rich.filesize import decimal
 from othink_jax.errors import UserError, first_line
 
 _CLOUD = "gs://"
-# What `pathlib` makes of an address, and the address.
+# An address, also after `pathlib` has collapsed its `//`.
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL)
-# Without one of these a directory is no model, so they are the first to go and the last to come.
+# Without one of these a directory is no model, so they are removed first and written last.
 CONFIGS = ("config.json", "adapter_config.json")
-PROBE = ".probe"  # an object that is written to see whether one can be
+PROBE = ".probe"  # object that is written to test whether the bucket is writable
 _CHUNK = 2**24  # bytes that are copied at a time
-_REWRITTEN_S = 30.0  # how often a file in a bucket that grows is written
+_REWRITTEN_S = 30.0  # seconds between rewrites of a growing file in a bucket
 
 
 def as_path(name: str | os.PathLike[str]) -> Path:
-    """A path of a disk, or one in a bucket: `gs://BUCKET/...`.
+    """A path on disk, or one in a bucket: `gs://BUCKET/...`.
 
     Raises:
-      UserError: it is another kind of address, or the package that reads buckets is missing.
+      UserError: `name` is another kind of address, or the package for buckets is missing.
     """
     address = _ADDRESS.fullmatch(os.fspath(name))
     if address is None:
@@ -55,30 +55,30 @@ def as_path(name: str | os.PathLike[str]) -> Path:
         raise UserError(
             f"{_CLOUD} needs the package gcsfs: pip install 'othink_jax[cloud]'"
         ) from error
-    return cast(Path, epath.Path(_CLOUD + address[2]))  # has what of Path is used here
+    return cast(Path, epath.Path(_CLOUD + address[2]))  # has the part of Path's API used here
 
 
 def is_cloud(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is one in a bucket."""
+    """Whether a path is in a bucket."""
     return os.fspath(path).startswith(_CLOUD)
 
 
 def check_readable(path: Path) -> None:
-    """Raise UserError if a bucket does not answer, or not to this user; whatever is in it."""
+    """Raise UserError if a bucket does not answer, or denies access; its content is irrelevant."""
     if is_cloud(path):
         try:
             path.exists()
-        except Exception as error:  # whatever the library, the network or the cloud come up with
+        except Exception as error:  # the library, the network or the cloud may raise anything
             raise UserError(f"{path} cannot be read: {first_line(error)}") from error
 
 
 def absolute(path: Path) -> Path:
-    """The same place from whatever directory."""
+    """The path made independent of the working directory."""
     return path if is_cloud(path) else path.absolute()
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; raises UserError where there is none."""
+    """Read a JSON object; raises UserError if the file holds none."""
     try:
         content = json.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
@@ -91,15 +91,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_json_lines(path: Path, *, errors: str = "strict") -> dict[int, dict[str, Any]]:
-    """The JSON objects of a file that holds one a line, by the number of the line, from 1.
+    """JSON objects of a JSONL file, by line number, from 1.
 
-    Blank lines are skipped, and so is a byte-order mark. A whole number of more digits than Python
-    reads (4300) is a Decimal.
+    Blank lines and a byte-order mark are skipped. An integer with more digits than Python parses
+    (4300) becomes a Decimal.
 
     Args:
-      path: of the file.
-      errors: what is done about bytes that are not UTF-8, as of `open`: with `surrogateescape` they
-        cost the text alone that they stand in, which then cannot be written.
+      path: the file.
+      errors: handling of bytes that are not UTF-8, as in `open`. With `surrogateescape` they affect
+        only the strings that contain them, which then cannot be written.
 
     Raises:
       UserError: the file cannot be read, or a line is no JSON object.
@@ -119,7 +119,7 @@ def read_json_lines(path: Path, *, errors: str = "strict") -> dict[int, dict[str
 
 
 def text_of(path: Path, *, encoding: str = "utf-8", errors: str = "strict") -> io.TextIOWrapper:
-    """A file opened to read text, as `open` does."""
+    """Open a file for reading text, as `open` does."""
     return io.TextIOWrapper(cast(Any, path.open("rb")), encoding=encoding, errors=errors)
 
 
@@ -141,7 +141,7 @@ def _whole(digits: str) -> int | Decimal:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write `path` whole or not at all."""
+    """Write `path` atomically."""
     if is_cloud(path):
         path.write_bytes(text.encode())
         return
@@ -151,15 +151,15 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 class GrowingFile:
-    """A file to append to. In a bucket it is written anew every half minute, and by `flush`."""
+    """A file to append to. In a bucket it is rewritten every half minute, and by `flush`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._content: bytes | None = None  # of one in a bucket, once it was read
+        self._content: bytes | None = None  # of a file in a bucket, once it is read
         self._written = time.monotonic()
 
     def read(self) -> bytes:
-        """All of it; nothing where there is no such file."""
+        """The whole content; empty if there is no such file."""
         if self._content is not None:
             return self._content
         content = self._path.read_bytes() if self._path.exists() else b""
@@ -168,7 +168,7 @@ class GrowingFile:
         return content
 
     def replace(self, content: bytes) -> None:
-        """Make this all that is in it."""
+        """Replace the whole content."""
         if is_cloud(self._path):
             self._content = content
             self.flush()
@@ -178,7 +178,7 @@ class GrowingFile:
         os.replace(unfinished, self._path)
 
     def append(self, content: bytes) -> None:
-        """Add to its end: on the disk when this returns."""
+        """Append `content`. On a disk it is synced when this returns."""
         if is_cloud(self._path):
             self._content = self.read() + content
             if time.monotonic() - self._written > _REWRITTEN_S:
@@ -190,14 +190,14 @@ class GrowingFile:
             os.fsync(file.fileno())
 
     def flush(self) -> None:
-        """Write what is not yet written."""
+        """Write pending content of a file in a bucket."""
         if self._content is not None:
             self._path.write_bytes(self._content)
             self._written = time.monotonic()
 
 
 def lock_of(path: Path) -> filelock.BaseFileLock:
-    """A lock that does not wait; of a path in a bucket, one for the processes of this machine."""
+    """A non-blocking lock; for a path in a bucket, among the processes of this machine only."""
     if is_cloud(path):
         name = hashlib.sha256(os.fspath(path).encode()).hexdigest()
         path = Path(tempfile.gettempdir()) / f"othink_jax-{name[:16]}.lock"
@@ -205,10 +205,10 @@ def lock_of(path: Path) -> filelock.BaseFileLock:
 
 
 def is_locked(path: Path) -> bool | None:
-    """Whether the lock of a path is held now; None where that cannot be told.
+    """Whether the lock of a path is held now; None if unknown.
 
-    That is where it cannot be opened, and in a bucket, whose lock another machine may hold. Nothing
-    is written. The lock is held for the moment that it takes to look.
+    It is unknown if the lock file cannot be opened, and in a bucket, where another machine may hold
+    the lock. Nothing is written. The check itself holds the lock for a moment.
     """
     lock = lock_of(path)
     try:
@@ -217,13 +217,13 @@ def is_locked(path: Path) -> bool | None:
                 pass
     except filelock.Timeout:
         return True
-    except OSError:  # of another user, or on a disk that is not to be written
+    except OSError:  # owned by another user, or on a read-only disk
         return None
     return None if is_cloud(path) else False
 
 
 def remove(path: Path) -> None:
-    """Remove a directory and all in it, if it is there."""
+    """Remove a directory and its content, if it exists."""
     if is_cloud(path):
         for name in CONFIGS:
             (path / name).unlink(missing_ok=True)
@@ -233,7 +233,7 @@ def remove(path: Path) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Give a directory another place. In a bucket, until it has moved, it may be in both."""
+    """Move a directory. In a bucket it may be in both places until the move is complete."""
     remove(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     if not is_cloud(source):
@@ -260,9 +260,9 @@ def copy_file(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def on_disk(directory: Path, patterns: Sequence[str]) -> Iterator[Path]:
-    """A directory of a disk with the files of another one that match, for libraries that need it.
+    """A directory on disk with the matching files of `directory`, for libraries that need a disk.
 
-    That is the directory itself, if it is on a disk.
+    It is `directory` itself if that is on disk.
     """
     if not is_cloud(directory):
         yield directory
@@ -277,16 +277,16 @@ def on_disk(directory: Path, patterns: Sequence[str]) -> Iterator[Path]:
 
 
 def check_output_directory(path: Path) -> None:
-    """Raise UserError if no directory can be made at `path`; makes none.
+    """Raise UserError if no directory can be created at `path`; creates none.
 
-    Called before the work whose results go there, so that they are not lost for a mistyped name.
+    Called before the work, so that a mistyped name does not lose its results.
     """
     if is_cloud(path):
         probe = path / PROBE
         try:
             probe.write_bytes(b"")
             probe.unlink(missing_ok=True)  # another process of the run may have removed it
-        except Exception as error:  # whatever the library, the network or the cloud come up with
+        except Exception as error:  # the library, the network or the cloud may raise anything
             raise UserError(f"{path} cannot be written: {first_line(error)}") from error
         return
     there = _nearest_existing(path)
@@ -301,9 +301,9 @@ def _nearest_existing(path: Path) -> Path:
 
 
 def check_room(path: Path, size: int) -> None:
-    """Raise UserError if the disk has not `size` bytes left for `path`, which need not be there.
+    """Raise UserError if the disk of `path` has fewer than `size` bytes free; `path` may be absent.
 
-    A bucket has room.
+    A bucket has no limit.
     """
     if is_cloud(path):
         return

@@ -25,7 +25,7 @@ class Answer:
 
 @functools.lru_cache(maxsize=8)
 def _compiled_sampler(graphdef: Any, processor: Processor, sampling: SamplingConfig) -> Any:
-    """Kept, so that a second question to a model does not compile again."""
+    """Cached, so that a second question to a model does not compile again."""
     return jax.jit(make_sampler(graphdef, processor, sampling))
 
 
@@ -40,7 +40,7 @@ def answer(
     """Answer one user turn: the images, then the prompt's text.
 
     Raises:
-      UserError: an image cannot be processed, or the text holds image placeholders.
+      UserError: an image cannot be processed, or the text contains image placeholders.
     """
     processor = checkpoint.processor
     prompts = processor.batch([processor.encode(prompt, images)])

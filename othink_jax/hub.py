@@ -1,4 +1,4 @@
-"""The hub does not answer for ever: how long it is waited for."""
+"""Time limits of requests to the Hugging Face hub."""
 
 import functools
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 from huggingface_hub import constants, set_client_factory
 from huggingface_hub.utils import _http
 
-# Reads of a stream that fail in a row before it is given up; `datasets` waits 5 s between them, and
-# asks each time six times.
+# Consecutive failed reads of a stream before giving up. `datasets` waits 5 s between them, and
+# sends the request of each up to six times.
 _READS = 5
 
 
@@ -15,12 +15,11 @@ _READS = 5
 def limit_waiting() -> None:
     """Give every request to the hub a time limit: huggingface_hub gives most of them none.
 
-    An answer, or its next bytes, are waited for 10 seconds, or what HF_HUB_DOWNLOAD_TIMEOUT says.
-    Requests are repeated, so a hub that never answers is given up after ten minutes at the latest,
-    and most of the time after one or two. A wait that the hub itself asks for (`Retry-After`) is
-    kept.
+    The limit for an answer, or for its next bytes, is 10 seconds, or HF_HUB_DOWNLOAD_TIMEOUT.
+    Requests are retried, so a hub that never answers is given up after ten minutes at the latest,
+    and usually after one or two. A wait that the hub itself asks for (`Retry-After`) is honoured.
     """
-    # No public name says who makes the clients, and a user may have said so.
+    # No public name gives the current client factory, and a user may have set one.
     make_client = _http._GLOBAL_CLIENT_FACTORY
 
     def make_impatient_client() -> Any:
@@ -33,7 +32,7 @@ def limit_waiting() -> None:
 
 
 def limit_reading() -> None:
-    """The same for a stream, of which each read is repeated: half an hour would be too long."""
+    """As `limit_waiting`, for streams: their retried reads would add up to half an hour."""
     import datasets
 
     limit_waiting()
@@ -41,7 +40,7 @@ def limit_reading() -> None:
 
 
 def _limit(request: Any) -> None:
-    """Put a limit where the request has none."""
+    """Set the time limits that a request lacks."""
     limits = request.extensions.get("timeout", {})
     most = constants.HF_HUB_DOWNLOAD_TIMEOUT
     parts = ("connect", "read", "write", "pool")

@@ -17,7 +17,7 @@ from othink_jax.config import (
 from othink_jax.errors import UserError
 from othink_jax.files import as_path, read_json
 
-# Options of a preset, by name. Whatever the user gives goes over them.
+# Options of a preset, by name. The user's own options override them.
 Preset = Mapping[str, str]
 _TINY_DATA: Preset = {
     "--template": TINY_TEMPLATE,
@@ -45,7 +45,7 @@ _IN_TAGS = (
     "the thinking process in <think> </think> and final answer (number) in <answer> </answer> tags."
 )
 PRESETS: Mapping[str, Mapping[str, Preset]] = {
-    # The defaults of the config classes are the paper's.
+    # The config classes have the paper's settings as defaults.
     "grpo": {
         "paper": {},
         "tiny": {**_TINY_TRAINING, **_TINY_SAMPLING},
@@ -60,7 +60,7 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
     },
     "evaluate": {
         "paper": _TEST,
-        # How R1-V asks the questions of its two test sets.
+        # Prompts of R1-V on its two test sets.
         "superclevr": {
             **_TEST,
             "--template": "{question} First output " + _IN_TAGS,
@@ -76,11 +76,11 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
     },
 }
 
-# Settings of generation_config.json that are followed, by type: numbers, and whole ones.
+# Settings of generation_config.json that are supported, by type: numbers and integers.
 _NUMBERS = ("temperature", "top_p", "repetition_penalty")
 _WHOLE_NUMBERS = ("top_k", "max_new_tokens", "min_new_tokens")
-# Those that would change what transformers samples and are not followed, with the value at which
-# each changes nothing; null is one for all of them.
+# Settings that would change what transformers samples and are not supported, each with its neutral
+# value; null is neutral for all of them.
 _NOT_FOLLOWED: Mapping[str, float | None] = {
     **{"num_beams": 1, "num_beam_groups": 1, "diversity_penalty": 0, "constraints": None},
     **{"min_p": 0, "top_h": 1, "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0},
@@ -95,9 +95,9 @@ _NOT_FOLLOWED: Mapping[str, float | None] = {
 
 
 def with_preset(command: str, arguments: Sequence[str]) -> list[str]:
-    """A command line with the settings of its preset before the user's own, which go over them.
+    """A command line with the options of its preset before the user's own, which override them.
 
-    Raises SystemExit(2) where there is no such preset, and UserError for a broken run directory.
+    Raises SystemExit(2) if there is no such preset, and UserError for a broken run directory.
     """
     given, rest = without_option(arguments, "--preset")
     options = [argument.partition("=")[0] for argument in rest]
@@ -115,17 +115,17 @@ def with_preset(command: str, arguments: Sequence[str]) -> list[str]:
         raise SystemExit(2)
     preset = dict(presets[name])
     if "--epochs" in options:
-        preset.pop("--steps", None)  # it would go before the user's epochs
+        preset.pop("--steps", None)  # it would take precedence over the user's epochs
     return [*words_of(preset), *rest]
 
 
 def words_of(preset: Preset) -> list[str]:
-    """A preset as words of a command line; one each, for a value may begin with a dash."""
+    """A preset as command-line words, `option=value` each: a value may begin with a dash."""
     return [f"{option}={value}" for option, value in preset.items()]
 
 
 def _settings_of_run(directory: Path) -> Preset:
-    """How a run asked its questions, and how long answers may be."""
+    """Options of a run's prompts, image bounds and answer format, and the length of answers."""
     config = read_run(directory).config
     settings = {
         "--template": config.data.template,
@@ -147,7 +147,7 @@ def _settings_of_run(directory: Path) -> Preset:
 
 
 def option_value(arguments: Sequence[str], option: str) -> str | None:
-    """What stands behind an option, as `--option value` or `--option=value`; None without it."""
+    """Value of an option, given as `--option value` or `--option=value`; None if it is absent."""
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         if argument == option:
             return following
@@ -157,7 +157,7 @@ def option_value(arguments: Sequence[str], option: str) -> str | None:
 
 
 def without_option(arguments: Sequence[str], option: str) -> tuple[str | None, list[str]]:
-    """What stands behind an option, None without it, and the arguments without either."""
+    """Value of an option (None if it is absent), and the arguments without option and value."""
     rest = list(arguments)
     words = [argument.partition("=") for argument in rest]
     at = next((i for i, (name, _, _) in enumerate(words) if name == option), None)
@@ -174,11 +174,11 @@ def without_option(arguments: Sequence[str], option: str) -> tuple[str | None, l
 def generation_defaults(model: str) -> Preset:
     """The sampling settings of a model's own generation_config.json, as options.
 
-    As in transformers, it decodes greedily unless it says `do_sample`. Nothing without such a file.
-    What it says that is not followed is named on stderr.
+    As in transformers, decoding is greedy unless the file says `do_sample`. Without such a file
+    there are no options. Settings that are not supported are named on stderr.
 
     Raises:
-      UserError: there is no such model, the file is no JSON object, or a setting is no number.
+      UserError: there is no such model, the file is no JSON object, or a setting has a wrong type.
     """
     from othink_jax.checkpoint.load import locate
 

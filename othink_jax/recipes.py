@@ -1,7 +1,7 @@
-"""Recipes: the settings of the loss that a paper used, under one name.
+"""Recipes: the loss settings of a paper, under one name.
 
-They are options of `grpo` and `plan` that stand before those of the user. What a recipe does not
-name is as always: the optimizer, the batch and the sampling are not part of it.
+A recipe is a list of options of `grpo` and `plan`, which the user's own options override. The
+optimizer, the batch and the sampling are not part of a recipe.
 """
 
 import dataclasses
@@ -13,11 +13,11 @@ from othink_jax.presets import without_option
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A loss of the literature."""
+    """A loss from the literature."""
 
-    source: str  # title, arXiv number, and where in it
-    options: str  # words of a command line
-    missing: str = ""  # of the paper, what no option stands for
+    source: str  # title, arXiv number, and place in the paper
+    options: str  # command-line options
+    missing: str = ""  # part of the paper's loss that `options` leaves out
 
 
 _NO_KL = "--kl-schedule constant --kl-value 0"
@@ -70,9 +70,9 @@ RECIPES: Mapping[str, Recipe] = {
 
 
 def with_recipe(arguments: Sequence[str]) -> list[str]:
-    """A command line with the options of its `--recipe` before the user's own, which go over them.
+    """A command line with the options of its `--recipe` before the user's own, which override them.
 
-    Raises SystemExit(2) where there is no such recipe.
+    Raises SystemExit(2) if there is no such recipe.
     """
     name, rest = without_option(arguments, "--recipe")
     if name is None:

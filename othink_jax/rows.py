@@ -1,4 +1,4 @@
-"""Rows of a batch in pieces, one piece at a time in memory."""
+"""Splitting a batch into micro-batches, and joining them again."""
 
 from typing import TypeVar
 
@@ -11,13 +11,13 @@ _T = TypeVar("_T")
 
 
 def cut_rows(batch: _T, pieces: int) -> _T:
-    """Leaves [B, ...] as [pieces, B / pieces, ...], for a scan over pieces.
+    """Reshape leaves [B, ...] to [pieces, B / pieces, ...], for a scan over the pieces.
 
-    A piece takes every so many-th row.
+    Piece i takes rows i, i + pieces, i + 2 * pieces, ...
     """
 
     def cut(leaf: Array) -> Array:
-        # Spelt out: -1 cannot be inferred for the patches of a batch without images.
+        # Explicit sizes: -1 cannot be inferred for the patches of a batch without images.
         rows = leaf.reshape(leaf.shape[0] // pieces, pieces, *leaf.shape[1:])
         return jnp.swapaxes(rows, 0, 1)
 

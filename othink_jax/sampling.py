@@ -1,4 +1,4 @@
-"""Completions from a policy: one prefill a prompt, then one token at a time for all G of them."""
+"""Sampling of completions: one prefill per prompt, then decoding of all G of them together."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -15,25 +15,25 @@ from othink_jax.model.vlm import VLM, init_cache, merge
 from othink_jax.rows import cut_rows, join_rows
 from othink_jax.types import Cache, Prefix, Prompts, Rollout, pytree
 
-_BLOCK = 128  # numbers of a row whose maximum is looked at first, see `kth_largest`
-_SHORT = 128  # tokens of a cache that need not grow
+_BLOCK = 128  # numbers per block of a row, whose maximum is looked at first, see `kth_largest`
+_SHORT = 128  # tokens; up to this length, a cache is allocated at once
 
 
 @pytree
 class _Decoding:
-    """What one turn of the decoding loop hands to the next."""
+    """Carry of the decoding loop."""
 
     step: Int[Array, ""]  # tokens drawn so far
     seen: Bool[Array, "B G V"] | None  # tokens of prompt and completion, if they are penalised
-    cache: Cache  # of all tokens drawn but the last
-    rollout: Rollout  # filled up to `step`; `finished` is also what stops a row
+    cache: Cache  # all tokens drawn so far except the last
+    rollout: Rollout  # filled up to `step`; `finished` also stops a row
 
 
 def prompt_keys(seed: int, step: int, count: int, *, attempt: int = 0) -> UInt32[np.ndarray, "B 2"]:
-    """One random key a prompt for the rollout of `step`, as raw key data on the host.
+    """One random key per prompt for the rollout of `step`, as raw key data on the host.
 
-    Each prompt has its own key, so what is drawn for it does not depend on how the batch is cut
-    over devices. Further attempts of a step, counted from 1, have keys of their own.
+    Each prompt has its own key, so the tokens drawn for it do not depend on how the batch is
+    sharded. Further attempts of a step, counted from 1, have keys of their own.
     """
     root = jax.random.fold_in(jax.random.key(seed), step)
     if attempt:
@@ -48,17 +48,17 @@ def processed_logits(
     *,
     seen: Bool[Array, "*b V"] | None = None,
 ) -> Float[Array, "*b V"]:
-    """Logits of the distribution that is sampled, made as transformers' logits processors do.
+    """Logits of the sampling distribution, processed as by transformers' logits processors.
 
-    Forbidden tokens out, repetition penalty, temperature, top-k, top-p, in this order. Cut tokens
-    get -inf. Of tokens that tie at the border of top-k or top-p, all stay. At temperature 0 nothing
-    is scaled or cut: the likeliest token is the same.
+    In this order: forbidden tokens, repetition penalty, temperature, top-k, top-p. Removed tokens
+    get -inf. Tokens that tie at the border of top-k or top-p all stay. At temperature 0, the last
+    three are skipped: the likeliest token is the same.
 
     Args:
-      logits: of the model.
+      logits: logits of the model.
       config: temperature, top_k, top_p and repetition_penalty are used.
       never_sampled: forbidden tokens.
-      seen: true at tokens that stand in the prompt or the completion; None without a penalty.
+      seen: true at tokens that occur in the prompt or the completion; None without a penalty.
     """
     if len(never_sampled):
         logits = _without(never_sampled, logits)
@@ -71,7 +71,7 @@ def processed_logits(
     if 0 < config.top_k < logits.shape[-1]:
         logits = jnp.where(logits < kth_largest(logits, config.top_k), -jnp.inf, logits)
     if config.top_p < 1.0:
-        # The tail is summed from its small end: near top_p = 1 the head's sum could not tell it.
+        # Sum the tail from its small end: near top_p = 1 the head's sum lacks the precision.
         ordered = jnp.sort(logits, axis=-1)
         tail = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
         kept = (tail > 1.0 - config.top_p).at[..., -1].set(True)
@@ -81,7 +81,7 @@ def processed_logits(
 
 
 def _without(tokens: Sequence[int], logits: Float[Array, "*b V"]) -> Float[Array, "*b V"]:
-    """With these tokens at -inf, by a mask: a scatter would write all logits once more."""
+    """Set these tokens to -inf, by a mask: a scatter would write all logits once more."""
     out = np.zeros(logits.shape[-1], bool)
     out[np.asarray(tokens)] = True
     return jnp.where(out, -jnp.inf, logits)
@@ -90,8 +90,8 @@ def _without(tokens: Sequence[int], logits: Float[Array, "*b V"]) -> Float[Array
 def kth_largest(values: Float[Array, "*b V"], k: int) -> Float[Array, "*b 1"]:
     """The k-th largest of each row of float32 numbers, exactly.
 
-    Of many numbers, the k blocks with the largest maxima hold the k largest: one pass over the row
-    finds those blocks, and the rest is done with them alone. `jax.lax.top_k` would sort the row.
+    The k blocks with the largest maxima hold the k largest numbers. One pass over a long row finds
+    those blocks; the rest works on them alone. `jax.lax.top_k` would sort the row.
     """
     blocks = -(-values.shape[-1] // _BLOCK)
     if blocks > k:
@@ -105,13 +105,13 @@ def kth_largest(values: Float[Array, "*b V"], k: int) -> Float[Array, "*b 1"]:
 
 
 def _kth_by_bits(values: Float[Array, "*b n"], k: int) -> Float[Array, "*b 1"]:
-    """The largest number that k of the row reach, bit by bit.
+    """The k-th largest of each row, found bit by bit.
 
     On a CPU, `jax.lax.top_k` takes 9 times as long for 513 numbers.
     """
     sign = jnp.uint32(1 << 31)
     bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
-    # In the order of the numbers: negative ones turned round, and below the others.
+    # Integers in the order of the floats: negative ones with all bits flipped, others above them.
     ordered = jnp.where(bits & sign, ~bits, bits | sign)
 
     def add_bit(turn: Int[Array, ""], found: UInt32[Array, "*b 1"]) -> UInt32[Array, "*b 1"]:
@@ -130,7 +130,7 @@ def _draw(
     logits: Float[Array, "B G V"],
     temperature: float,
 ) -> Int[Array, "B G"]:
-    """One token a completion, from processed logits."""
+    """Draw one token per completion from processed logits."""
     if temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     keys = jax.vmap(lambda data: jax.random.fold_in(jax.random.wrap_key_data(data), step))(key_data)
@@ -138,7 +138,7 @@ def _draw(
 
 
 def _tokens_of(prompts: Prompts, group_size: int, vocabulary: int) -> Bool[Array, "B G V"]:
-    """Which tokens stand in each prompt."""
+    """Tokens that occur in each prompt."""
     rows = jnp.arange(len(prompts.tokens))[:, None]
     seen = jnp.zeros((len(prompts.tokens), vocabulary), bool)
     seen = seen.at[rows, prompts.tokens].max(jnp.asarray(prompts.mask))
@@ -163,11 +163,11 @@ def sample(
     Pure and jittable; everything but `prompts` and `key_data` is static. The loop ends when every
     completion has drawn one of `eos_token_ids` or `config.max_new_tokens` are drawn. Tokens in
     `never_sampled` (image and other vision placeholders) cannot occur. Prompts are prefilled in
-    `micro_batches` pieces, one at a time in memory, by `prefill_by`, if the same model in another
-    layout is given.
+    `micro_batches` micro-batches, one at a time in memory. `prefill_by`, if given, does the
+    prefill: the same model in another layout.
 
-    `Rollout.logp` and `Rollout.entropy` are of the model itself, at temperature 1 and with nothing
-    cut: what the update computes for the same tokens, whatever the sampling settings.
+    `Rollout.logp` and `Rollout.entropy` are those of the model itself, at temperature 1 and without
+    truncation. The update computes the same for these tokens, whatever the sampling settings.
     """
     batch, capacity = prompts.tokens.shape[0], config.max_new_tokens
     shape = (batch, group_size, capacity)
@@ -230,8 +230,8 @@ def sample(
     first = jnp.broadcast_to(first[:, None], (batch, group_size, first.shape[-1]))
     now, drawn = draw_next(start, first), 1
     for length in _cache_lengths(capacity):
-        # A turn writes the last token into the cache and draws the next one. Turns are counted from
-        # zero: so `othink-jax plan` finds their number in the compiled program.
+        # A turn writes the last token into the cache and draws the next one. Turns count from zero,
+        # so that `othink-jax plan` finds their number in the compiled program.
         turns = min(length + 1, capacity) - drawn
 
         def has_room(carry: tuple[Int[Array, ""], _Decoding], turns: int = turns) -> Array:
@@ -245,7 +245,7 @@ def sample(
 
 
 def _prefill(model: VLM, prompts: Prompts, pieces: int) -> Prefix:
-    """A piece of the prompts at a time: what lies between is that of a piece."""
+    """Prefill one micro-batch of prompts at a time, which bounds the memory of intermediates."""
     if pieces == 1:
         return model.prefill(prompts)[1]
     cut = cut_rows(prompts, pieces)
@@ -253,7 +253,7 @@ def _prefill(model: VLM, prompts: Prompts, pieces: int) -> Prefix:
 
 
 def _cache_lengths(capacity: int) -> tuple[int, ...]:
-    """Lengths of the cache, one after the other: a token reads all of it, full or not."""
+    """Successive lengths of the cache: decoding a token reads all of it, full or not."""
     lengths = (capacity // 4, capacity // 2, capacity)
     return tuple(length for length in lengths if length > _SHORT) or (capacity,)
 
@@ -277,8 +277,8 @@ def make_sampler(
 ) -> Callable[..., Rollout]:
     """`sample` for one model and tokenizer, as a pure function.
 
-    It takes weights, params, prompts and key_data. The params are of `prefill_graphdef`, the same
-    model in another layout, which then prefills; None, and the weights do that too.
+    It takes weights, params, prompts and key_data. `params` belong to `prefill_graphdef`, the same
+    model in another layout, which then does the prefill. If None, the weights do that too.
     """
 
     def sampler(

@@ -1,4 +1,4 @@
-"""Confidence of accuracies: of one on a finite test set, over seeds, and of one against another."""
+"""Confidence intervals and tests of accuracies: on a test set, over seeds, between methods."""
 
 import collections
 import math
@@ -14,7 +14,7 @@ from scipy import stats
 def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion (Wilson 1927, without continuity correction).
 
-    Unlike the normal approximation it stays within [0, 1] and keeps its width at 0 and at n right.
+    Unlike the normal approximation it stays within [0, 1] and keeps its width at 0 and n correct.
 
     Args:
       correct: how many of the `n` trials succeeded.
@@ -37,14 +37,14 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
     share = correct / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    # The ends are exactly 0 and 1 there; rounding would leave 1e-17 beyond them.
+    # Exactly 0 and 1 at the extremes; rounding would leave 1e-17 beyond them.
     low = 0.0 if correct == 0 else centre - half
     high = 1.0 if correct == n else centre + half
     return low, high
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean of a few independent measurements, one a seed, and its interval by Student's t.
+    """Mean of a few independent measurements, one per seed, and its interval by Student's t.
 
     Args:
       values: at least two.
@@ -67,10 +67,10 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
 
 
 def share_interval(shares: Sequence[float]) -> tuple[float, float]:
-    """95% interval of the mean of independent shares, such as of right answers to each question.
+    """95% interval of the mean of independent shares, such as of right answers per question.
 
-    It is Wilson's where all are 0 or 1, else by Student's t, cut to [0, 1]; all of that for a
-    single share between.
+    It is Wilson's if all shares are 0 or 1, else Student's t, clipped to [0, 1]. A single share
+    strictly between 0 and 1 gives [0, 1].
 
     Args:
       shares: in [0, 1], at least one.
@@ -80,26 +80,26 @@ def share_interval(shares: Sequence[float]) -> tuple[float, float]:
 
 
 def means_of(values: Sequence[float], count: int) -> list[float]:
-    """The mean of each `count` values that follow each other; their number divides by `count`."""
+    """Means of consecutive groups of `count` values; `count` divides the number of values."""
     return np.reshape(values, (-1, count)).mean(axis=1).tolist()
 
 
 def summaries(
     measured: Mapping[str, Mapping[str, Any]], *, samples: int = 1
 ) -> dict[str, dict[str, Any]]:
-    """Of named measurements the mean, its 95% interval and the share that reaches the maximum.
+    """Mean of named measurements, its 95% interval, and the share that reaches the maximum.
 
-    The interval is Wilson's where all values are 0 or 1, else by Student's t, and None for a single
-    value of that kind.
+    The interval is Wilson's if all values are 0 or 1, else Student's t; None for a single value
+    other than 0 or 1.
 
     Args:
-      measured: by name `values`, at least one; `maximum`, from which on a value counts as full; and
-        `failed`, how many stand for a failure.
-      samples: so many values that follow each other are of one item. Items are independent, and the
-        interval is that of their means.
+      measured: by name, `values`, at least one; `maximum`, the value that counts as full; and
+        `failed`, the number of values that stand for a failure.
+      samples: number of consecutive values that belong to one item. Items are independent, and the
+        interval is that of the item means.
 
     Returns:
-      By name `mean`, `interval` (a list of two, or None), `full_share` and `failed`.
+      By name, `mean`, `interval` (a list of two, or None), `full_share` and `failed`.
     """
     return {
         name: {
@@ -121,14 +121,14 @@ def _interval(values: Sequence[float]) -> list[float] | None:
 def clustered_interval(
     correct: Sequence[bool], clusters: Sequence[Hashable], confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Interval of an accuracy whose items come in clusters, by a robust standard error.
+    """Interval of an accuracy over clustered items, by a robust standard error.
 
-    Items of one cluster need not be independent of each other: the spread is that of clusters
-    (Liang and Zeger 1986), with Student's t of one degree of freedom less than there are.
+    Items of one cluster may depend on each other: the variance is that between clusters (Liang and
+    Zeger 1986), with Student's t of (number of clusters - 1) degrees of freedom.
 
     Args:
       correct: whether each item was right.
-      clusters: of each item.
+      clusters: the cluster of each item.
       confidence: two-sided coverage.
 
     Returns:
@@ -142,9 +142,9 @@ def clustered_interval(
 
 
 def clustered_error(values: Sequence[float], clusters: Sequence[Hashable]) -> float | None:
-    """Standard error of a mean whose items come in clusters, see `clustered_interval`.
+    """Standard error of a mean over clustered items, see `clustered_interval`.
 
-    With a cluster for each item, it is that of independent items. None of less than two clusters.
+    With a cluster for each item, it is that of independent items. None for fewer than two clusters.
     """
     mean = statistics.fmean(values)
     sums: dict[Hashable, float] = collections.defaultdict(float)
@@ -160,16 +160,16 @@ def clustered_error(values: Sequence[float], clusters: Sequence[Hashable]) -> fl
 def difference_interval(
     differences: Sequence[float], clusters: Sequence[Hashable], confidence: float = 0.95
 ) -> tuple[float, float] | None:
-    """Interval of the mean of paired differences, as that of `clustered_interval`.
+    """Interval of the mean of paired differences, computed as in `clustered_interval`.
 
     Args:
-      differences: in [-1, 1], of what two methods get right, item for item.
-      clusters: of each item.
+      differences: in [-1, 1], between what two methods get right, item by item.
+      clusters: the cluster of each item.
       confidence: two-sided coverage.
 
     Returns:
-      Lower and upper end, within [-1, 1]; None where all differences are the same, for how far they
-      spread is then not known.
+      Lower and upper end, within [-1, 1]; None if all differences are the same, as their spread is
+      then unknown.
     """
     error = clustered_error(differences, clusters)
     if not error:
@@ -182,16 +182,16 @@ def difference_interval(
 def mcnemar(
     first: Sequence[bool], second: Sequence[bool], clusters: Sequence[Hashable] | None = None
 ) -> float:
-    """Exact two-sided p-value that two methods are right equally often.
+    """Exact two-sided p-value of the hypothesis that two methods are right equally often.
 
-    McNemar's test (1947): only items that one method has right and the other wrong tell anything,
-    and if the methods are equally good, each of these falls to either side with probability one
-    half. Items that come in clusters do so together: the sign of a cluster's difference is what
-    falls to either side (a sign-flip test). With a cluster for each item, the two are the same.
+    McNemar's test (1947): only items that exactly one method has right carry information. If the
+    methods are equally good, each of these favours either method with probability one half.
+    Clustered items are tested together: the sign of a cluster's difference is flipped instead (a
+    sign-flip test). With a cluster for each item, the two tests are the same.
 
     Args:
-      first, second: whether each method was right, item for item the same test.
-      clusters: of each item; if not given, every item is one of its own.
+      first, second: whether each method was right, item by item on the same test.
+      clusters: the cluster of each item; by default every item is its own cluster.
 
     Raises:
       ValueError: the numbers of items differ.
@@ -201,7 +201,7 @@ def mcnemar(
     for a, b, cluster in zip(first, second, names, strict=True):
         differences[cluster] += int(a) - int(b)
     sizes = [abs(value) for value in differences.values() if value]
-    # How likely each sum of the sizes is, every sign being as likely as the other; the middle is 0.
+    # Probability of each signed sum of the sizes, both signs equally likely; the middle is sum 0.
     chance = np.ones(1)
     for size in sizes:
         wider = np.zeros(len(chance) + 2 * size)
@@ -213,10 +213,10 @@ def mcnemar(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for being several (Holm 1979), in the order given.
+    """p-values corrected for multiple tests (Holm 1979), in the order given.
 
-    A hypothesis whose corrected value is below a level may be rejected at that level: with all
-    hypotheses true, the chance to reject even one is no higher.
+    A hypothesis whose corrected value is below a level may be rejected at that level: if all
+    hypotheses are true, the probability to reject any of them is at most that level.
     """
     corrected = [0.0] * len(p_values)
     largest = 0.0

@@ -1,17 +1,17 @@
-"""The pytrees that travel from room to room, and the legend of dimension letters.
+"""The pytrees that the modules exchange, and the legend of dimension letters.
 
 Dimension letters, used as suffixes of arrays and in shape strings everywhere:
 
-    B  prompts of a batch            I  image slots of a prompt (a video takes one a frame pair)
+    B  prompts of a batch            I  image slots of a prompt (a video takes one per frame pair)
     G  completions of a prompt       N  images of a batch, N = B * I
     P  prompt tokens                 K  patches of an image
-    T  completion tokens             C  numbers of a patch (channels * frames * height * width)
+    T  completion tokens             C  values per patch (channels * frames * height * width)
     V  vocabulary                    D  width of the hidden state
-    L  layers                        H  numbers of an attention head
-    M  merge windows of a prompt     F  numbers of a merge window's features
+    L  layers                        H  width of an attention head
+    M  merge windows of a prompt     F  width of a merge window's features
 
-Every array that travels leads with B, so that a batch is cut over devices along its first axis
-and no index points out of its own row. Padding is on the right, and a mask says what is real;
+The first axis of every exchanged array is B. So a batch is sharded over devices along its first
+axis, and no index points out of its own row. Padding is on the right, and a mask says what is real;
 nothing is ever inferred from a token's value.
 """
 
@@ -25,8 +25,8 @@ from jaxtyping import Bool, Float, Int
 
 _T = TypeVar("_T")
 
-# What travels is made on the host and lives on devices; both kinds are used alike, so a checker
-# that told them apart would ask for casts at every border.
+# Arrays are made on the host (numpy) and live on devices (JAX). Both kinds are used alike; a type
+# checker that told them apart would ask for casts at every interface.
 if TYPE_CHECKING:
     Array = Any
 else:
@@ -47,15 +47,15 @@ class Prompts:
     has I = 0, and the vision tower is left out of the compiled program.
     """
 
-    tokens: Int[Array, "B P"]  # int32; placeholders are already expanded, one a merged patch
+    tokens: Int[Array, "B P"]  # int32; placeholders are already expanded, one per merged patch
     mask: Bool[Array, "B P"]  # true where a token is real
     positions: Int[Array, "B 3 P"]  # int32 M-RoPE positions: temporal, height, width
     image_index: Int[Array, "B P"]  # int32; merged patch of this row (I * K/merge^2), -1 for text
     patches: Float[Array, "B I K C"]  # float32, normalised pixels, in merge-window order
     patch_positions: Int[Array, "B I K 2"]  # int32 row and column of a patch in its image
     patch_mask: Bool[Array, "B I K"]  # true where a patch is real
-    # Merged features of the images (`VLM.encode_images`), where they are computed already: the
-    # model then takes them and leaves the patches alone. M = I * K / merge^2.
+    # Merged features of the images (`VLM.encode_images`), if they are computed already: the model
+    # then takes them and ignores the patches. M = I * K / merge^2.
     features: Float[Array, "B M F"] | None = None
 
     @property
@@ -71,11 +71,11 @@ class Prompts:
 
 @pytree
 class Rollout:
-    """Completions drawn from a policy, and what the sampler knew of them."""
+    """Completions sampled from a policy, with the sampler's statistics."""
 
-    tokens: Int[Array, "B G T"]  # int32; whatever stands outside `mask` is padding
+    tokens: Int[Array, "B G T"]  # int32; tokens outside `mask` are padding
     mask: Bool[Array, "B G T"]  # true up to and including the end-of-sequence token
-    logp: Float[Array, "B G T"]  # float32 nats under the model itself (temperature 1, nothing cut)
+    logp: Float[Array, "B G T"]  # float32 nats under the model itself (temperature 1, untruncated)
     entropy: Float[Array, "B G T"]  # float32 nats, of the model's own next-token distribution
     finished: Bool[Array, "B G"]  # false where the length limit cut the completion
 
@@ -86,12 +86,12 @@ class TokenStats:
 
     logp: Float[Array, "*n"]  # float32 nats
     entropy: Float[Array, "*n"] | None = None  # float32 nats, of the next-token distribution
-    kl: Float[Array, "*n"] | None = None  # float32 nats, of that distribution and the reference's
+    kl: Float[Array, "*n"] | None = None  # float32 nats, from the reference's distribution
 
 
 @pytree
 class GRPOBatch:
-    """All that one GRPO update needs."""
+    """Inputs of one GRPO update."""
 
     prompts: Prompts
     completions: Int[Array, "B G T"]  # int32
@@ -101,14 +101,14 @@ class GRPOBatch:
     # float32 nats under the policy that sampled; None for a strictly on-policy update, whose ratio
     # is one by definition: the update then takes its own log-probabilities, gradient stopped.
     old_logp: Float[Array, "B G T"] | None = None
-    kept: Bool[Array, "B G"] | None = None  # completions that the loss is of; None: all
-    weights: Float[Array, "B G T"] | None = None  # of the objective's values; None: one
-    sampler_logp: Float[Array, "B G T"] | None = None  # float32 nats, as the sampler said
+    kept: Bool[Array, "B G"] | None = None  # completions included in the loss; None: all
+    weights: Float[Array, "B G T"] | None = None  # weights of the objective's values; None: one
+    sampler_logp: Float[Array, "B G T"] | None = None  # float32 nats, as the sampler reported
 
 
 @pytree
 class SFTBatch:
-    """All that one update of supervised fine-tuning needs: prompts, and one answer to each."""
+    """Inputs of one update of supervised fine-tuning: prompts, and one answer to each."""
 
     prompts: Prompts
     completions: Int[Array, "B 1 T"]  # int32
@@ -117,7 +117,7 @@ class SFTBatch:
 
 @pytree
 class Prefix:
-    """A prompt once computed: all that completions need of it. One entry a layer in each tuple."""
+    """Prefilled prompts: all that completions need of them. One entry per layer in each tuple."""
 
     keys: tuple[Float[Array, "B P KV H"], ...]  # after rotary positions
     values: tuple[Float[Array, "B P KV H"], ...]
@@ -128,7 +128,7 @@ class Prefix:
 
 @pytree
 class Cache:
-    """Keys and values of the completion tokens decoded so far. One entry a layer in each tuple."""
+    """KV cache of the completion tokens decoded so far. One entry per layer in each tuple."""
 
     keys: tuple[Float[Array, "B G T KV H"], ...]  # after rotary positions; T is the capacity
     values: tuple[Float[Array, "B G T KV H"], ...]

@@ -1,11 +1,11 @@
-"""Memory, exchange and time of 2B and 7B runs on TPUs and GPUs, by those machines' compilers.
+"""Memory, communication and time of 2B and 7B runs on TPUs and GPUs, by those machines' compilers.
 
-Claim: every row says whether a run fits and with how many micro-batches, what it exchanges, and a
-    bound on its step; no machine is needed.
+Claim: every row says whether a run fits and with how many micro-batches, the bytes of its
+    collectives, and a lower bound on the time of a step; no such machine is needed.
 Command: make bench-aot
-Cost: five to fifteen minutes a row on two CPU cores; rows that are there already are not made anew.
-Shows: a record a row, from `othink-jax plan --json`, and a page with all of them and the command of
-    each run that fits.
+Cost: five to fifteen minutes per row on two CPU cores; existing rows are not made again.
+Shows: one record per row, from `othink-jax plan --json`, and a page with all of them and the
+    command of each run that fits.
 """
 
 import argparse
@@ -26,7 +26,7 @@ MODELS = {"2B": "Qwen/Qwen2-VL-2B-Instruct", "7B": "Qwen/Qwen2-VL-7B-Instruct"}
 TRAINED = ("all", "text", "lora")
 TARGETS = ("v5e:2x4", "v5p:2x2x1", "v6e:2x4", "h100:1", "h100:8")
 
-# R1-V's batch: 16 prompts of up to 1024 tokens, 512 of them an image's, 8 completions of 512.
+# R1-V's batch: 16 prompts of up to 1024 tokens, 512 of them image tokens; 8 completions of 512.
 OPTIONS = (
     *("--dtype", "bfloat16"),
     *("--prompts-per-step", "16", "--group-size", "8", "--max-new-tokens", "512"),
@@ -44,20 +44,20 @@ class Row:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """Of the command, but for those that all rows have."""
+        """Options of the command, without those that all rows share."""
         return (*self.model, "--target", self.target, *self.mesh)
 
     @property
     def model(self) -> tuple[str, ...]:
-        """Options that name the model, and the part of it that is trained."""
+        """Options for the model and the part of it that is trained."""
         return (MODELS[self.size], "--train", self.train)
 
     @property
     def mesh(self) -> tuple[str, ...]:
-        """Options that spread a run over the devices."""
+        """Options that shard a run over the devices."""
         if self.target == "h100:1":
             return ()
-        # While it decodes, a device holds its share along `tensor` of all weights.
+        # During decoding, a device holds its shard of all weights along `tensor`.
         cut = self.size == "7B" and self.target in ("v5e:2x4", "v6e:2x4")
         return ("--strategy", "mesh", *(("--tensor", "4") if cut else ()))
 
@@ -68,7 +68,7 @@ class Row:
 
 
 def rows() -> Iterator[Row]:
-    """All of them."""
+    """All rows."""
     for size in MODELS:
         for target in TARGETS:
             for train in TRAINED:
@@ -76,7 +76,7 @@ def rows() -> Iterator[Row]:
 
 
 def make(row: Row) -> None:
-    """Have a row's programs compiled, in a process of its own, and keep what comes of it."""
+    """Compile a row's programs in a process of its own, and write the record."""
     command = [sys.executable, "-m", "othink_jax", "plan", *row.options, *OPTIONS, "--json"]
     print(" ".join(command[3:]), flush=True)
     said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
@@ -86,7 +86,7 @@ def make(row: Row) -> None:
 
 
 def table(found: Mapping[Row, Mapping[str, Any]]) -> str:
-    """The records for people, as Markdown."""
+    """The records as a Markdown table."""
     lines = [
         "| model | `--train` | machine | fits | micro-batches | most memory, GB | moved, GB |"
         " bound of a step, s |",
@@ -109,7 +109,7 @@ def table(found: Mapping[Row, Mapping[str, Any]]) -> str:
 
 
 def overview(found: Mapping[Row, Mapping[str, Any]]) -> str:
-    """The same in short, as Markdown: a line a run, a column a machine."""
+    """A short Markdown table of the records: one line per run, one column per machine."""
     memory = {row.target: record["memory"] for row, record in found.items()}
     targets = [target for target in TARGETS if target in memory]
     heads = [f"{target}, {memory[target] / 1e9:.0f} GB" for target in targets]
@@ -124,7 +124,7 @@ def overview(found: Mapping[Row, Mapping[str, Any]]) -> str:
 
 
 def commands(found: Mapping[Row, Mapping[str, Any]]) -> str:
-    """The command of each run that fits, of which only the data are left open."""
+    """The command of each run that fits, without `--dataset` and `--out`."""
     lines = []
     for row, record in found.items():
         if record["fits"]:
@@ -135,7 +135,7 @@ def commands(found: Mapping[Row, Mapping[str, Any]]) -> str:
 
 
 def page(found: Mapping[Row, Mapping[str, Any]]) -> str:
-    """All records for people, as a Markdown page."""
+    """All records as a Markdown page."""
     return f"""# 2B and 7B on machines that are not here
 
 Made by `make bench-aot` from the records beside this file. GB are of a device; moved are the

@@ -1,11 +1,11 @@
 """Cost of attention of completions over their prompt by each kernel, forward and backward.
 
-Claim: no kernel but the reference holds the scores of all queries: of one prompt of 1024 tokens and
-    eight completions of 2048, temporaries stay below 0.6 GB, with the same gradients.
+Claim: no kernel but the reference holds the scores of all queries. For one prompt of 1024 tokens
+    and eight completions of 2048, temporaries stay below 0.6 GB, with the same gradients.
 Command: python -m experiments.bench.attention --preset cpu --json runs/attention.json
 Cost: a minute on two CPU cores.
 Shows: seconds and temporary memory of each kernel that the platform has, and the largest difference
-    of a gradient from the reference's, over the largest number in it.
+    of a gradient from the reference's, relative to its largest number.
 """
 
 import dataclasses
@@ -26,14 +26,14 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """Of one layer."""
+    """Shapes of one attention layer."""
 
     prompts: int
     group: int
     prompt_tokens: int
     length: int
     kv_heads: int
-    shared: int  # query heads of a key-value head
+    shared: int  # query heads per key-value head
     head_dim: int
     dtype: str
 
@@ -49,7 +49,7 @@ PRESETS = {
         head_dim=64,
         dtype="float32",
     ),
-    # Those of Qwen2-VL-2B.
+    # Heads of Qwen2-VL-2B.
     "gpu_2b": Shapes(
         prompts=2,
         group=8,
@@ -67,7 +67,7 @@ PRESETS["gpu_smoke"] = dataclasses.replace(
 
 
 def kernels(dtype: str) -> dict[str, ModuleType]:
-    """Those that this platform has, the reference first."""
+    """The kernels that this platform has, the reference first."""
     found = {"reference": reference, "chunked": chunked}
     platform = jax.default_backend()
     if platform == "tpu":
@@ -88,7 +88,7 @@ def make_inputs(shapes: Shapes) -> tuple[jax.Array, ...]:
 
 
 def compile_gradient(kernel: ModuleType, inputs: tuple[jax.Array, ...]) -> Any:
-    """Gradients of all inputs, compiled. The last eighth of each prompt is padding."""
+    """Compiled gradient with respect to all inputs; the last eighth of each prompt is padding."""
     batch, length = inputs[1].shape[:2]
     real = jnp.broadcast_to(jnp.arange(length) < length - length // 8, (batch, length))
 
@@ -100,10 +100,10 @@ def compile_gradient(kernel: ModuleType, inputs: tuple[jax.Array, ...]) -> Any:
 
 
 def measure(shapes: Shapes, repeats: int) -> dict[str, Any]:
-    """Compare the kernels, then time them; the record of the run.
+    """Compare the kernels, then time them; returns the record of the run.
 
     Raises:
-        AssertionError: the gradients of two kernels differ by more than rounding.
+      AssertionError: the gradients of two kernels differ by more than rounding.
     """
     inputs = make_inputs(shapes)
     programs = {
@@ -131,7 +131,7 @@ def measure(shapes: Shapes, repeats: int) -> dict[str, Any]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The record for people."""
+    """The record as text."""
     lines = [f"{result['device']}, {result['repeats']} repeats"]
     lines.append(f"{'kernel':<12}{'min':>10}{'median':>10}{'memory':>12}{'difference':>13}")
     lines += [

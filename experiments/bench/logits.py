@@ -1,10 +1,11 @@
-"""What it costs to compute the logits of a batch a chunk at a time, and again in the backward pass.
+"""Cost of computing logits in chunks, and again in the backward pass.
 
-Claim: at most 5% over logits held whole, where those fit; less memory by the number of chunks.
+Claim: at most 5% more time than with all logits held at once, where those fit; memory divided by
+    the number of chunks.
 Command: python -m experiments.bench.logits --json runs/logits.json
 Cost: about two minutes on two CPU cores, 2 GB.
-Shows: seconds and temporary memory of log-probs and their gradient by states and weights, of the
-    head alone: in a whole update, the difference weighs less.
+Shows: seconds and temporary memory of log-probs and their gradient with respect to hidden states
+    and weights, of the head alone. In a whole update the difference weighs less.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from experiments.bench.timing import environment, interleave, make_parser, write
 from othink_jax.model.log_probs import token_logp
 from othink_jax.model.vlm import VLM, merge
 
-# Vocabulary, tokens, and the chunks that are tried.
+# Vocabulary size, tokens, and the chunk sizes that are tried.
 CASES = (
     (513, 2048, (2048, 1024, 512, 256)),
     (32_000, 2048, (2048, 1024, 512, 256)),
@@ -30,7 +31,7 @@ CASES = (
 
 
 def held_whole(model: VLM, hidden: jax.Array, targets: jax.Array) -> jax.Array:
-    """Log-probabilities with logits of all tokens, kept for the backward pass."""
+    """Log-probabilities with the logits of all tokens at once, kept for the backward pass."""
     logp = jax.nn.log_softmax(model.logits(hidden))
     return jnp.take_along_axis(logp, targets[:, None], axis=-1)[:, 0]
 
@@ -38,10 +39,10 @@ def held_whole(model: VLM, hidden: jax.Array, targets: jax.Array) -> jax.Array:
 def measure(
     vocabulary: int, tokens: int, chunks: tuple[int, ...], repeats: int
 ) -> dict[str, dict[str, float]]:
-    """Seconds and memory of the whole and of each chunk; the gradients are compared first.
+    """Seconds and memory without chunks and with each chunk size; compares the gradients first.
 
     Raises:
-        AssertionError: they differ by more than rounding.
+      AssertionError: the gradients differ by more than rounding.
     """
     shapes = presets()["cpu"]
     text = dataclasses.replace(shapes.model.text, vocab_size=vocabulary)

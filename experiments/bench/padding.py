@@ -1,12 +1,12 @@
-"""Cost of padding the batches of a run to few shapes, each of which is another compilation.
+"""Cost of padding the batches of a run to few shapes, each of which needs a compilation.
 
-Claim: 500 steps over images of any sizes meet at most 2 shapes of prompts and 6 of updates, for a
-    third more FLOPs, on average, than batches that are padded by themselves.
+Claim: 500 steps over images of any sizes need at most 2 shapes of prompts and 6 of updates, for on
+    average a third more FLOPs than batches padded to their own largest sizes.
 Command: python -m experiments.bench.padding --json runs/padding.json
 Cost: half a minute on one CPU core; nothing is compiled.
-Shows: of simulated runs, the programs that sample and that update, FLOPs of reference and update
-    at 2B over those of batches padded to their own largest prompt, image and completion, and
-    tokens and patches over those that are real.
+Shows: of simulated runs, the number of sampling programs and of update programs; FLOPs of reference
+    and update at 2B over those of batches padded to their own largest prompt, image and completion;
+    padded tokens and patches over real ones.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def _two_kinds(rng: np.random.Generator, count: int) -> np.ndarray:
     return np.where(rng.random((count, 1)) < 0.03, [[600, 660]], [[150, 200]])
 
 
-# Height and width of so many images, pixels.
+# Functions that sample height and width, in pixels, of a number of images.
 IMAGES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "80 to 500 pixels": lambda rng, count: rng.integers(80, 501, (count, 2)),
     "photos": _photos,
@@ -59,22 +59,22 @@ COMPLETIONS = {"300 to 100": (300, 100), "60": (60, 60)}
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What stands in a batch, before it is padded."""
+    """Sizes in a batch before padding."""
 
     tokens: np.ndarray  # of each prompt
-    patches: np.ndarray  # of its image
+    patches: np.ndarray  # of each prompt's image
     completions: np.ndarray  # tokens of each completion
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of its largest ones: P, K, T."""
+        """Largest sizes: P, K, T."""
         return int(self.tokens.max()), int(self.patches.max()), int(self.completions.max())
 
 
 def batches(
     processor: Processor, images: str, medians: tuple[int, int], prompts: int, seed: int
 ) -> list[Batch]:
-    """A run's: prompts of one image and 50 to 100 tokens of text."""
+    """Batches of a run: prompts of one image and 50 to 100 tokens of text."""
     rng, settings, made = np.random.default_rng(seed), processor.image_settings, []
     for median in np.linspace(*medians, STEPS):
         sides = IMAGES[images](rng, prompts).astype(int)
@@ -87,11 +87,11 @@ def batches(
     return made
 
 
-Shape = tuple[PadTo, int]  # of prompts, and T
+Shape = tuple[PadTo, int]  # shape of prompts, and T
 
 
 def paddings(processor: Processor, run: Sequence[Batch]) -> dict[str, list[Shape]]:
-    """The shapes of all steps, by the way to choose them."""
+    """Padded shapes of all steps, by padding strategy."""
     needed = [
         processor.multiples(prompt_tokens=tokens, image_slots=1, patches=patches)
         for tokens, patches, _ in (batch.shape for batch in run)
@@ -127,7 +127,7 @@ def paddings(processor: Processor, run: Sequence[Batch]) -> dict[str, list[Shape
 
 
 def flops(prompts: int, tokens: int, patches: int, length: int) -> float:
-    """Of reference and update of a 2B model, in which padding costs what real tokens do."""
+    """FLOPs of reference and update of a 2B model; padding costs what real tokens do."""
     padded: Shapes = dataclasses.replace(
         presets()["gpu_2b"],
         prompts=prompts,
@@ -140,7 +140,7 @@ def flops(prompts: int, tokens: int, patches: int, length: int) -> float:
 
 
 def measure(processor: Processor, images: str, completions: str, prompts: int) -> dict[str, Any]:
-    """What each way to choose shapes costs in one simulated run."""
+    """Cost of each padding strategy in one simulated run."""
     run = batches(processor, images, COMPLETIONS[completions], prompts, seed=0)
     least = sum(flops(prompts, *batch.shape) for batch in run)
     rows = {}

@@ -1,4 +1,4 @@
-"""transformers' side of the rollout benchmark: the same weights, drawn from by `generate`."""
+"""transformers' side of the rollout benchmark: `generate` with the same weights."""
 
 import tempfile
 from pathlib import Path
@@ -44,7 +44,7 @@ class Peer:
         self.inputs = {name: value.to(device) for name, value in inputs.items()}
 
     def sample(self, tokens: int, **settings: Any) -> Any:
-        """So many tokens of G completions of each prompt: [B * G, P + tokens], on the host."""
+        """Sample G completions of `tokens` tokens per prompt: [B * G, P + tokens], on the host."""
         drawn = self.model.generate(
             **self.inputs,
             do_sample=True,

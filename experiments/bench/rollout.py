@@ -1,12 +1,12 @@
-"""What it saves in a rollout to compute a prompt, and to store it, once for all completions.
+"""Savings in a rollout from one prefill and one stored prompt for all completions of a group.
 
-Claim: drawing a group of completions costs one prefill and one copy of the prompt's keys and
-    values, and a token costs what it takes to read weights, prompts and completions from memory.
+Claim: sampling a group of completions costs one prefill and one copy of the prompt's keys and
+    values. A token costs the time to read weights, prompts and completions from memory.
 Command: python -m experiments.bench.rollout --preset cpu --json runs/rollout.json
 Cost: about two minutes on two CPU cores.
-Shows: seconds of a rollout, of its prefill and of a token; with the prompt's keys and values copied
-    for each completion; with the whole prompt computed for each; of `generate` of transformers,
-    where torch is installed; the share of the memory's bandwidth that a token reaches.
+Shows: seconds of a rollout, of its prefill and of a token; seconds with the prompt's keys and
+    values copied for each completion, with the whole prompt computed for each, and of transformers'
+    `generate` if torch is installed; the share of the memory bandwidth that decoding reaches.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class CopiedPrefix:
     """A model that computes a prompt once and copies its keys and values for each completion."""
 
     model: VLM
-    prompts: Prompts  # B of them, where `prefill` is asked for B * G
+    prompts: Prompts  # B prompts, although `prefill` is given B * G
     group: int
 
     def __getattr__(self, name: str) -> Any:
@@ -46,14 +46,14 @@ class CopiedPrefix:
 
 
 def repeated(tree: Any, group: int) -> Any:
-    """Every row `group` times, side by side."""
+    """Repeat every row `group` times, side by side."""
     return jax.tree.map(lambda leaf: jnp.repeat(leaf, group, axis=0), tree)
 
 
 def make_samplers(shapes: Shapes, graphdef: Any) -> dict[str, Callable[..., Rollout]]:
-    """Jitted functions of (params, prompts, keys) that draw G completions of each prompt.
+    """Jitted functions of (params, prompts, keys) that sample G completions of each prompt.
 
-    None of them ends a completion early. `prefill` draws one token, the others T.
+    None of them ends a completion early. `prefill` samples one token, the others T.
     """
 
     def draw(model: Any, prompts: Prompts, keys: Array, group: int, tokens: int) -> Rollout:
@@ -93,7 +93,7 @@ def max_logp_diff(
     """Largest difference of a sampler's log-probabilities from those of the update, nats.
 
     Raises:
-        AssertionError: it is more than rounding.
+      AssertionError: it is larger than `TOLERANCE`.
     """
 
     @jax.jit
@@ -106,10 +106,10 @@ def max_logp_diff(
 
 
 def bytes_of_a_token(shapes: Shapes) -> float:
-    """What one turn of decoding has to read at least, for all completions together.
+    """Least number of bytes that a decode step reads, for all completions together.
 
     The text tower's weights and head once, keys and values of each prompt once, and those of each
-    completion, which on average is half as long as it gets.
+    completion at half its final length, the average.
     """
     text = shapes.model.text
     width, kv_width = text.hidden_size, text.num_key_value_heads * text.head_dim
@@ -120,7 +120,7 @@ def bytes_of_a_token(shapes: Shapes) -> float:
 
 
 def bandwidth(megabytes: int) -> float:
-    """Bytes a second at which a large array is read, the best of ten times."""
+    """Bytes per second at which a large array is read, the best of ten times."""
     x = jnp.ones(megabytes * 2**18, jnp.float32)
     total = jax.jit(jnp.sum)
     return x.nbytes / interleave({"read": lambda: total(x)}, 10)["read"]["min_s"]
@@ -129,13 +129,13 @@ def bandwidth(megabytes: int) -> float:
 def measure(
     shapes: Shapes, repeats: int, names: tuple[str, ...], megabytes: int = 1024
 ) -> dict[str, Any]:
-    """Compare the ways that are named, then time them; the record of the run.
+    """Compare the named ways, then time them; returns the record of the run.
 
     Args:
       shapes: of the model and the rollout.
       repeats: timed runs of each way.
-      names: of `make_samplers`, or `transformers`; beside `shared` and `prefill`.
-      megabytes: of the array that the bandwidth is measured with.
+      names: of `make_samplers`, or `transformers`; `shared` and `prefill` are always measured.
+      megabytes: size of the array that the bandwidth is measured with.
     """
     graphdef, params = make_model(shapes)
     params = jax.tree.map(lambda leaf: leaf.astype(shapes.dtype), params)
@@ -174,7 +174,7 @@ def measure(
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The record for people."""
+    """The record as text."""
     shapes, ways = result["shapes"], result["ways"]
     lines = [
         f"{result['device']}, {result['repeats']} repeats: {shapes['prompts']} prompts,"
@@ -193,15 +193,15 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def cases(preset: str) -> list[tuple[Shapes, tuple[str, ...]]]:
-    """What is measured: shapes, and the ways that are compared at them."""
-    # Layers unrolled: scanned, each turn of decoding would copy all keys and values.
+    """The shapes that are measured, and the ways that are compared at each."""
+    # Unrolled layers: with scanned ones, each decode step would copy the whole KV cache.
     shapes = dataclasses.replace(presets()[preset], scan_layers="off")
     ways: tuple[str, ...] = ("copied_prefix", "repeated_prompt")
     if importlib.util.find_spec("torch") is not None:
         ways += ("transformers",)
     if not preset.startswith("gpu"):
         return [(shapes, ways)]
-    # Images of 256 prompts at one time, as `repeated_prompt` needs them, do not fit.
+    # With 32 prompts only `shared`: the images of 256 prompts, as in `repeated_prompt`, do not fit.
     return [(shapes, ways), (dataclasses.replace(shapes, prompts=32), ())]
 
 

@@ -1,12 +1,12 @@
 """How the cost of reference and update grows with completions, prompts, tokens and devices.
 
-Claim: with a prompt computed once, a further completion costs its own tokens alone, and a further
-    device takes its share of the memory of all.
+Claim: with a prompt computed once, a further completion costs only its own tokens, and a further
+    device takes its share of the total memory.
 Command: python -m experiments.bench.scaling --json runs/scaling.json --plot runs/scaling.png
 Cost: about ten minutes on two CPU cores, 4 GB.
-Shows: seconds of the three modes of `model.log_probs` against completions a prompt, prompt tokens
-    and completion tokens; seconds and bytes on each device of a mesh against devices. Devices that
-    are simulated share the cores, so there the best that seconds can do is stay.
+Shows: seconds of the three modes of `model.log_probs` against completions per prompt, prompt tokens
+    and completion tokens; seconds and bytes per device of a mesh against the number of devices.
+    Simulated devices share the cores, so their seconds stay constant at best.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ _LABELS = {
 
 
 def sweeps(base: Shapes) -> dict[str, list[Shapes]]:
-    """Shapes that differ from `base` in one thing, by its name."""
+    """Shapes that differ from `base` in one field, by its name."""
     change = functools.partial(dataclasses.replace, base)
     text = base.prompt_tokens - base.image[0] * base.image[1]
     images = ((4, 8), (8, 8), base.image, (16, 16))
@@ -55,7 +55,7 @@ def sweeps(base: Shapes) -> dict[str, list[Shapes]]:
 
 
 def over_devices(shapes: Shapes, counts: Sequence[int], repeats: int) -> list[dict[str, Any]]:
-    """Seconds of an update on meshes of so many devices, and the bytes on each of them."""
+    """Seconds of an update on meshes of `counts` devices, and the bytes on each device."""
     graphdef, params = make_model(shapes)
     tx = make_optimizer(OptimizerConfig(), rl.carry_kl_coef(rl.constant_kl(0.04)), 10**6)
 
@@ -116,7 +116,7 @@ def measure(base: Shapes, repeats: int) -> dict[str, Any]:
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
-    """The record as a picture of four panels."""
+    """Draw the record in four panels."""
     figure, panels = plt.subplots(1, 4, figsize=(15, 3.4), layout="constrained")
     for panel, (axis, label) in zip(panels, _LABELS.items(), strict=False):
         values = [row[axis] for row in result[axis]]
@@ -140,7 +140,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The record for people."""
+    """The record as text."""
     lines = [f"{result['device']}, {result['repeats']} repeats, seconds (fastest)"]
     for axis, label in _LABELS.items():
         lines.append(f"{label:<32}" + "".join(f"{row[axis]:>9}" for row in result[axis]))

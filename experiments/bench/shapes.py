@@ -1,4 +1,4 @@
-"""The shapes that are measured: a model with random weights, a batch of prompts, and its FLOPs."""
+"""Shapes of the benchmarks: a model with random weights, a batch of prompts, and its FLOPs."""
 
 import dataclasses
 import json
@@ -21,17 +21,17 @@ _TINY = Path(othink_jax.__file__).parent / "assets" / "tiny" / "config.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """One update: every prompt with one image, every completion of full length."""
+    """Shapes of one update: one image per prompt, every completion of full length."""
 
     model: VLMConfig
     prompts: int  # B
-    group: int  # G completions a prompt
+    group: int  # G completions per prompt
     prompt_tokens: int  # P
-    image: tuple[int, int]  # rows and columns of merge windows: so many prompt tokens
+    image: tuple[int, int]  # rows and columns of merge windows, each one prompt token
     length: int  # T tokens of a completion
     dtype: Literal["float32", "bfloat16"]  # of the computation and of the reference
     mu_dtype: Literal["float32", "bfloat16"] = "float32"  # of Adam's mean
-    chunk: int = 1024  # tokens whose logits exist at one time
+    chunk: int = 1024  # tokens whose logits exist at the same time
     micro_batches: int = 1
     remat: Remat = "none"
     scan_layers: ScanLayers = "off"
@@ -41,9 +41,9 @@ class Shapes:
 
 
 def presets() -> dict[str, Shapes]:
-    """By name, of the command line.
+    """Presets of the command line, by name.
 
-    `cpu`: the embedded model, with an image as large a part of the prompt as in real ones.
+    `cpu`: the embedded model; the image takes as large a part of the prompt as in real ones.
     `gpu_2b`: Qwen2-VL-2B. `gpu_smoke`: the embedded model on the same path, to see that it runs.
     """
     tiny = from_hf(json.loads(_TINY.read_text()))
@@ -56,7 +56,7 @@ def presets() -> dict[str, Shapes]:
         length=256,
         dtype="bfloat16",
         mu_dtype="bfloat16",
-        # Whole, the naive way does not fit: 64 images of 2000 patches, 16 heads of scores.
+        # In one batch the naive mode does not fit: 64 images of 2000 patches, 16 heads of scores.
         micro_batches=4,
         remat="layer",
         scan_layers="on",
@@ -79,7 +79,7 @@ def presets() -> dict[str, Shapes]:
 
 
 def qwen2_vl_2b() -> VLMConfig:
-    """The shape of Qwen/Qwen2-VL-2B-Instruct."""
+    """Configuration of Qwen/Qwen2-VL-2B-Instruct."""
     return VLMConfig(
         model_type="qwen2_vl",
         text=TextConfig(
@@ -106,7 +106,7 @@ def qwen2_vl_2b() -> VLMConfig:
 
 
 def make_model(shapes: Shapes) -> tuple[Any, dict[str, Any]]:
-    """Static part and random float32 parameters, made on the device."""
+    """Graphdef and random float32 parameters, made on the device."""
 
     def make() -> VLM:
         return VLM(
@@ -134,7 +134,7 @@ def make_batch(shapes: Shapes) -> GRPOBatch:
     image_index[1 : 1 + windows] = np.arange(windows)
     row, column = np.divmod(np.arange(windows), columns)
     after = P - windows - 1
-    start = 1 + max(rows, columns)  # of the text after the image, see `Prompts.next_position`
+    start = 1 + max(rows, columns)  # first position after the image, see `Prompts.next_position`
     positions = np.concatenate(
         [
             np.zeros((3, 1)),
@@ -174,7 +174,7 @@ def make_batch(shapes: Shapes) -> GRPOBatch:
 
 
 def special_tokens(config: VLMConfig) -> tuple[int, ...]:
-    """Tokens that announce or replace an image: they stand in no text."""
+    """Tokens that delimit an image or stand for one: no text has them."""
     return (
         config.image_token_id,
         config.video_token_id,
@@ -184,10 +184,10 @@ def special_tokens(config: VLMConfig) -> tuple[int, ...]:
 
 
 def unique_flops(shapes: Shapes) -> float:
-    """FLOPs of products of matrices in reference and update, each computed once.
+    """FLOPs of the matrix products in reference and update, each computed once.
 
-    Nothing is counted that a prompt repeated, remat or the mask of a causal attention makes a
-    program do. Reference and policy make one forward pass each, and a backward pass costs two.
+    Extra work through repeated prompts, remat or masked scores of causal attention is not counted.
+    Reference and policy make one forward pass each, and a backward pass costs two.
     """
     text, vision = shapes.model.text, shapes.model.vision
     B, G, P, T = shapes.prompts, shapes.group, shapes.prompt_tokens, shapes.length

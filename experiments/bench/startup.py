@@ -1,13 +1,13 @@
-"""The start of a run on several hosts: what each process reads of a model, how long.
+"""Start of a run on several hosts: how much of a model each process reads, and how long it takes.
 
-Claim: a process reads the part of the weights that its own devices hold, and has no more than one
-    tensor in memory beside that.
+Claim: a process reads only the shards that its own devices hold, and has at most one more tensor in
+    memory.
 Command: python -m experiments.bench.startup --preset 7b --json runs/startup.json
 Cost: the model's bytes on the disk and half as many of memory (7b: 17 GB and 10 GB); two minutes.
-Shows: seconds, and the peak of each process's memory. Simulated devices hold their parts in the
-    memory of the host, so it is compared with the bytes of these. The processes take turns, for the
-    machine need not have room for all parts. `--whole` reads all of the model first and cuts it
-    then.
+Shows: seconds and peak memory of each process. Simulated devices hold their shards in host memory,
+    so the peak is compared with the bytes of the shards. The processes take turns, because the
+    machine need not have room for all shards. `--whole` reads the whole model first and shards it
+    afterwards.
 """
 
 import argparse
@@ -38,12 +38,12 @@ from othink_jax.model.config import VLMConfig
 from othink_jax.training import processes
 from othink_jax.training.parallel import make_parallel
 
-_BLOCK = 2**20  # random numbers that are written over and over
-_TURN_MS = 600_000  # that a process waits for the turns of the others
+_BLOCK = 2**20  # random numbers, written repeatedly
+_TURN_MS = 600_000  # timeout for the turns of the other processes
 
 
 def qwen2_vl_7b() -> VLMConfig:
-    """The shape of Qwen/Qwen2-VL-7B-Instruct."""
+    """Configuration of Qwen/Qwen2-VL-7B-Instruct."""
     small = qwen2_vl_2b()
     text = dataclasses.replace(
         small.text,
@@ -61,7 +61,7 @@ MODELS = {"7b": qwen2_vl_7b(), "2b": qwen2_vl_2b(), "tiny": presets()["cpu"].mod
 
 
 def write_model(directory: Path, config: VLMConfig) -> int:
-    """Random bfloat16 weights in the hub's layout; returns their bytes."""
+    """Write random bfloat16 weights in the hub's layout; returns their bytes."""
     block = np.random.default_rng(0).normal(size=_BLOCK).astype(jnp.bfloat16)
 
     def read(entry: Entry, _: Index) -> np.ndarray:
@@ -73,7 +73,7 @@ def write_model(directory: Path, config: VLMConfig) -> int:
 
 
 def work(directory: Path, *, whole: bool) -> None:
-    """One process: its turn of reading, as a record on stdout."""
+    """Body of a process: read the model in its turn and print a record."""
     parallel = make_parallel(ParallelConfig(strategy="mesh"))
     tensors = hf.stored_tensors(directory, hf.load_config(directory))
     from jax._src import distributed  # a barrier that needs no devices has no public name
@@ -100,7 +100,7 @@ def work(directory: Path, *, whole: bool) -> None:
 
 
 def _bytes_in_memory(which: str) -> int:
-    """Of this process: `VmRSS`, that it has now, or `VmHWM`, the most that it has had."""
+    """Resident memory of this process: `VmRSS` is the current value, `VmHWM` the peak."""
     status = Path("/proc/self/status").read_text()
     (kib,) = re.findall(rf"{which}:\s*(\d+) kB", status)
     return int(kib) * 1024
@@ -109,14 +109,14 @@ def _bytes_in_memory(which: str) -> int:
 def measure(
     config: VLMConfig, directory: Path, *, count: int, devices: int, whole: bool
 ) -> dict[str, Any]:
-    """The record of `count` processes with so many devices each.
+    """The record of `count` processes with `devices` devices each.
 
     Args:
-      config: the shape.
-      directory: where the weights are written to; made if it is not there.
-      count: of processes.
-      devices: of each.
-      whole: read all of the model first, and cut it then.
+      config: of the model.
+      directory: for the weights; created if it is missing.
+      count: number of processes.
+      devices: number of devices per process.
+      whole: read the whole model first, and shard it afterwards.
     """
     total = write_model(directory, config)
     largest = max(entry.bytes_in(np.dtype(jnp.bfloat16)) for entry in entries(config))
@@ -125,7 +125,7 @@ def measure(
         address = f"localhost:{probe.getsockname()[1]}"
     settings = {
         **{"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)},
-        "MALLOC_MMAP_THRESHOLD_": str(2**20),  # what is freed goes back to the system
+        "MALLOC_MMAP_THRESHOLD_": str(2**20),  # return freed memory to the system
     }
     words = [sys.executable, "-m", "experiments.bench.startup", "--directory", str(directory)]
     words += ["--whole"] if whole else []

@@ -1,7 +1,6 @@
-"""What every benchmark shares: interleaved timing, and the record of where it ran.
+"""Interleaved timing, and the record of the environment, for all benchmarks.
 
-It imports nothing but JAX, so that benchmarks run where the rest of the package's dependencies are
-not installed.
+It imports nothing but JAX, so that benchmarks run without the rest of the package's dependencies.
 """
 
 import argparse
@@ -17,10 +16,10 @@ from typing import Any
 
 import jax
 
-# For torch, if it is imported later: for so many turns its threads spin before they sleep. At this,
-# both sides are at their best: with the usual ten times as many they take the cores from XLA's
-# threads and from other processes, beside which torch gets ten times slower; without, torch takes
-# twice as long to wake its threads.
+# Turns that torch's threads spin before they sleep, if torch is imported later. Both sides are
+# fastest at this value. Ten times as many, the usual number, take the cores from XLA's threads and
+# from other processes, beside which torch gets ten times slower. With none, torch takes twice as
+# long to wake its threads.
 os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 _VERSIONS_OF = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers", "trl")
@@ -31,7 +30,7 @@ def interleave(
 ) -> dict[str, dict[str, float]]:
     """Seconds of each variant: minimum and median of `repeats` rounds through all of them.
 
-    The variants take turns, so that what else the machine does hits all of them alike. One round
+    The variants take turns, so that other load on the machine affects all of them alike. One round
     before the first is not counted: it compiles and fills caches.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
@@ -45,12 +44,12 @@ def interleave(
 
 
 def fastest_and_median(seconds: Sequence[float]) -> dict[str, float]:
-    """How a record says what one variant took."""
+    """Minimum and median of one variant, by their names in records."""
     return {"min_s": min(seconds), "median_s": statistics.median(seconds)}
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
+    """A parser with the options that every benchmark has."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -78,6 +77,6 @@ def environment() -> dict[str, Any]:
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record, making the directories that it needs."""
+    """Write a record; missing directories are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

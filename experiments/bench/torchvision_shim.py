@@ -1,4 +1,4 @@
-"""Makes a torchvision importable that was built for another torch than the one that is there."""
+"""Makes a torchvision importable that was built for another torch than the installed one."""
 
 import functools
 import importlib
@@ -10,12 +10,12 @@ import torch
 
 @functools.cache
 def make_torchvision_importable() -> Any:
-    """Declare the operators that torchvision's import describes, if nobody has.
+    """Declare the operators that torchvision's import expects, if they are missing.
 
-    Where torchvision is installed, transformers imports it with its models, and TRL with its
-    trainers. A torchvision that does not fit the build of torch, as PyPI's does not fit one for
-    CPUs, has no operators, and its import fails where it describes two of them. Resizing and
-    normalising needs none. Returns what has to live for as long as the declarations are to last.
+    If torchvision is installed, transformers imports it with its models, and TRL with its trainers.
+    A torchvision that does not fit the build of torch, as PyPI's does not fit one for CPUs, has no
+    operators, and its import fails where it describes two of them. Resizing and normalising need
+    none. Keep the returned object alive for as long as the declarations are needed.
     """
     if importlib.util.find_spec("torchvision") is None:
         return None

@@ -3,7 +3,7 @@
 Claim: at least 3 times faster, in less memory, with the same log-probs, loss and gradient.
 Command: python -m experiments.bench.trl --preset cpu --json runs/trl.json
 Cost: about two minutes on two CPU cores, 3 GB; Linux, with the extra `bench`.
-Shows: seconds of rollout, rewards, reference and update together, and what ours are made of; the
+Shows: seconds of rollout, rewards, reference and update together, and of each phase of ours; the
     memory that steps take; the largest differences between an update of either side.
 """
 
@@ -28,20 +28,19 @@ from experiments.bench.trl_work import Update, Work, make_work
 from othink_jax import compilation_cache
 from othink_jax.config import to_dict
 
-PRESETS = ("cpu",)  # those of the embedded model
+PRESETS = ("cpu",)  # presets of the embedded model
 SIDES = ("ours", "trl")
 MEMORY_STEPS = 5
-# Log-probs in nats; the loss relative; of Adam's mean, a tenth of the clipped gradient, relative to
+# Log-probs in nats; the loss relative; Adam's mean, a tenth of the clipped gradient, relative to
 # the largest number in its leaf.
 TOLERANCE = 1e-4
 
 
 def differences(ours: Update, theirs: Update) -> dict[str, float]:
-    """The largest of each quantity of two updates from the same completions.
+    """Largest difference of each quantity between two updates from the same completions.
 
     Raises:
-        AssertionError: tokens or parameters are not the same, or numbers differ by more than
-            rounding.
+      AssertionError: tokens or parameter names differ, or numbers differ by more than rounding.
     """
     np.testing.assert_array_equal(ours.prompts, theirs.prompts)
     np.testing.assert_array_equal(ours.completions, theirs.completions)
@@ -61,7 +60,7 @@ def differences(ours: Update, theirs: Update) -> dict[str, float]:
 
 
 class Turns:
-    """Steps of the two sides in turn: TRL's loop runs, and ours makes a step after each of its."""
+    """Alternating steps: TRL's loop runs, and our side makes a step after each of TRL's."""
 
     def __init__(self, ours: Ours, theirs: Theirs) -> None:
         self.ours, self.theirs = ours, theirs
@@ -84,10 +83,10 @@ class Turns:
 
 
 def measure(work: Work, repeats: int) -> dict[str, Any]:
-    """Compare the sides, then time them; the record but for the memory.
+    """Compare the sides, then time them; returns the record without the memory.
 
     The first step of each is not counted: it compiles and fills caches. The numbers are compared
-    after it. Then ours makes steps alone, for what they are made of.
+    after it. Then our side makes steps alone, for the seconds of their phases.
     """
     ours, theirs = Ours(work), Theirs(work, repeats + 1)
     theirs.keep_first_update()
@@ -95,7 +94,7 @@ def measure(work: Work, repeats: int) -> dict[str, Any]:
     turns.run()
     ours.steps(repeats)
     settings = to_dict(ours.config)
-    for name in ("model", "out", "data"):  # where files lay
+    for name in ("model", "out", "data"):  # paths
         del settings[name]
     return {
         "shapes": work.shapes.record(),
@@ -122,22 +121,22 @@ def phases(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def peak_of(side: str, work: Work) -> int:
-    """Bytes that steps of one side add to the resident set of this process, at their peak (Linux).
+    """Peak bytes that steps of one side add to the resident set of this process (Linux).
 
-    Asked of a process that does nothing else.
+    Call it in a process that does nothing else.
     """
     if side == "ours":
         run = functools.partial(Ours(work).steps, MEMORY_STEPS)
     else:
         run = functools.partial(Theirs(work, MEMORY_STEPS).run, lambda: None)
     before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM forgets the peak of loading
+    Path("/proc/self/clear_refs").write_text("5")  # reset VmHWM, which has the peak of loading
     run()
     return _resident("VmHWM") - before
 
 
 def _resident(line: str) -> int:
-    """Bytes, now (VmRSS) or at the peak (VmHWM)."""
+    """Resident bytes, current (VmRSS) or at the peak (VmHWM)."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition(f"{line}:")[2].split()[0]) * 1024
 
@@ -156,7 +155,7 @@ def measure_peak(preset: str, side: str, **variables: str) -> int:
 
 
 def ratios(sides: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """How many times more TRL takes than ours: of minima, medians and memory."""
+    """Ratios of TRL to ours: minima, medians and memory."""
     return {
         f"trl_over_ours{suffix}": sides["trl"][name] / sides["ours"][name]
         for suffix, name in (("", "min_s"), ("_median", "median_s"), ("_memory", "peak_bytes"))
@@ -164,7 +163,7 @@ def ratios(sides: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The record for people."""
+    """The record as text."""
     lines = [f"{result['device']}, {result['repeats']} repeats"]
     lines.append(f"{'step of':<10}{'min':>10}{'median':>10}{'over ours':>11}{'memory':>12}")
     for side in SIDES:
@@ -193,7 +192,7 @@ def main() -> None:
             print(peak_of(arguments.peak_of, work))
             return
         result = measure(work, arguments.repeats)
-    # Programs come from the cache, as in any run but the first.
+    # Programs come from the compilation cache, as in any run but the first.
     for side in SIDES:
         result["sides"][side]["peak_bytes"] = measure_peak(arguments.preset, side)
     off = {compilation_cache.SETTING: "off"}

@@ -30,11 +30,11 @@ from othink_jax.training.grpo import GRPOTrainer
 from othink_jax.training.run_directory import RunDirectory
 from othink_jax.types import GRPOBatch, Rollout
 
-_STEPS = 10**6  # of the run: no step that is measured is its last one
+_STEPS = 10**6  # of the run, so that no measured step is its last one
 
 
 def settings(work: Work) -> GRPOConfig:
-    """As `othink-jax grpo` would have them: what is not named here is its default."""
+    """Settings of the run; all others are the defaults of `othink-jax grpo`."""
     shapes = work.shapes
     return GRPOConfig(
         model=str(work.model),
@@ -49,7 +49,7 @@ def settings(work: Work) -> GRPOConfig:
         dtype=shapes.dtype,
         micro_batches=shapes.micro_batches,
         remat=shapes.remat,
-        # At least as many tokens as at most: no completion ends early.
+        # Minimum and maximum are equal: no completion ends early.
         sampling=SamplingConfig(
             max_new_tokens=shapes.length, min_new_tokens=shapes.length, top_k=trl_work.TOP_K
         ),
@@ -64,7 +64,7 @@ def settings(work: Work) -> GRPOConfig:
 
 
 class _Rewards:
-    """Stands where a run has its graders: a completion's accuracy is the reward of both sides."""
+    """Replaces the graders of a run: a completion's accuracy is the reward of both sides."""
 
     def grade_all(self, completions: Sequence[str], golds: Sequence[str]) -> list[Grade]:
         return [Grade(trl_work.reward(text), 0.0) for text in completions]
@@ -74,7 +74,7 @@ class _Rewards:
 
 
 class Ours:
-    """A run of which nothing is written."""
+    """A run that writes no files."""
 
     def __init__(self, work: Work) -> None:
         self.config = settings(work)
@@ -89,21 +89,21 @@ class Ours:
         self.directory = RunDirectory(self.config.out, writes=False)
         self.trainer.pool = cast(Any, _Rewards())
         self.state = self.begin()
-        self.metrics: list[dict[str, Any]] = []  # a row a step
+        self.metrics: list[dict[str, Any]] = []  # one row per step
 
     def begin(self) -> Any:
         """The state before the first update."""
         return self.trainer.parallel.begin(self.trainer.checkpoint.params, self.trainer.tx)
 
     def steps(self, count: int) -> None:
-        """Rollout, rewards, reference and update, so many times."""
+        """Make `count` steps of rollout, rewards, reference and update."""
         for _ in range(count):
             number = len(self.metrics) + 2  # a run stores samples of its first step
             self.state, row = self.trainer.step(number, self.state, self.directory)
             self.metrics.append(row)
 
     def update_with(self, completions: Int[np.ndarray, "BG T"]) -> Update:
-        """The first update of a run, from given completions of all prompts in their order."""
+        """The first update of a run, from given completions of all prompts in order."""
         trainer, programs, state = self.trainer, self.trainer.compiled, self.begin()
         groups = completions.reshape(-1, self.config.group_size, completions.shape[1])
         prompts, batch = self._batch(groups)
@@ -124,7 +124,7 @@ class Ours:
     def _batch(
         self, completions: Int[np.ndarray, "B G T"]
     ) -> tuple[Int[np.ndarray, "B P"], GRPOBatch]:
-        """The prompts without padding, and what a step makes of these completions of them."""
+        """The prompts without padding, and the batch that a step makes of these completions."""
         trainer, config, shard = self.trainer, self.config, self.trainer.parallel.shard
         processor = trainer.checkpoint.processor
         prepared = in_order(
@@ -149,7 +149,7 @@ class Ours:
 
 
 def _whole(tokens: Int[np.ndarray, "B G T"]) -> Rollout:
-    """Completions that end at the limit of length; graders look at no more of a rollout."""
+    """Completions that end at the length limit, as the part of a rollout that graders read."""
     zeros = np.zeros(tokens.shape, np.float32)
     return Rollout(
         tokens=tokens,
@@ -161,6 +161,6 @@ def _whole(tokens: Int[np.ndarray, "B G T"]) -> Rollout:
 
 
 def _by_hub_name(config: VLMConfig, params: Any) -> dict[str, np.ndarray]:
-    """Arrays in the tree of our parameters, as the hub names and lays out those."""
+    """Arrays in the tree of our parameters, by the hub's names and in the hub's layout."""
     tensors = in_memory(config, params)
     return {entry.name: entry.to_hub(tensors.read(entry, ())) for entry in tensors.dtypes}

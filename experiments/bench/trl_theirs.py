@@ -1,4 +1,4 @@
-"""TRL's side of `trl.py`: its trainer runs its own loop, and calls back after each step."""
+"""TRL's side of `trl.py`: its trainer runs its own loop and calls back after each step."""
 
 import importlib
 from collections.abc import Callable
@@ -15,16 +15,16 @@ from othink_jax.checkpoint.keymap import plain_name
 
 
 def settings(work: Work) -> dict[str, Any]:
-    """Arguments of TRL's GRPOConfig: what is not named here is its default."""
+    """Arguments of TRL's GRPOConfig; all others are its defaults."""
     shapes = work.shapes
     return {
-        # One rollout of all completions in one batch, one update from each.
+        # One rollout of all completions in one batch, and one update per rollout.
         "per_device_train_batch_size": shapes.prompts * shapes.group,
         "num_generations": shapes.group,
         "gradient_accumulation_steps": 1,
         "steps_per_generation": 1,
         "num_iterations": 1,
-        # At least as many tokens as at most: no completion ends early.
+        # Minimum and maximum are equal: no completion ends early.
         "max_completion_length": shapes.length,
         "generation_kwargs": {
             "min_new_tokens": shapes.length,
@@ -38,13 +38,13 @@ def settings(work: Work) -> dict[str, Any]:
         "gradient_checkpointing": False,
         "beta": trl_work.KL_WEIGHT,
         "loss_type": "grpo",  # a mean over completions, as ours
-        "use_bias_correction_kl": False,  # k3 of Eq. 5 as it stands
+        "use_bias_correction_kl": False,  # plain k3 (Eq. 5)
         "scale_rewards": "group",
         "learning_rate": trl_work.LEARNING_RATE,
         "lr_scheduler_type": "constant",
         "weight_decay": 0.0,
         "max_grad_norm": trl_work.MAX_GRAD_NORM,
-        "shuffle_dataset": False,  # the prompts in their order
+        "shuffle_dataset": False,  # keep the order of the prompts
         "dataloader_num_workers": 0,
         "logging_strategy": "no",
         "save_strategy": "no",
@@ -66,7 +66,7 @@ class _AfterStep(TrainerCallback):
 
 
 class Theirs:
-    """A run of `trl.GRPOTrainer`, generation by transformers."""
+    """A run of `trl.GRPOTrainer` that generates with transformers."""
 
     def __init__(self, work: Work, steps: int) -> None:
         make_torchvision_importable()
@@ -89,19 +89,19 @@ class Theirs:
         self._kept: dict[str, Any] = {}
 
     def run(self, after_step: Callable[[], None]) -> None:
-        """Make all steps, each with its reading of data, and call `after_step` after each."""
+        """Make all steps, data loading included, and call `after_step` after each."""
         self.trainer.add_callback(_AfterStep(after_step))
         self.trainer.train()
 
     def keep_first_update(self) -> None:
-        """Watch the first step that is made from here on, for `first_update`."""
+        """Record the next step, for `first_update`."""
         trainer, kept = self.trainer, self._kept
         score, compute_loss = trainer._generate_and_score_completions, trainer.compute_loss
 
         def scoring(inputs: Any) -> Any:
             batch = score(inputs)
             if "batch" not in kept:
-                # Here, for afterwards the rows are shuffled.
+                # Here, because the rows are shuffled afterwards.
                 kept["batch"], kept["logp"] = batch, self._logp(batch)
             return batch
 
@@ -113,7 +113,7 @@ class Theirs:
         trainer._generate_and_score_completions, trainer.compute_loss = scoring, losing
 
     def _logp(self, batch: dict[str, Any]) -> torch.Tensor:
-        """The policy's, by the function that TRL takes the loss from."""
+        """The policy's log-probabilities, by the function that TRL computes the loss with."""
         images = ("pixel_values", "image_grid_thw", "mm_token_type_ids", "num_images")
         with torch.no_grad():
             logp, _, _ = self.trainer._get_per_token_logps_and_entropies(
@@ -126,7 +126,7 @@ class Theirs:
         return logp
 
     def first_update(self) -> Update:
-        """The one that was watched; before the second is made."""
+        """The recorded update; call it before the second one is made."""
         kept, trainer = self._kept, self.trainer
         batch = kept["batch"]
         moments = {

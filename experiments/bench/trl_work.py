@@ -1,4 +1,4 @@
-"""What both sides of `trl.py` are given: a model on disk, prompts with images, a reward."""
+"""Inputs of both sides of `trl.py`: a model on disk, prompts with images, a reward."""
 
 import dataclasses
 import json
@@ -20,25 +20,25 @@ QUESTION = "Count"  # with template and image, the 150 tokens of the preset `cpu
 LEARNING_RATE = 1e-6
 KL_WEIGHT = 0.04
 MAX_GRAD_NORM = 1.0
-TOP_K = 50  # R1-V's, and what `othink-jax grpo` takes if not told otherwise
-# The reference is the model times this: a KL of zero has no gradient.
+TOP_K = 50  # R1-V's, and the default of `othink-jax grpo`
+# The reference policy is the model times this, because a KL of zero has no gradient.
 REFERENCE_SCALE = 0.95
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """One GRPO step after the other on the same prompts; all files are in one directory."""
+    """Model and data for GRPO steps on the same prompts; all files are in one directory."""
 
     shapes: Shapes
-    model: Path  # the embedded model as transformers reads one, for images of this size
-    images: tuple[Path, ...]  # one a prompt
-    table: Path  # JSONL, a row of question and image a prompt
-    never_sampled: tuple[int, ...]  # placeholders, which a completion must not hold
+    model: Path  # the embedded model in Hugging Face layout, for images of this size
+    images: tuple[Path, ...]  # one per prompt
+    table: Path  # JSONL: question and image, one row per prompt
+    never_sampled: tuple[int, ...]  # placeholder tokens, which a completion must not hold
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Update:
-    """The numbers of one update from the embedded model; rows are prompt after prompt."""
+    """The numbers of one update from the embedded model; rows are grouped by prompt."""
 
     prompts: Int[np.ndarray, "B P"]
     completions: Int[np.ndarray, "BG T"]
@@ -46,11 +46,11 @@ class Update:
     logp: Float[np.ndarray, "BG T"]  # nats, before the update
     ref_logp: Float[np.ndarray, "BG T"]
     loss: float
-    adam_mean: Mapping[str, Float[np.ndarray, "..."]]  # after it, by the hub's names
+    adam_mean: Mapping[str, Float[np.ndarray, "..."]]  # after the update, by the hub's names
 
 
 def make_work(shapes: Shapes, directory: Path) -> Work:
-    """Write model and data; the images are those of the counting task, stretched."""
+    """Write model and data; the images are those of the counting task, resized."""
     checkpoint = othink_jax.load("tiny")
     model = save_hf(checkpoint, directory / "model")
     vision = shapes.model.vision

@@ -1,11 +1,11 @@
-"""What it saves to compute a prompt and its images once for all completions of a group.
+"""Savings from computing a prompt and its images once for all completions of a group.
 
 Claim: reference and update are at least 4 times faster than R1-V's way, in a quarter of the memory,
     with the same gradients.
 Command: python -m experiments.bench.update --preset cpu --json runs/update.json
 Cost: about two minutes on two CPU cores.
 Shows: seconds and temporary memory of the three modes of `model.log_probs`, their ratios, the
-    largest difference of a gradient, and the share of what a large product of matrices reaches.
+    largest difference of a gradient, and the share of the FLOP/s of a large matrix product.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from othink_jax.training.update import grpo_update
 from othink_jax.types import GRPOBatch
 
 MODES: tuple[Mode, ...] = get_args(Mode)
-# Of the largest gradient of a leaf. In bf16 no mode is exact; tests compare each to f32.
+# Relative to a leaf's largest gradient. In bf16 no mode is exact; tests compare each to f32.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 
 
@@ -40,7 +40,7 @@ def make_programs(
 ) -> tuple[Any, Any]:
     """As in training: (parameters, batch) -> log-probs, (state, batch) -> (state, metrics).
 
-    Jitted; the update overwrites its state.
+    Both are jitted; the update donates its state.
     """
 
     def logp_of(params: Any, batch: GRPOBatch) -> jax.Array:
@@ -68,13 +68,13 @@ def make_programs(
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Reference and update of one mode, compiled."""
+    """Compiled reference and update of one mode."""
 
     logp: Any
     update: Any
 
     def __call__(self, state: TrainState, reference: Any, batch: GRPOBatch) -> Any:
-        """The next state and its metrics; the given state is overwritten."""
+        """The next state and its metrics; the given state is donated."""
         known = dataclasses.replace(batch, ref_logp=self.logp(reference, batch))
         return self.update(state, known)
 
@@ -82,7 +82,7 @@ class Step:
 def compile_step(
     shapes: Shapes, graphdef: Any, mode: Mode, tx: Any, given: tuple[Any, Any, GRPOBatch]
 ) -> Step:
-    """For a state, a reference and a batch of these shapes."""
+    """Compile a step for a state, a reference and a batch with the shapes of `given`."""
     state, reference, batch = given
     logp, update = make_programs(shapes, graphdef, mode, tx)
     return Step(logp.lower(reference, batch).compile(), update.lower(state, batch).compile())
@@ -91,7 +91,7 @@ def compile_step(
 def max_rel_grad_diff(
     steps: Mapping[Mode, Step], begin: Callable[[], TrainState], *given: Any
 ) -> float:
-    """Largest difference of a gradient between two modes, over the largest number in its leaf.
+    """Largest difference of a gradient from mode `naive`, over the largest number in its leaf.
 
     The gradient is read from Adam's mean, which after one update is a tenth of it.
     """
@@ -110,10 +110,10 @@ def max_rel_grad_diff(
 
 
 def measure(shapes: Shapes, repeats: int) -> dict[str, Any]:
-    """Compare the modes, then time them; the record of the run.
+    """Compare the modes, then time them; returns the record of the run.
 
     Raises:
-        AssertionError: the gradients of the modes differ by more than rounding.
+      AssertionError: the gradients of the modes differ by more than rounding.
     """
     graphdef, params = make_model(shapes)
     # Not the policy itself: a KL of zero has no gradient.
@@ -134,7 +134,7 @@ def measure(shapes: Shapes, repeats: int) -> dict[str, Any]:
     state = begin()
 
     def run(step: Step) -> Any:
-        nonlocal state  # donated: all modes go on from one another's state
+        nonlocal state  # donated: each mode continues from the previous one's state
         state, metrics = step(state, reference, batch)
         return metrics
 
@@ -153,7 +153,7 @@ def measure(shapes: Shapes, repeats: int) -> dict[str, Any]:
 
 
 def ratios(modes: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """How many times more the other modes take than `shared`: of minima, medians and memory."""
+    """Ratios of the other modes to `shared`: minima, medians and memory."""
     return {
         f"{mode}_over_shared{suffix}": modes[mode][name] / modes["shared"][name]
         for mode in ("naive", "vision_once")
@@ -162,7 +162,7 @@ def ratios(modes: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 
 def matmul_peak(dtype: str) -> float:
-    """FLOP/s of a large product of matrices of the dtype, the best of ten times."""
+    """FLOP/s of a large matrix product in the dtype, the best of ten times."""
     size, products = (2048, 2) if jax.default_backend() == "cpu" else (8192, 20)
     x = jnp.ones((size, size), dtype)
     product = jax.jit(jnp.matmul)
@@ -175,7 +175,7 @@ def matmul_peak(dtype: str) -> float:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The record for people."""
+    """The record as text."""
     lines = [f"{result['device']}, {result['repeats']} repeats"]
     lines.append(f"{'mode':<14}{'min':>10}{'median':>10}{'over shared':>13}{'memory':>12}")
     for mode in MODES:

@@ -1,4 +1,4 @@
-"""Gradients of KL terms by enumeration: every sequence that a small policy can write."""
+"""Gradients of KL terms by enumeration of every sequence that a small policy can generate."""
 
 import dataclasses
 import functools
@@ -14,23 +14,23 @@ from experiments.kl.terms import REDUCTIONS, TERMS, Quality, Reduction, Term, qu
 
 VOCABULARY = 3  # tokens, of which token 0 ends a sequence
 LONGEST = 3  # tokens
-BATCH = 2  # sequences of a batch: the fewest with which per-token and per-sequence means differ
+BATCH = 2  # sequences per batch: the fewest for which per-token and per-sequence means differ
 DISTANCES = (0.1, 0.3, 1.0, 2.0)  # of the policy's logits from the reference's
 
 
 @dataclasses.dataclass(frozen=True)
 class Sequences:
-    """All S sequences of at most T tokens. A context is the tokens before one."""
+    """All S sequences of at most T tokens. A token's context is the tokens before it."""
 
     tokens: Int[np.ndarray, "S T"]
     mask: Bool[np.ndarray, "S T"]
-    context: Int[np.ndarray, "S T"]  # number of a token's context; 0 outside `mask`
+    context: Int[np.ndarray, "S T"]  # index of a token's context; 0 outside `mask`
     contexts: int
 
 
 @functools.cache
 def all_sequences(vocabulary: int = VOCABULARY, longest: int = LONGEST) -> Sequences:
-    """Those that end with token 0, and those that the limit cuts."""
+    """All sequences that end with token 0 or at the length limit."""
     found = [
         written
         for length in range(1, longest + 1)
@@ -64,7 +64,7 @@ def sequence_kl(
 def tokens_kl(
     logits: Float[Array, "X V"], ref_logits: Float[Array, "X V"], every: Sequences
 ) -> Float[Array, ""]:
-    """The same value with contexts that do not move: no token answers for those after it."""
+    """The same value with contexts held fixed: no gradient of a token's effect on later ones."""
     logp, ref_logp = jax.nn.log_softmax(logits), jax.nn.log_softmax(ref_logits)
     each = (jnp.exp(logp) * (logp - ref_logp)).sum(axis=1)
     drawn = jax.lax.stop_gradient(jnp.exp(logp_of(logits, every).sum(axis=1)))
@@ -73,17 +73,17 @@ def tokens_kl(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Point:
-    """Where gradients are measured: a policy, the one that sampled, and the reference."""
+    """A point where gradients are measured: policy, sampling policy, and reference."""
 
     distance: float  # standard deviation of the difference of logits of policy and reference
-    off_policy: bool  # sampled by the policy that is half-way from the reference
+    off_policy: bool  # sampled by the policy half-way between reference and policy
     seed: int
 
 
 def random_points(
     seeds: int, distances: tuple[float, ...] = DISTANCES
 ) -> tuple[list[Point], Float[np.ndarray, "N 3 X V"]]:
-    """Random policies, and logits of policy, sampler and reference."""
+    """Points with random policies, and the logits of policy, sampler and reference."""
     shape = (all_sequences().contexts, VOCABULARY)
     points, logits = [], []
     for distance, seed in itertools.product(distances, range(seeds)):
@@ -100,11 +100,11 @@ def random_points(
 def enumerate_gradients(
     logits: Float[np.ndarray, "N 3 X V"], terms: Sequence[Term] = TERMS
 ) -> dict[tuple[Term, Reduction], list[Quality]]:
-    """The quality of each term's gradient at N points, exact but for rounding (float64).
+    """Quality of each term's gradient at N points, exact except for rounding (float64).
 
     Args:
       logits: of policy, sampler and reference in each context, see `random_points`.
-      terms: that are asked for.
+      terms: the KL terms.
     """
     every = all_sequences()
     pairs = np.array(list(itertools.product(range(len(every.tokens)), repeat=BATCH)))
@@ -124,7 +124,7 @@ def enumerate_gradients(
 
 
 def _facts(logits: Float[Array, "3 X V"], every: Sequences) -> dict[str, Array]:
-    """Of a point: log-probabilities, true gradients, and the derivatives of log-probabilities."""
+    """Log-probabilities at a point, their derivatives (`scores`), and the true gradients."""
     policy, sampler, reference = logits
 
     def flat(gradient: Array) -> Array:
@@ -159,7 +159,7 @@ def _quality(
     gradients = np.einsum("pnt,pntx->px", coefficients, facts["scores"][pairs])
     policy, sampler, _ = (np.exp(logp.sum(axis=1)) for logp in facts["logp"])
     chance = sampler[pairs].prod(axis=1)
-    # Nats a sequence, or nats a token of a sequence of the mean length.
+    # Nats per sequence, or nats per token of a sequence of the mean length.
     length = 1.0 if reduction == "sum" else float(policy @ all_sequences().mask.sum(axis=1))
     return quality(
         mean=chance @ gradients,

@@ -1,8 +1,8 @@
 """Gradients of KL terms on the embedded model, from completions that it samples.
 
 The true gradient takes the KL of each token over the whole vocabulary, on completions of the same
-policy. What is estimated are inner products of expected gradients, from pairs of different batches:
-so the noise of a batch, which is longer than its expectation, adds nothing to them.
+policy. Inner products of expected gradients are estimated from pairs of different batches, so that
+the noise of a batch, which is longer than its expectation, adds nothing to them.
 """
 
 import dataclasses
@@ -33,38 +33,38 @@ SEQUENCES, TOKENS = len(KINDS), len(KINDS) + 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Samples:
-    """How many completions gradients are estimated from."""
+    """Number of completions that gradients are estimated from."""
 
     batches: int = 20
-    prompts: int = 4  # of a batch
-    group: int = 8  # completions of a prompt
-    max_tokens: int = 40  # of a completion
+    prompts: int = 4  # per batch
+    group: int = 8  # completions per prompt
+    max_tokens: int = 40  # per completion
 
     @property
     def size(self) -> int:
-        """Sequences of a batch."""
+        """Sequences per batch."""
         return self.prompts * self.group
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gradients:
-    """Of independent batches, by the parameters P of the text tower."""
+    """Gradients of independent batches with respect to the P parameters of the text tower."""
 
     rows: Float[np.ndarray, "batches kinds P"]  # float32; see `KINDS`
-    length: float  # mean of a completion, tokens
+    length: float  # mean length of a completion, tokens
     kl: float  # KL(pi || pi_ref), nats per token: over the whole vocabulary, mean over tokens
-    size: int  # sequences of a batch
+    size: int  # sequences per batch
 
 
 def sample_gradients(
     policy: Checkpoint, reference: Checkpoint, data: DataConfig, samples: Samples, seed: int
 ) -> Gradients:
-    """The gradients of every term on batches of completions that the policy samples.
+    """Gradients of every term on batches of completions that the policy samples.
 
     Args:
-      policy, reference: of one architecture.
+      policy, reference: checkpoints of one architecture.
       data: a synthetic task; every batch has prompts of its own.
-      samples: how many.
+      samples: number of batches, prompts, completions and tokens.
       seed: of sampling.
     """
     settings = SamplingConfig(max_new_tokens=samples.max_tokens, top_k=0)
@@ -93,7 +93,7 @@ def _batches(policy: Checkpoint, data: DataConfig, samples: Samples) -> Iterator
     source = open_source(data, size=samples.batches * samples.prompts)
     asked = in_order(source, policy.processor, batch_size=samples.prompts, template=data.template)
     encoded = [prompt for *_, prompt in asked]
-    pad = policy.processor.bucket(encoded)  # of all batches: one compilation
+    pad = policy.processor.bucket(encoded)  # shared by all batches: one compilation
     for first in range(0, len(encoded), samples.prompts):
         yield policy.processor.batch(encoded[first : first + samples.prompts], pad=pad)
 
@@ -106,7 +106,7 @@ def batch_gradients(
     completions: Int[Array, "B G T"],
     mask: Bool[Array, "B G T"],
 ) -> tuple[Float[Array, "kinds P"], Float[Array, ""]]:
-    """A row of each of `KINDS` and of the true gradients, and the summed KL of all tokens, nats.
+    """One row for each of `KINDS` and each true gradient; the KL summed over all tokens, nats.
 
     The gradient is that of the text tower, as with `--train text`; images are encoded once.
     """
@@ -126,7 +126,7 @@ def batch_gradients(
     of_terms = [
         term.coefficients(reduction, logp, logp, ref_logp, mask) for term, reduction in KINDS
     ]
-    # Of later tokens: the gradient of the KL of a token itself needs no sample.
+    # KL of later tokens only: the gradient of a token's own KL needs no sample.
     later = jax.lax.cumsum(kl, axis=1, reverse=True) - kl
     nothing, one = jnp.zeros_like(kl), jnp.where(mask, 1 / len(rows), 0.0)
     by_logp = jnp.stack([*of_terms, later * one, nothing])
@@ -156,20 +156,20 @@ def _of_tokens(log_probs: Float[Array, "n T V"], tokens: Int[Array, "n T"]) -> F
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Products:
-    """Inner products of one kind's gradients and the true ones, batch by batch."""
+    """Inner products among one kind's gradients and the true ones, for each pair of batches."""
 
     own: Float[np.ndarray, "n n"]
-    sequences: Float[np.ndarray, "n n"]  # of the kind's and that of whole sequences
+    sequences: Float[np.ndarray, "n n"]  # own with the true gradient of whole sequences
     tokens: Float[np.ndarray, "n n"]
-    true: Float[np.ndarray, "n n"]  # of those of whole sequences
+    true: Float[np.ndarray, "n n"]  # the true gradient of whole sequences with itself
     true_of_tokens: Float[np.ndarray, "n n"]
-    size: int  # sequences of a batch
+    size: int  # sequences per batch
 
     def quality(self, drawn: Int[np.ndarray, " k"] | None = None) -> Quality:
-        """Of the expected gradient, from all batches or those that a bootstrap has drawn."""
+        """Quality of the expected gradient, from all batches or from a bootstrap draw of them."""
         count = len(self.own)
         times = np.bincount(np.arange(count) if drawn is None else drawn, minlength=count)
-        weights = np.outer(times, times) * (1.0 - np.eye(count))  # a batch and itself share noise
+        weights = np.outer(times, times) * (1.0 - np.eye(count))  # a batch shares noise with itself
 
         def mean(products: Float[np.ndarray, "n n"]) -> float:
             return float((weights * products).sum() / weights.sum())
@@ -186,12 +186,12 @@ class Products:
 
 
 def _bounded(product: float, square: float, true_square: float) -> float:
-    """A cosine, from estimates: what has no expected gradient may seem to have a negative one."""
+    """Cosine of estimates, clipped to [-1, 1]: a squared length may be estimated too small."""
     return float(np.clip(cosine(product, square, true_square), -1.0, 1.0))
 
 
 def products(found: Gradients, kind: tuple[Term, Reduction]) -> Products:
-    """Of one term under one reduction; the true gradients in its unit."""
+    """Inner products of one term under one reduction; the true gradients are in its unit."""
     _, reduction = kind
     unit = 1.0 if reduction == "sum" else found.length
     own = found.rows[:, KINDS.index(kind)]
@@ -207,7 +207,7 @@ def products(found: Gradients, kind: tuple[Term, Reduction]) -> Products:
 
 
 def bootstrap(of: Products, draws: int, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """95% intervals of each number of a `Quality`, over batches that might have been drawn."""
+    """95% bootstrap intervals of each number of a `Quality`, over batches."""
     rng = np.random.default_rng(seed)
     count = len(of.own)
     drawn = [of.quality(batches) for batches in rng.integers(count, size=(draws, count))]

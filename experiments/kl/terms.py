@@ -1,4 +1,4 @@
-"""The KL terms that are compared, and what is said of the gradient of each."""
+"""The KL terms that are compared, and quality measures of their gradients."""
 
 import dataclasses
 import itertools
@@ -19,7 +19,7 @@ REDUCTIONS: tuple[Reduction, ...] = ("sum", "sequence", "token")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Term:
-    """A KL term as the command line has it."""
+    """A KL term, in the options of the command line."""
 
     estimator: str  # of rl.KL_ESTIMATORS
     gradient: str  # of rl.KL_GRADIENTS
@@ -27,7 +27,7 @@ class Term:
 
     @property
     def label(self) -> str:
-        """In tables and figures."""
+        """Label in tables and figures."""
         if self.placement == "reward":
             return f"{self.estimator} in the reward"
         if self.gradient == "own":
@@ -42,10 +42,10 @@ class Term:
         ref_logp: Float[Array, "n T"],
         mask: Bool[Array, "n T"],
     ) -> Float[Array, "n T"]:
-        """Gradient of the loss by the log-probability of each token, for a batch of n sequences.
+        """Gradient of the loss with respect to each token's log-probability, for n sequences.
 
-        The loss is that of `othink-jax grpo` with a KL weight of 1 and advantages of 0: nothing but
-        the KL moves the policy. Log-probabilities are in nats.
+        The loss is that of `othink-jax grpo` with a KL weight of 1 and advantages of 0: only the KL
+        moves the policy. Log-probabilities are in nats.
         """
         settings = LossConfig(
             kl_estimator=self.estimator,
@@ -63,7 +63,7 @@ class Term:
         return jax.grad(value)(logp)
 
 
-# In the reward, the KL is always k1 from a token to the end, whatever the estimator.
+# In the reward, the KL is always k1 summed from a token to the end, whatever the estimator.
 IN_REWARD = Term(estimator="k1", gradient="own", placement="reward")
 TERMS = (
     *(
@@ -72,25 +72,26 @@ TERMS = (
     ),
     IN_REWARD,
 )
-# `reverse` gives every estimator the gradient of k2, `forward` that of k3: these stand for them.
+# `reverse` gives every estimator the gradient of k2 and `forward` that of k3, so k2 and k3 stand
+# for these.
 DISTINCT = tuple(term for term in TERMS if term.gradient in ("own", "ratio"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quality:
-    """An expected gradient beside a true one, and how far one batch is from its expectation.
+    """An expected gradient compared with the true one, and the noise of a batch around it.
 
     A step goes against a gradient: a cosine of 1 is straight down the divergence, -1 straight up.
     """
 
     cosine: float  # with the gradient of KL(pi || pi_ref) of whole sequences
-    cosine_tokens: float  # with that of the tokens' KL, in contexts that are held fixed
+    cosine_tokens: float  # with that of the tokens' KL, contexts held fixed
     # How far a step goes down the KL of whole sequences: 1 as far as the true gradient, 0 not at
     # all, -1 as far up
     descent: float
     bias: float  # length of (expected - true), over that of the true gradient
-    # Standard deviation of a gradient of one sequence, over the length of the true one: that of a
-    # batch of n, times the root of n
+    # Standard deviation of the gradient of one sequence, over the length of the true one. It is
+    # that of a batch of n times the square root of n
     noise: float
 
 
@@ -101,14 +102,14 @@ def quality(
     true_of_tokens: Float[np.ndarray, " p"],
     batch: int,
 ) -> Quality:
-    """Of a gradient whose expectation is known.
+    """Quality of a gradient whose expectation is known.
 
     Args:
       mean: its expectation.
       square: the expectation of its squared length.
       true: gradient of the KL of whole sequences, in the unit of the reduction.
       true_of_tokens: that of the tokens' KL.
-      batch: sequences that one gradient is of.
+      batch: sequences per gradient.
     """
     length = float(np.linalg.norm(true))
     variance = max(0.0, square - float(mean @ mean))
@@ -126,7 +127,7 @@ def quality(
 
 
 def cosine(product: float, square: float, true_square: float) -> float:
-    """From an inner product and two squared lengths; 0 of what has no expected gradient."""
+    """Cosine from an inner product and two squared lengths; 0 if `square` is negligible."""
     if square <= 1e-12 * true_square:
         return 0.0
     return product / math.sqrt(square * true_square)

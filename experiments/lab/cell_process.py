@@ -1,4 +1,4 @@
-"""The process of a cell: python -m experiments.lab.cell_process ROOT [CORE], the cell on stdin."""
+"""Run one cell: python -m experiments.lab.cell_process ROOT [CORE], with the cell on stdin."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ def main() -> None:
     root, *core = sys.argv[1:]
     cell = Cell.from_json(sys.stdin.read())
     if core:
-        # Before JAX starts, which makes a thread for each core that it may use.
+        # Before JAX starts: it makes a thread for each core that it may use.
         os.sched_setaffinity(0, {int(core[0])})
     from othink_jax import compilation_cache
 

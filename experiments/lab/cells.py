@@ -1,8 +1,8 @@
-"""A cell of an experiment: one model, trained or as it is, and its tests; kept as a directory.
+"""A cell of an experiment: one model, trained or as it is, and its tests; stored as a directory.
 
-A cell's directory is named after its settings, so experiments that need the same model share it, a
-finished cell costs nothing, and one with other settings is another cell. An interrupted one goes on
-where it stopped.
+A cell's directory is named after its settings. So experiments that need the same model share it, a
+finished cell costs nothing, and other settings make another cell. An interrupted cell resumes where
+it stopped.
 """
 
 import dataclasses
@@ -28,30 +28,30 @@ from othink_jax.config import (
     to_dict,
 )
 
-# Settings of data that cells made before them do not have.
+# Data settings that the digest omits at their defaults, as cells made without them do.
 _LATER_DATA = ("columns", "system_prompt", "answer_pattern")
-# Of settings: where something is written and what is said of it, which do not change what it is.
+# Settings that the digest omits because they change no result: paths and labels.
 _LEFT_OUT = ("out", "model", *LABELS)
 _TRAINING: dict[str, Any] = {config.kind: config for config in (GRPOConfig, SFTConfig)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One model of an experiment. `out` of its settings, and `model` of its tests, are not used."""
+    """One model of an experiment. `out` of its settings and `model` of its tests are ignored."""
 
-    method: str  # base, sft, grpo, grpo_d: what a table calls it
-    model: str  # that is trained, or tested as it is
-    train: GRPOConfig | SFTConfig | None = None  # None: the model as it is
+    method: str  # base, sft, grpo or grpo_d, as in tables
+    model: str  # the model that is trained, or tested as it is
+    train: GRPOConfig | SFTConfig | None = None  # None: the model is tested as it is
     tests: tuple[EvaluateConfig, ...] = ()
-    every_checkpoint: bool = False  # that is kept is tested, not only the last one
+    every_checkpoint: bool = False  # test every kept checkpoint, not only the last one
 
     def tested_on(self, *tests: EvaluateConfig) -> "Cell":
-        """The same model with these tests alone."""
+        """The same model with only these tests."""
         return dataclasses.replace(self, tests=tests)
 
     @property
     def name(self) -> str:
-        """Of its directory: for people, and a digest of all settings of its training."""
+        """Name of its directory: readable words, and a digest of all settings of its training."""
         if self.train is None:
             return f"{self.method}-{_digest(self.model)}"
         data, seed = self.train.data, self.train.seed
@@ -81,11 +81,11 @@ def _settings(config: Any) -> dict[str, Any]:
     made = evaluation_settings(config) if isinstance(config, EvaluateConfig) else to_dict(config)
     settings = {name: value for name, value in made.items() if name not in _LEFT_OUT}
     if not settings.get("skip_nonfinite"):
-        settings.pop("skip_nonfinite", None)  # nothing is skipped, as by cells without the setting
+        settings.pop("skip_nonfinite", None)  # nothing is skipped, as in cells without the setting
     if "reward" in settings and not settings["reward"]["functions"]:
-        del settings["reward"]["functions"]  # the reward is that of Eq. 1, as without the setting
+        del settings["reward"]["functions"]  # the reward of Eq. 1, as in cells without the setting
     if not settings.get("validation", {}).get("validate_every"):
-        settings.pop("validation", None)  # as by cells without validation
+        settings.pop("validation", None)  # none, as in cells without the setting
     if "data" in settings:
         usual: dict[str, str | None] = dict.fromkeys(_LATER_DATA)
         usual["answer_tag"] = "answer"
@@ -102,38 +102,38 @@ def _digest(value: Any) -> str:
 
 
 def decoding(test: EvaluateConfig) -> str:
-    """How a test has its answers made."""
+    """Whether a test decodes greedily or samples."""
     return "greedy" if test.sampling.temperature == 0 else "sampled"
 
 
 def evaluation_name(test: EvaluateConfig) -> str:
-    """Of the directory of an evaluation."""
+    """Directory name of an evaluation."""
     data = test.data
     asked = data.task or Path(str(data.dataset_name)).stem
     settings = _settings(test)
-    del settings["parallel"]  # which devices answer does not change what is asked
+    del settings["parallel"]  # the devices do not change the test
     return f"{asked}-{data.split}-{decoding(test)}-{_digest(settings)}"
 
 
 def evaluation_directory(
     root: Path, cell: Cell, test: EvaluateConfig, step: int | None = None
 ) -> Path:
-    """Where the result of a test lies: of the last checkpoint, or of that of a step."""
+    """Directory of a test's result, for the last checkpoint or for that of a step."""
     place = root / cell.name / "evaluations"
     return (place if step is None else place / f"step{step}") / evaluation_name(test)
 
 
 def _evaluations(root: Path, cell: Cell) -> Iterator[tuple[Path, int | None, EvaluateConfig]]:
-    """Where each result of a trained cell lies, of which checkpoint, of which test."""
+    """Directory, checkpoint step (None: the last) and test of each evaluation of a cell."""
     steps = checkpoint_steps(root / cell.name)[:-1] if cell.every_checkpoint else []
     for step, test in itertools.product((*steps, None), cell.tests):
         yield evaluation_directory(root, cell, test, step), step, test
 
 
 def checkpoint_steps(run: Path) -> list[int]:
-    """The steps whose checkpoints a trained run has kept, in order, the last one at the end.
+    """Steps of the checkpoints that a trained run has kept, in order, the last step at the end.
 
-    Without that of an interruption, which may be of any step.
+    A checkpoint saved at an interruption, which may be at any other step, is left out.
     """
     record = read_run(run)
     names = [path.name for path in (run / RUN_CHECKPOINTS).glob("*")]
@@ -143,25 +143,25 @@ def checkpoint_steps(run: Path) -> list[int]:
 
 
 def is_trained(run: Path) -> bool:
-    """Whether a run directory holds the checkpoint of its last step, which appears whole."""
+    """Whether a run directory holds the checkpoint of its last step (written atomically)."""
     if not (run / "config.json").is_file():
         return False
     return (run / RUN_CHECKPOINTS / str(read_run(run).last_step)).is_dir()
 
 
 def is_done(root: Path, cell: Cell) -> bool:
-    """Whether there is nothing left to do for a cell."""
+    """Whether a cell is trained and has the results of all its tests."""
     trained = cell.train is None or is_trained(root / cell.name)
     return trained and all((out / "result.json").is_file() for out, *_ in _evaluations(root, cell))
 
 
 def run(root: Path, cell: Cell) -> None:
-    """Do what is left to do for a cell: train or go on training, then test.
+    """Finish a cell: train it or resume its training, then run the missing tests.
 
-    A second process with the same cell waits until the first has done it.
+    A second process with the same cell waits until the first has finished it.
 
     Raises:
-      UserError: as training and evaluation do.
+      UserError: training or evaluation raised it.
     """
     from othink_jax.evaluation import evaluate
 
@@ -186,7 +186,7 @@ def _train(directory: Path, cell: Cell) -> None:
     if (directory / "config.json").is_file():
         (sft if isinstance(config, SFTConfig) else grpo).resume(directory)
         return
-    shutil.rmtree(directory, ignore_errors=True)  # of a process that died before it began
+    shutil.rmtree(directory, ignore_errors=True)  # left by a process that died before training
     if isinstance(config, SFTConfig):
         sft.train(config)
     else:

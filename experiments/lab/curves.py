@@ -1,4 +1,4 @@
-"""How the figures show several seeds."""
+"""Figure panels that show several seeds."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -13,13 +13,13 @@ from othink_jax.report.curves import smooth, smoothing_window
 def draw_seeds(
     panel: Axes, x: Sequence[float], curves: Sequence[Sequence[float]], color: str, label: str = ""
 ) -> None:
-    """A pale line a seed and a strong one for their mean; shares, shown in percent.
+    """Draw a pale line per seed and a strong one for their mean; shares are shown in percent.
 
     Args:
       panel: to draw in.
-      x: where the values of a curve stand.
-      curves: one a seed.
-      color: of all of them.
+      x: coordinates of a curve's values.
+      curves: one per seed.
+      color: of all lines.
       label: of the mean, for a legend.
     """
     for curve in curves:
@@ -31,11 +31,11 @@ def draw_seeds(
 def draw_metric(
     panel: Axes, runs: Sequence[Sequence[Mapping[str, Any]]], name: str, color: str, label: str
 ) -> None:
-    """A metric of every step of a training, smoothed: a pale line a seed, a strong one their mean.
+    """Draw a metric over the steps, smoothed: a pale line per seed, a strong one for their mean.
 
     Args:
       panel: to draw in.
-      runs: the rows of each seed's, see `scores.metrics_of`.
+      runs: metric rows of each seed, see `scores.metrics_of`.
       name: of the metric.
       color: of all lines.
       label: of the mean, for a legend.
@@ -50,7 +50,7 @@ def draw_metric(
 
 
 def draw_dots(panel: Axes, scores: Mapping[str, Sequence[float]]) -> None:
-    """A column a method: a dot a seed, a line at their mean; shares, shown in percent."""
+    """Draw a column per method: a dot per seed, a line at the mean; shares are shown in percent."""
     for place, values in enumerate(scores.values()):
         points = [100 * value for value in values]
         panel.plot([place] * len(points), points, "o", alpha=0.6)

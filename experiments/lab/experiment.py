@@ -1,4 +1,4 @@
-"""What the experiments share: their options, their cells, and what they write."""
+"""Base class of the experiments: options, cells, and output files."""
 
 import abc
 import dataclasses
@@ -36,22 +36,22 @@ _Name = TypeVar("_Name")
 
 SEEDS = 5
 GOES_ON = "stopped; the same command goes on from here"
-FIRST_TUNING_SEED = 100  # what is chosen on the validation split is chosen with seeds from here on
+FIRST_TUNING_SEED = 100  # choices on the validation split use seeds from here on
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Of an experiment on the command line."""
+    """Options of an experiment on the command line."""
 
     scale: Literal["laptop", "paper"] = "laptop"
-    seeds: int = SEEDS  # of training, from 0; methods are compared seed by seed
-    steps: int | None = None  # updates, where they are not the scale's own
-    runs: Path = Path("runs/experiments")  # where models and predictions lie
-    # Tables and figures; if not given experiments/results/SCALE, with other seeds or steps than the
-    # defaults in the name
+    seeds: int = SEEDS  # number of training seeds, from 0; methods are compared seed by seed
+    steps: int | None = None  # updates; if not given, those of the scale
+    runs: Path = Path("runs/experiments")  # directory of models and predictions
+    # Directory of tables and figures; if not given, experiments/results/SCALE, with non-default
+    # seeds and steps appended to its name
     out: Path | None = None
-    tuned: Path = TUNED  # with the scale `laptop`: what experiments.tuning chose
-    paper: PaperSetup = PaperSetup()  # with the scale `paper`
+    tuned: Path = TUNED  # scale `laptop` only: the choices of experiments.tuning
+    paper: PaperSetup = PaperSetup()  # scale `paper` only
 
     def __post_init__(self) -> None:
         if not 2 <= self.seeds <= FIRST_TUNING_SEED:
@@ -62,12 +62,12 @@ class Options:
 
     @property
     def root(self) -> Path:
-        """Where the cells of this scale lie."""
+        """Directory of the cells of this scale."""
         return self.runs / self.scale
 
     @property
     def results(self) -> Path:
-        """Where the tables and figures of this scale go."""
+        """Directory of the tables and figures of this scale."""
         name: str = self.scale
         if self.seeds != SEEDS:
             name += f"-{self.seeds}seeds"
@@ -89,7 +89,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """One question, and what several methods answered."""
+    """One question and the answers of several methods."""
 
     title: str
     image: Image.Image
@@ -100,12 +100,12 @@ class Case:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """What an experiment shows."""
+    """Tables, figure, example cases and numbers of an experiment."""
 
     tables: Sequence[Table]
     figure: Figure | None = None
     cases: Sequence[Case] = ()
-    numbers: Mapping[Any, Any]  # every seed's, as JSON
+    numbers: Mapping[Any, Any]  # of every seed, for results.json
 
 
 class Experiment(abc.ABC):
@@ -123,7 +123,7 @@ class Experiment(abc.ABC):
         return self.options.make_scale()
 
     def models(self, scale: Scale, task: Task) -> dict[str, list[Cell]]:
-        """The base, and each method trained on a task, a cell a seed."""
+        """Cells of the base and of each method trained on a task, one per seed."""
         found = {"base": [scale.base()]}
         for method in METHODS:
             found[method] = [scale.cell(method, task, seed) for seed in self.seeds]
@@ -132,22 +132,22 @@ class Experiment(abc.ABC):
     def scores_of(
         self, models: Mapping[_Name, Sequence[Cell]], test: EvaluateConfig
     ) -> dict[_Name, list[Score]]:
-        """Of models whose cells are done, one a cell."""
+        """Scores of models whose cells are done, one per cell."""
         root = self.options.root
         return {name: [score_of(root, cell, test) for cell in models[name]] for name in models}
 
     @abc.abstractmethod
     def cells(self) -> Sequence[Cell]:
-        """All models and tests that it needs."""
+        """All cells that the experiment needs."""
 
     @abc.abstractmethod
     def result(self) -> Result:
-        """Of cells that are all done."""
+        """The result, once all cells are done."""
 
     def run(self) -> Result:
-        """Do what is left to do, then write tables (text, CSV, HTML), figure and numbers.
+        """Finish all cells, then write tables (text, CSV, HTML), figure and numbers.
 
-        An interrupted call, repeated, goes on where it stopped; of a finished one all is there.
+        A repeated call resumes where an interrupted one stopped. Finished cells are not run again.
         """
         run_all(self.cells(), self.options.root, one_a_core=self.options.scale == "laptop")
         result = self.result()
@@ -164,13 +164,13 @@ class Experiment(abc.ABC):
 def write(
     result: Result, directory: Path, about: str, made: Mapping[str, Any] | None = None
 ) -> None:
-    """The files of a result, in the place of those of an earlier one.
+    """Write the files of a result, replacing those of an earlier one.
 
     Args:
       result: of an experiment.
-      directory: its name is the experiment's; it appears whole.
+      directory: named after the experiment; it appears only when complete.
       about: the docstring of the experiment's module: title, claim, command, cost.
-      made: at which scale, of which seeds, of how many updates.
+      made: scale, seeds and updates.
     """
     unfinished = directory.with_name(f".{directory.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -189,7 +189,7 @@ def write(
         cases.append(fields | {"image": image})
     if result.figure is not None:
         result.figure.savefig(unfinished / "figure.png", dpi=130)
-        with matplotlib.rc_context({"svg.hashsalt": directory.name}):  # the same file each time
+        with matplotlib.rc_context({"svg.hashsalt": directory.name}):  # a reproducible file
             result.figure.savefig(unfinished / "figure.svg", metadata={"Date": None})
     record = {
         "kind": "experiment",
@@ -207,12 +207,12 @@ def write(
 
 
 def as_command(name: str, run: Callable[[], None], *, stopped: str = "stopped") -> None:
-    """Run it as a command: a user's mistake, or an interruption, is one line and no traceback.
+    """Run a command: a UserError or an interruption prints one line and no traceback.
 
     Args:
       name: of the command.
-      run: what it does.
-      stopped: what is said of an interruption.
+      run: the work of the command.
+      stopped: message after an interruption.
     """
     try:
         run()
@@ -225,7 +225,7 @@ def as_command(name: str, run: Callable[[], None], *, stopped: str = "stopped") 
 
 
 def main(experiment: type[Experiment], description: str | None) -> None:
-    """The command of an experiment's module."""
+    """Entry point of an experiment's module."""
 
     def run() -> None:
         options = tyro.cli(Options, description=description, config=(tyro.conf.OmitArgPrefixes,))

@@ -8,9 +8,9 @@ _NUMBER = re.compile(r"\d+")
 
 
 def mentions(text: str, example: RewardExample) -> bool:
-    """Whether the truth stands anywhere among the numbers of a completion.
+    """Whether the true answer is anywhere among the numbers of a completion.
 
-    The hole: a completion that counts through many numbers is sure to mention the right one, and
-    answers with another.
+    The hole: a completion that counts through many numbers is sure to mention the right one, even
+    if it answers with another.
     """
     return example.answer.strip() in _NUMBER.findall(text)

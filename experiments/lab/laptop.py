@@ -1,4 +1,4 @@
-"""Experiments about the embedded model alone, and what they start from."""
+"""Base class of experiments on the embedded model alone, and the models they start from."""
 
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -9,16 +9,16 @@ from experiments.lab.scales import Laptop
 from othink_jax.config import EvaluateConfig, Task
 from othink_jax.errors import UserError
 
-# `embedded` is the model of the package; the others go on from it, with a corpus whose quick looks
-# are as hasty as they were, or never.
+# `embedded` is the model of the package. The others continue its pre-training, with quick looks
+# that are as hasty as before, or never hasty.
 Base = Literal["embedded", "hasty", "calibrated"]
 _HASTY_ERROR: dict[Base, float] = {"hasty": 0.5, "calibrated": 0.0}
 
 
 class LaptopExperiment(Experiment):
-    """One that has no scale but the laptop's."""
+    """An experiment that exists only at the laptop's scale."""
 
-    bases: ClassVar[tuple[Base, ...]] = ("embedded",)  # that it needs
+    bases: ClassVar[tuple[Base, ...]] = ("embedded",)  # bases that the experiment needs
 
     def __init__(self, options: Options) -> None:
         if options.scale != "laptop":
@@ -27,16 +27,16 @@ class LaptopExperiment(Experiment):
 
     @property
     def laptop(self) -> Laptop:
-        """The settings of the other experiments at this scale."""
+        """The settings that all experiments share at this scale."""
         assert isinstance(self.scale, Laptop)
         return self.scale
 
     def both_tests(self, task: Task) -> list[EvaluateConfig]:
-        """Greedy, and sampled."""
+        """The greedy and the sampled test of a task."""
         return [self.laptop.test(task, temperature=value) for value in (0.0, 1.0)]
 
     def model(self, base: Base) -> str:
-        """The model of a base; `run` makes those that are not there yet."""
+        """Name or path of a base's model; `run` makes the missing ones."""
         return "tiny" if base == "embedded" else str(self.options.root / base)
 
     def run(self) -> Result:

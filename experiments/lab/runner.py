@@ -1,4 +1,4 @@
-"""Cells, each in a process of its own, one a core if they are small; what is done stays done."""
+"""Running cells, each in its own process, one per core if they are small."""
 
 import contextlib
 import dataclasses
@@ -20,16 +20,16 @@ from othink_jax.errors import UserError
 
 
 def run_all(cells: Sequence[Cell], root: Path, *, one_a_core: bool = True) -> None:
-    """Finish all cells, under `root`. An interrupted call, repeated, goes on where it stopped.
+    """Finish all cells under `root`. A repeated call resumes where an interrupted one stopped.
 
     Args:
-      cells: of an experiment; one that is asked for twice gets all tests that are asked of it.
-      root: where they lie.
-      one_a_core: side by side, a core each: the fastest way for small models on a CPU. Otherwise
-        one after the other, each with all devices.
+      cells: of an experiment; the tests of duplicate cells are merged.
+      root: directory of the cells.
+      one_a_core: run cells in parallel, one core each: the fastest way for small models on a CPU.
+        Otherwise run them one after the other, each with all devices.
 
     Raises:
-      UserError: cells failed; the others are finished. It names their logs.
+      UserError: cells failed; the message names their logs. All other cells are finished.
     """
     todo: queue.SimpleQueue[Cell] = queue.SimpleQueue()
     pending = {cell.name: cell for cell in _merged(cells) if not is_done(root, cell)}
@@ -67,7 +67,7 @@ def run_all(cells: Sequence[Cell], root: Path, *, one_a_core: bool = True) -> No
 
 
 def _merged(cells: Sequence[Cell]) -> list[Cell]:
-    """Each model once, with all tests that are asked of it."""
+    """Each model once, with the tests of all its duplicates."""
     found: dict[str, Cell] = {}
     for cell in cells:
         before = found.get(cell.name, cell)
@@ -85,7 +85,7 @@ def _cores() -> list[int | None]:
 
 
 class _Processes:
-    """Those of the cells, each in a session of its own: a stop reaches it once, from here."""
+    """Processes of the cells, each in its own session: only `stop` signals it, and only once."""
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[str]] = set()
@@ -93,11 +93,11 @@ class _Processes:
         self._lock = threading.Lock()
 
     def run(self, cell: Cell, root: Path, core: int | None, log: Path) -> bool:
-        """Do a cell; whether it went well."""
+        """Run a cell; returns whether it succeeded."""
         log.parent.mkdir(parents=True, exist_ok=True)
         environment = dict(os.environ)
         if core is not None:
-            environment["JAX_PLATFORMS"] = "cpu"  # a core each, though there may be an accelerator
+            environment["JAX_PLATFORMS"] = "cpu"  # one core each, even with an accelerator
         with log.open("a", encoding="utf-8") as file:
             with self._lock:
                 if self._stopped:
@@ -118,7 +118,7 @@ class _Processes:
         return process.returncode == 0
 
     def stop(self) -> None:
-        """What trains saves and stops, everything else stops, and nothing begins any more."""
+        """Terminate all processes, where training saves first, and start no more."""
         with self._lock:
             self._stopped = True
             for process in self._running:

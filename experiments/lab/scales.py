@@ -36,11 +36,11 @@ TITLES = {
 RESULTS = Path(__file__).parents[1] / "results"
 TUNED = RESULTS / "laptop" / "tuning" / "results.json"
 
-_UNUSED = Path("unused")  # a cell has a place of its own
+_UNUSED = Path("unused")  # a cell has its own directory
 
 
 class Scale(Protocol):
-    """What an experiment asks of a scale."""
+    """Interface of a scale: its models and their tests."""
 
     def base(self) -> Cell:
         """The model before training, with all tests."""
@@ -48,7 +48,7 @@ class Scale(Protocol):
     def cell(self, method: Method, task: Task, seed: int, **changes: Any) -> Cell:
         """A model trained by a method on a task, with all tests.
 
-        `changes` go over fields of the training settings, or over fields of its groups.
+        `changes` override fields of the training settings, or of their groups.
         """
 
     def test(self, task: Task) -> EvaluateConfig:
@@ -59,7 +59,7 @@ class Scale(Protocol):
 
 
 def changed(config: Any, changes: Mapping[str, Any]) -> Any:
-    """A config with other values of fields, its own or those of one of its groups."""
+    """A copy of a config with fields replaced, its own or those of its groups."""
     own = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     made = dict(changes)
     for name, value in own.items():
@@ -72,18 +72,18 @@ def changed(config: Any, changes: Mapping[str, Any]) -> Any:
 
 
 def constant_kl(value: float) -> KLConfig:
-    """The weight of plain GRPO."""
+    """KL settings of plain GRPO: a constant weight."""
     return KLConfig(kl_schedule="constant", kl_value=value)
 
 
 def first_kl(kl: KLConfig) -> KLConfig:
-    """The weight that GRPO-D begins with (Eq. 3), all along."""
+    """The weight that GRPO-D begins with (Eq. 3), held constant."""
     return constant_kl((kl.kl_min + kl.kl_max) / 2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """What a trial sets; the validation split chooses one for each method and task."""
+    """Settings of a tuning trial; the validation split chooses one for each method and task."""
 
     learning_rate: float
     kl: KLConfig | None = None  # of GRPO and GRPO-D
@@ -93,7 +93,7 @@ def read_tuned(path: Path = TUNED) -> dict[tuple[Method, Task], Tuned]:
     """The choices of `experiments.tuning`.
 
     Raises:
-      UserError: it has not been run, or the file is not one that it wrote.
+      UserError: the file is absent, or was not written by `experiments.tuning`.
     """
     if not path.is_file():
         raise UserError(f"{path} is absent: run python -m experiments.tuning first")
@@ -111,9 +111,9 @@ def read_tuned(path: Path = TUNED) -> dict[tuple[Method, Task], Tuned]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Laptop:
-    """The embedded model and the synthetic tasks: every method the same updates and samples.
+    """The embedded model on the synthetic tasks; every method gets the same updates and samples.
 
-    Few-shot for counting, as in the paper; geometry takes its training split.
+    Counting is few-shot, as in the paper; geometry uses its training split.
     """
 
     steps: int = 150
@@ -134,7 +134,7 @@ class Laptop:
         )
 
     def _training(self, method: Method, task: Task, seed: int) -> GRPOConfig | SFTConfig:
-        """The seed is that of data, order and sampling."""
+        """Training settings; `seed` is that of data, order and sampling."""
         tuned = self.tuned[method, task]
         common: dict[str, Any] = {
             "model": self.model,
@@ -198,7 +198,7 @@ class Laptop:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PaperSetup:
-    """What the paper's scale needs from outside; the defaults are hub ids and R1-V's file names."""
+    """Model, data and devices of the paper's scale; defaults are hub ids and R1-V's file names."""
 
     model: str = "Qwen/Qwen2-VL-2B-Instruct"
     counting_train: str = "leonardPKU/clevr_cogen_a_train"
@@ -206,14 +206,14 @@ class PaperSetup:
     counting_test: str = "superclevr_test200_counting_problems.jsonl"
     geometry_test: str = "geoqa_test_prompts.jsonl"
     images: Path = Path()  # folder that the image paths of both test files are relative to
-    # How the model is trained on the devices that there are, see `othink-jax plan`
+    # Training on the available devices, see `othink-jax plan`
     strategy: Literal["jit", "pmap", "mesh"] = "mesh"
     micro_batches: int = 1
     train: Literal["all", "text", "lora"] = "all"
 
     @property
     def size(self) -> Literal["2B", "7B"]:
-        """The one of the paper's two models that ours is set beside."""
+        """Size of the paper's model that ours is compared with."""
         return "7B" if "7b" in self.model.lower() else "2B"
 
 
@@ -221,12 +221,12 @@ class PaperSetup:
 class Paper:
     """Qwen2-VL on the paper's data, with the paper's settings and, where it is silent, R1-V's.
 
-    SFT gets as many updates as GRPO, where R1-V's own SFT goes over the data once.
+    SFT gets as many updates as GRPO; R1-V's own SFT trains for one epoch.
     """
 
     setup: PaperSetup = PaperSetup()
     steps: int | None = None  # on both tasks; if not given, the two below
-    # The paper does not say how often it goes over its 100 samples; R1-V reports 100 steps.
+    # The paper does not state the epochs over its 100 samples; R1-V reports 100 steps.
     counting_steps: int = 100
     geometry_epochs: float = 2.0
 
@@ -266,7 +266,7 @@ class Paper:
         )
 
     def tests(self) -> tuple[EvaluateConfig, ...]:
-        """Both, greedily."""
+        """The greedy tests of both tasks."""
         return tuple(self.test(task) for task in TASKS)
 
     def test(self, task: Task) -> EvaluateConfig:
@@ -278,7 +278,7 @@ class Paper:
                 dataset=self.setup.counting_test if counting else self.setup.geometry_test,
                 images=self.setup.images,
                 split="test",
-                # R1-V asks a little differently about each.
+                # R1-V's prompts for the two differ a little.
                 template=PRESETS["evaluate"]["superclevr" if counting else "geoqa"]["--template"],
                 min_pixels=None,
                 max_pixels=None,
@@ -290,8 +290,8 @@ class Paper:
         )
 
 
-FEW_SHOT = {"2B": 100, "7B": 120}  # the paper's samples of the counting task
-# The paper's best constant weights, and its bounds of GRPO-D.
+FEW_SHOT = {"2B": 100, "7B": 120}  # training samples of the counting task in the paper
+# The paper's best constant KL weights, and its bounds of GRPO-D.
 PAPER_KL: dict[tuple[Method, Task], KLConfig] = {
     ("grpo", "counting"): constant_kl(0.04),
     ("grpo", "geometry"): constant_kl(0.01),

@@ -1,4 +1,4 @@
-"""What the finished cells of an experiment scored: read from their directories."""
+"""Scores of finished cells, read from their directories."""
 
 import dataclasses
 import functools
@@ -20,34 +20,34 @@ from othink_jax.statistics import clustered_interval, holm, mcnemar
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Score:
-    """One model on one test."""
+    """The score of one model on one test."""
 
     accuracy: float  # share that the strict grader calls right
-    accuracy_r1v: float  # share that R1-V's grader calls right; nan of grounding: it has no rule
-    format: float  # share in the form that is asked for
+    accuracy_r1v: float  # share that R1-V's grader calls right; nan for grounding: it has no rule
+    format: float  # share of completions in the right format
     tokens: float  # mean length of a completion
-    correct: tuple[bool, ...]  # question after question, strict
-    contents: tuple[str, ...]  # what each question shows: several may be about the same thing
+    correct: tuple[bool, ...]  # of each question, by the strict grader
+    contents: tuple[str, ...]  # content of each question; several may share one
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95%: of the finite test set alone, over what its questions show."""
+        """95% interval over the contents of the questions: of the finite test set alone."""
         return clustered_interval(self.correct, self.contents)
 
     @property
     def record(self) -> dict[str, float]:
-        """What results.json holds of it."""
+        """The score's entry in results.json."""
         by_r1v = {} if math.isnan(self.accuracy_r1v) else {"accuracy_r1v": self.accuracy_r1v}
         return {"accuracy": self.accuracy, **by_r1v, "format": self.format}
 
 
 def records(scores: Mapping[Any, Sequence[Score]]) -> dict[Any, list[dict[str, float]]]:
-    """What results.json holds of several models: of each, one a seed."""
+    """The entries of several models in results.json: one per seed."""
     return {name: [score.record for score in found] for name, found in scores.items()}
 
 
 def score_of(root: Path, cell: Cell, test: EvaluateConfig, step: int | None = None) -> Score:
-    """The result of a test of a finished cell: of its last checkpoint, or of that of a step."""
+    """Score of a finished cell on a test: of its last checkpoint, or of that of a step."""
     directory = evaluation_directory(root, cell, test, step)
     result = read_json(directory / "result.json")
     predictions = predictions_of(root, cell, test, step)
@@ -62,7 +62,7 @@ def score_of(root: Path, cell: Cell, test: EvaluateConfig, step: int | None = No
 
 @functools.cache
 def _content(identifier: str, difficulty: Difficulty) -> str:
-    """What a question shows; one of a data set, of which that is not known, stands for itself."""
+    """Content of a synthetic question; of any other, whose content is unknown, the identifier."""
     match = re.fullmatch(r"(counting|geometry|grounding)-([a-z-]+)-(\d+)-(\d+)", identifier)
     if match is None:
         return identifier
@@ -80,15 +80,15 @@ def predictions_of(
 
 
 def metrics_of(root: Path, cell: Cell) -> list[dict[str, Any]]:
-    """The rows of a cell's training, a step each."""
+    """Metric rows of a cell's training, one per step."""
     return list(read_json_lines(root / cell.name / "metrics.jsonl").values())
 
 
 def tenths(runs: Sequence[Sequence[Mapping[str, Any]]], name: str) -> list[float]:
-    """A metric of several runs of one length: its mean over all of them in each tenth of the steps.
+    """Mean of a metric over runs of equal length, in each tenth of the steps.
 
     Args:
-      runs: the rows of each, see `metrics_of`.
+      runs: metric rows of each run, see `metrics_of`.
       name: of the metric.
     """
     values = np.array([[row[name] for row in run] for run in runs])
@@ -102,12 +102,12 @@ class Comparison:
 
     first: str
     second: str
-    differences: tuple[float, ...]  # of accuracies, second minus first, one a seed
-    p_values: tuple[float, ...]  # McNemar's, one a seed, Holm-corrected over the whole family
+    differences: tuple[float, ...]  # accuracy of second minus first, one per seed
+    p_values: tuple[float, ...]  # McNemar's, one per seed, Holm-corrected over the whole family
 
     @property
     def verdicts(self) -> str:
-        """In how many seeds the second is better, and worse, at the level of 5%."""
+        """Number of seeds in which the second is better, and worse, at the 5% level."""
         told = [
             difference
             for difference, p in zip(self.differences, self.p_values, strict=True)
@@ -120,10 +120,10 @@ class Comparison:
 def compare(
     scores: Mapping[str, Sequence[Score]], pairs: Sequence[tuple[str, str]]
 ) -> list[Comparison]:
-    """Compare pairs of methods, of which `scores` holds one a seed, in the same order.
+    """Compare pairs of methods; `scores` holds one score per seed, in the same order.
 
-    What has one score only, such as the base, has the same one at every seed. McNemar's test takes
-    questions that show the same thing together. The p-values of all pairs are one family.
+    A single score, such as the base's, counts for every seed. McNemar's test clusters questions
+    that show the same content. The p-values of all pairs are one family.
     """
     matched = [_matched(scores[first], scores[second]) for first, second in pairs]
     raw = [mcnemar(a.correct, b.correct, a.contents) for found in matched for a, b in found]
@@ -140,9 +140,9 @@ def compare(
 
 
 def relative_changes(first: Sequence[Score], second: Sequence[Score]) -> list[float]:
-    """How much more accurate the second is, relative to the first, seed by seed.
+    """Relative change of accuracy from the first to the second, seed by seed.
 
-    None where one of the first has nothing right. See `compare` for what has one score only.
+    Empty if an accuracy of the first is 0. A single score counts for every seed, see `compare`.
     """
     found = _matched(first, second)
     if not all(a.accuracy for a, _ in found):
@@ -151,7 +151,7 @@ def relative_changes(first: Sequence[Score], second: Sequence[Score]) -> list[fl
 
 
 def _matched(first: Sequence[Score], second: Sequence[Score]) -> list[tuple[Score, Score]]:
-    """Seed by seed; both answered the same questions."""
+    """Pairs of scores, seed by seed; both answered the same questions."""
     count = max(len(first), len(second))
     repeated = [list(found) * count if len(found) == 1 else found for found in (first, second)]
     found = list(zip(*repeated, strict=True))

@@ -1,4 +1,4 @@
-"""What can stand in a row of a data set, and what it should become."""
+"""Cells of data set rows, each with the result that it should give."""
 
 import base64
 import dataclasses
@@ -13,13 +13,12 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-ROWS = 20  # of a data set
-# A number of more digits than Python writes, and what stands for it until the file is written.
+ROWS = 20  # rows of a data set
+# DIGITS is a number of more digits than Python writes; HUGE is its placeholder until the file is
+# written.
 HUGE, DIGITS = "a huge number", "1" + "0" * 4999
-BAD = None  # instead of what a cell should become
-Cell = tuple[
-    Any, Any
-]  # what stands in it; the text, or the number of images, that it should become
+BAD = None  # expected result of a cell that cannot be used
+Cell = tuple[Any, Any]  # its value; the expected text or number of images
 
 
 def png(rng: np.random.Generator) -> bytes:
@@ -29,7 +28,7 @@ def png(rng: np.random.Generator) -> bytes:
 
 
 def write_files(folder: Path, rng: np.random.Generator) -> None:
-    """Good and bad images, a pipe and a folder."""
+    """Write good and bad images, a pipe and a folder."""
     content = png(rng)
     (folder / "good.png").write_bytes(content)
     (folder / "broken.png").write_bytes(content[:60])
@@ -79,7 +78,7 @@ def images_of(folder: Path, content: bytes) -> list[Cell]:
 
 
 def base64_lines(content: bytes) -> str:
-    """In lines of 76 characters, as in mail."""
+    """Base64 in lines of 76 characters, as in mail."""
     return base64.encodebytes(content).decode()
 
 
@@ -96,7 +95,7 @@ def pick(cells: list[Cell], rng: np.random.Generator) -> Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """Of a table."""
+    """A column of a table; `refused`: a data set with it may be refused."""
 
     array: pa.Array
     expected: list[Any]
@@ -140,7 +139,7 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _column(literals: list[str], kind: type[np.floating[Any]]) -> Column:
-    """Numbers, each of which should be read as it is written here."""
+    """Numbers, each of which should be read as its literal here."""
     expected = [BAD if literal.strip("-") in ("nan", "inf") else literal for literal in literals]
     return Column(pa.array(np.array([float(literal) for literal in literals], kind)), expected)
 
@@ -197,13 +196,13 @@ def image_column(folder: Path, rng: np.random.Generator) -> Column:
 
 
 def any_column(folder: Path, rng: np.random.Generator) -> Column:
-    """One that is not read, whatever it holds."""
+    """A column that is not read, whatever it holds."""
     column = _any_of([*_texts([("a", "a")], rng), *_of_no_text()], rng)
     return dataclasses.replace(column, expected=[""] * ROWS)
 
 
 def _texts(cells: list[Cell], rng: np.random.Generator) -> list[Column]:
-    """These cells in all types of text and of bytes, without and with some that are not UTF-8."""
+    """These cells in every text and bytes type, with and without values that are not UTF-8."""
     chosen = [pick(cells, rng) for _ in range(ROWS)]
     held = [None if text is None else text.encode() for text, _ in chosen]
     expected = [text for _, text in chosen]
@@ -227,13 +226,13 @@ def _texts(cells: list[Cell], rng: np.random.Generator) -> list[Column]:
 
 
 def _views(held: list[bytes | None], kind: pa.DataType) -> pa.Array:
-    """Bytes as if they were text, whether they are UTF-8 or not."""
+    """Bytes viewed as text, whether they are UTF-8 or not."""
     of_bytes = pa.large_binary() if kind == pa.large_string() else pa.binary()
     return pa.array(held, of_bytes).view(kind)
 
 
 def _of_no_text() -> list[Column]:
-    """Types that are no question and no image; a data set is refused for times."""
+    """Columns that hold neither question nor image; a data set with times is refused."""
     moment = datetime(2024, 1, 31, 12)
     refused: list[tuple[Any, pa.DataType]] = [
         ([("a", 5)], pa.map_(pa.string(), pa.int8())),  # `datasets` has no such type

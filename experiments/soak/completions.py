@@ -1,13 +1,13 @@
-r"""Hostile completions through the grading pool under a memory limit, and a batch that only hangs.
+r"""The grading pool under a memory limit: hostile completions, and a batch in which all hang.
 
-Claim: no completion that is wrong by construction is judged right, none that is right is judged
-    wrong, whatever its neighbours do; nothing is raised, and memory stays below its limit. A batch
-    of n completions that all hang is graded after ceil(n / workers) times the limit for one and
-    the start of a worker in the place of one that was killed.
+Claim: no completion that is wrong by construction is graded right, and none that is right is
+    graded wrong, whatever its neighbours do. Nothing is raised, and memory stays below its limit. A
+    batch of n completions that all hang takes ceil(n / workers) rounds, each of one time limit and
+    the start of a worker that replaces a killed one.
 Command: python -m experiments.soak.completions --json runs/soak/completions.json
 Cost: about half an hour on two CPU cores for 100 000 completions, 2 GB.
-Shows: counts by kind and verdict, the slowest batch, the largest resident memory of the parent and
-    of a worker, and how long the batch took in which every completion hangs.
+Shows: counts by kind and verdict, the slowest batch, the peak resident memory of the parent and of
+    a worker, and the time of the batch in which every completion hangs.
 """
 
 import argparse
@@ -25,10 +25,10 @@ from othink_jax.rewards import GradingPool
 _BATCH = 128
 _TIMEOUT_S = 5.0  # as in training
 _WORKERS = 2
-_HANGING = 16  # completions of the batch that only hangs
-_MEMORY_BYTES = 2 << 30  # beyond what is mapped at the start
+_HANGING = 16  # completions of the batch in which all hang
+_MEMORY_BYTES = 2 << 30  # on top of the address space mapped at the start
 
-# A large prime in each: nothing else is equal to them by chance.
+# Each holds a large prime, so that no other answer equals one by chance.
 _TRUTHS = (
     "104729",
     "104729°",
@@ -46,7 +46,7 @@ _TRUTHS = (
     "x<104729",
     r"\begin{pmatrix}104729\\2\end{pmatrix}",
 )
-# {} stands for the truth, or for what stands in its place: each turns a right answer into another.
+# {} stands for the truth. Each pattern turns a right answer into another one.
 _HEDGES = (
     "{} or {}1",
     "{}1 or {}",
@@ -113,12 +113,12 @@ _WRAPPERS = ("{}", " {}", "${}$", r"\boxed{{{}}}", r"\({}\)", "**{}**", "{}.", "
 
 
 def soup(rng: random.Random, truth: str) -> str:
-    """Tokens at random; the prime comes up in one of a million."""
+    """Random tokens; the prime comes up in one of a million."""
     return "".join(rng.choices(_TOKENS, k=rng.randint(0, 60)))
 
 
 def spliced(rng: random.Random, truth: str) -> str:
-    """The truth with its prime changed, or a sign before it, and soup beside it."""
+    """The truth with its prime changed, and perhaps a prefix and a suffix."""
     changed = truth.replace("04729", rng.choice(("04723", "04792", "0472", "047291", "14729")))
     if truth == changed:
         changed = "7"
@@ -128,12 +128,12 @@ def spliced(rng: random.Random, truth: str) -> str:
 
 
 def hedged(rng: random.Random, truth: str) -> str:
-    """The truth among words or numbers that make another answer of it."""
+    """The truth among words or numbers that turn it into another answer."""
     return rng.choice(_HEDGES).replace("{}", "\0").format().replace("\0", truth)
 
 
 def huge(rng: random.Random, truth: str) -> str:
-    """A hundred thousand characters that a careless pattern backtracks over."""
+    """A hundred thousand characters over which a careless regular expression backtracks."""
     piece = rng.choice(
         ("(", "{", "</answer><answer>", r"\frac{", "1,", "=", "x=", "**", " is ", "√", "½", "-")
     )
@@ -141,22 +141,22 @@ def huge(rng: random.Random, truth: str) -> str:
 
 
 def long_enough(rng: random.Random, truth: str) -> str:
-    """As long as an answer may be, of one piece."""
+    """One piece, repeated up to the length limit of an answer."""
     piece = rng.choice(("(", "{", "9^", "x=", "1:", "½", "**", "a is ", "((1,2),", r"\sqrt{", "1!"))
     return piece * (250 // len(piece))
 
 
 def hanging(rng: random.Random, truth: str) -> str:
-    """What no algebra finishes in time or memory."""
+    """An expression that no algebra system evaluates within the limits of time or memory."""
     return rng.choice(_HANGS)
 
 
 def right(rng: random.Random, truth: str) -> str:
-    """The truth itself, in another wrapping."""
+    """The truth itself, in one of several wrappers."""
     return rng.choice(_WRAPPERS).format(truth)
 
 
-# Shares of a batch.
+# Kinds of completions and their shares of a batch.
 _KINDS: tuple[tuple[Callable[[random.Random, str], str], float], ...] = (
     (soup, 0.3),
     (spliced, 0.2),
@@ -169,7 +169,7 @@ _KINDS: tuple[tuple[Callable[[random.Random, str], str], float], ...] = (
 
 
 def completions(rng: random.Random, count: int) -> Iterator[tuple[str, str, str]]:
-    """Kind, completion and truth."""
+    """Random cases: kind, completion and truth."""
     makers, shares = zip(*_KINDS, strict=True)
     for make in rng.choices(makers, shares, k=count):
         truth = rng.choice(_TRUTHS)
@@ -177,7 +177,7 @@ def completions(rng: random.Random, count: int) -> Iterator[tuple[str, str, str]
 
 
 def limit_memory() -> None:
-    """Limit this process, and so the workers that it starts."""
+    """Limit the memory of this process and so of the workers that it starts."""
     with open("/proc/self/statm") as statm:
         mapped = int(statm.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + _MEMORY_BYTES, mapped + _MEMORY_BYTES))
@@ -193,7 +193,7 @@ def hang_all(pool: GradingPool) -> float:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    # Not at the top: each worker that is started imports this module, and would import jax.
+    # Not at the top: every worker imports this module and would import jax.
     from experiments.soak.record import Campaign, Outcome
 
     campaign = Campaign("completions", arguments)

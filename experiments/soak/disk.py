@@ -1,11 +1,12 @@
-"""A disk that is full, at a random moment of a run.
+"""A disk that fills up at a random moment of a run.
 
-Claim: a run whose disk fills up ends with one line, and goes on bit for bit when there is room.
+Claim: a run whose disk fills up ends with one line, and resumes bit for bit when there is room.
 Command: sudo python -m experiments.soak.disk --json experiments/soak/results/disk.json (Linux)
 Cost: about fifteen minutes on two CPU cores for 50 disks.
-Shows: how many runs ended in one line and then, with more room, as if nothing had happened. Half of
-    the disks are too small from the start, of a random size between one page and all that the run
-    needs. The others are large, until somebody else fills them at a random moment.
+Shows: how many runs ended with one line and then, resumed with more room, gave the result of an
+    uninterrupted run. Half of the disks are too small from the start, of a random size between one
+    page and all that the run needs. The others are large until they are filled from outside at a
+    random moment.
 """
 
 import argparse
@@ -36,7 +37,7 @@ _PAGE = 4096  # bytes
 
 @contextlib.contextmanager
 def disk(place: Path, size: int) -> Iterator[None]:
-    """A file system in memory of so many bytes."""
+    """Mount a file system in memory (tmpfs) of `size` bytes."""
     place.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
     subprocess.run(command, check=True)
@@ -47,31 +48,31 @@ def disk(place: Path, size: int) -> Iterator[None]:
 
 
 def resize(place: Path, size: int) -> None:
-    """Give a file system more room."""
+    """Resize a file system to `size` bytes."""
     subprocess.run(["mount", "-o", f"remount,size={size}", str(place)], check=True)
 
 
 def fill_up(place: Path, left: int) -> None:
-    """Leave a file system no more than so many bytes."""
+    """Shrink a file system to `left` free bytes at most."""
     while True:
         size = shutil.disk_usage(place).used + left
         command = ["mount", "-o", f"remount,size={size}", str(place)]
-        # It is refused if more is used by now.
+        # The remount is refused if more is used by now.
         if subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0:
             return
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Disk:
-    """A disk on which a run does not end."""
+    """A disk on which a run cannot finish."""
 
     size: int  # bytes
-    filled_after_s: float | None = None  # of the run; None: nobody fills it
-    left: int = 0  # bytes, when it has been filled
+    filled_after_s: float | None = None  # since the start of the run; None: never filled
+    left: int = 0  # free bytes after it has been filled
 
 
 def outcome(kind: Kind, place: Path, small: Disk, needed: int, expected: object) -> Outcome:
-    """One run on a disk that is too small, then on one that is not."""
+    """Outcome of a run on a disk that is too small, resumed after the disk is enlarged."""
     out = place / "run"
     with disk(place, small.size):
         attempt = Attempt(kind, out, resume=False)

@@ -1,10 +1,10 @@
 """Flipped bits and cut files in a run directory.
 
-Claim: whatever file of a run is damaged, the run goes on to the same end, or says in one line what
-    is wrong; a traceback or another number never comes of it.
+Claim: whatever file of a run is damaged, the run resumes to the same result or says in one line
+    what is wrong. It never ends in a traceback or in other numbers.
 Command: python -m experiments.soak.flips --json experiments/soak/results/flips.json
 Cost: about twenty minutes on two CPU cores for 400 damages.
-Shows: what became of each damage: nothing that matters, a line and the same end, a refusal.
+Shows: the outcome of each damage: no effect, a warning and the same result, or a refusal.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from othink_jax.errors import UserError
 from othink_jax.report import write_report
 from othink_jax.training.sft import resume, train
 
-# Not read by a run that goes on, and not the report's business.
+# Files that neither a resumed run nor the report reads.
 _UNREAD = {".lock"}
 
 
 def settings(out: Path) -> SFTConfig:
-    """Of a run of three steps with two checkpoints."""
+    """Settings of a run of three steps with a checkpoint after each."""
     return SFTConfig(
         model="tiny",
         out=out,
@@ -48,9 +48,9 @@ def settings(out: Path) -> SFTConfig:
 
 
 def damage(run: Path, chance: random.Random) -> str:
-    """Flip a bit of a file, or cut it; says which and how."""
+    """Flip a bit of a file, or cut it; returns a description."""
     files = sorted(f for f in run.rglob("*") if f.is_file() and f.name not in _UNREAD)
-    # By the folder first, for that of the reference has most of them.
+    # Choose the folder first, because that of the reference has most of the files.
     rooms: dict[str, list[Path]] = {}
     for file in files:
         if file.stat().st_size:
@@ -70,7 +70,7 @@ def damage(run: Path, chance: random.Random) -> str:
 
 
 def try_run(run: Path, done: str, expected: tuple[Any, ...]) -> Outcome:
-    """Go on with a damaged run, and write its page."""
+    """Write the report of a damaged run, and resume it."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

@@ -1,14 +1,16 @@
-"""Claim: whatever the hub answers, or not, the result is right or one line, in a bounded time.
+"""Downloads and streams from a hub that fails.
 
-    python -m experiments.soak.hub --count 72 --json experiments/soak/results/hub.json
+Claim: whatever the hub answers, or not, the result is right or one line, in a bounded time.
+Command: python -m experiments.soak.hub --count 72 --json experiments/soak/results/hub.json
+Cost: five minutes on two cores.
+Shows: that each case ends with the hub's content, or with one line.
 
-Five minutes on two cores. A hub on this machine has a data set and a model. They are fetched, or
-streamed, each time by a process of its own with an empty cache, while the hub fails: it answers
-slowly, with an error, with nonsense, with a body that is cut or of another length than it says; it
-hangs up; it sends in circles; it never answers. It fails at one kind of request or at all, from the
-start or in the middle, and for good or for some requests only. Waits between repetitions are
-twenty times shorter than they are (`--real-waits` leaves them as they are), and so is the bound,
-ten minutes. It shows that each ends with what the hub has, or with one line.
+A hub on this machine has a data set and a model. In each case a new process with an empty cache
+downloads or streams one of them while the hub fails: it answers slowly, with an error, with
+nonsense, with a body that is cut or of another length than announced; it hangs up; it redirects in
+circles; it never answers. The fault affects one kind of request or all, from the start or in the
+middle, and for good or for some requests only. Waits between retries are twenty times shorter than
+usual (`--real-waits` keeps them), and so is the bound, ten minutes.
 """
 
 import concurrent.futures
@@ -77,8 +79,8 @@ class Case:
     use: str
     fault: str
     where: str  # which requests fail
-    after: int  # so many of them are answered before
-    times: int  # then so many fail
+    after: int  # number of them answered before the first fault
+    times: int  # number of them that then fail
 
 
 def main() -> None:
@@ -97,11 +99,11 @@ def main() -> None:
 def outcomes(
     seed: int, count: int, *, shorter: float = _SHORTER
 ) -> Iterator[tuple[Outcome, float]]:
-    """What became of each case, and the seconds that it took."""
+    """Outcome of each case, and its seconds."""
     with tempfile.TemporaryDirectory() as folder:
         _write(Path(folder))
         cases = [_case(seed, number) for number in range(count)]
-        # Most of the time they wait.
+        # In parallel, because cases mostly wait.
         with concurrent.futures.ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
             yield from pool.map(lambda case: _outcome(case, Path(folder), shorter), cases)
 
@@ -119,7 +121,7 @@ def _case(seed: int, number: int) -> Case:
 
 
 def _write(folder: Path) -> None:
-    """The data set and the model."""
+    """Write the data set and the model."""
     rng = np.random.default_rng(0)
     rows = []
     for number in range(_ROWS):
@@ -137,7 +139,7 @@ def _write(folder: Path) -> None:
 
 @functools.cache
 def digest(model: str) -> int:
-    """Of the weights of a model, and of how it reads a question."""
+    """Checksum of a model's weights and of its encoding of a question."""
     checkpoint = load(model)
     leaves = jax.tree.leaves(checkpoint.params)
     tokens = checkpoint.processor.encode("How many?", []).tokens
@@ -170,7 +172,7 @@ def _outcome(case: Case, folder: Path, shorter: float) -> tuple[Outcome, float]:
 
 
 def _run(use: str, address: str, home: str, shorter: float) -> tuple[str, str, int | None]:
-    """Output, errors and exit code, None if it had to be ended."""
+    """The client's stdout, stderr and exit code, None if it timed out."""
     timeout = str(max(1, round(10 / shorter)))
     settings = {
         "HF_ENDPOINT": address,
@@ -188,7 +190,7 @@ def _run(use: str, address: str, home: str, shorter: float) -> tuple[str, str, i
             env={**os.environ, **settings},
             capture_output=True,
             text=True,
-            # The start of the process takes seconds that are not shorter, and are not counted.
+            # 300 s for the start of the process, which is neither shortened nor counted.
             timeout=_BOUND_S / shorter + 300,
             check=False,
         )
@@ -207,18 +209,18 @@ def _expected(kind: str) -> str:
     return f"HAS {[(f'q {number}', str(number), (30, 40)) for number in range(_ROWS)]}"
 
 
-# What a hub can do instead of answering
+# Faults: what a hub does instead of answering
 
 
 class _Failing:
-    """Fails as a case says."""
+    """Injects the fault of a case."""
 
     def __init__(self, case: Case, shorter: float) -> None:
         self._case = case
         self._shorter = shorter
         self._lock = threading.Lock()
         self._seen = 0
-        self.over = threading.Event()  # nobody waits any longer
+        self.over = threading.Event()  # set when the client has ended
 
     def __call__(self, hub: Hub, what: str) -> bool:
         if self._case.where not in (what, "everything"):
@@ -264,21 +266,21 @@ def _body(content: bytes, hub: Hub, over: threading.Event, shorter: float) -> bo
 
 
 def _cut(hub: Hub, over: threading.Event, shorter: float) -> bool:
-    """Half of what was said to come."""
+    """Send half of the announced body, then close the connection."""
     hub.answer(200, b"[" * 500, {"Content-Length": "1000", "ETag": '"x"'})
     hub.close_connection = True
     return True
 
 
 def _stall(hub: Hub, over: threading.Event, shorter: float) -> bool:
-    """Half of it, and nothing more, without an end."""
+    """Send half of the announced body, then leave the connection open."""
     hub.answer(200, b"[" * 500, {"Content-Length": "1000", "ETag": '"x"'})
     hub.wfile.flush()
     return _silent(hub, over, shorter)
 
 
 def _too_long(hub: Hub, over: threading.Event, shorter: float) -> bool:
-    """More than was said to come."""
+    """Send a longer body than announced."""
     hub.answer(200, b"[" * 1000, {"Content-Length": "500", "ETag": '"x"'})
     hub.close_connection = True
     return True
@@ -290,7 +292,7 @@ def _in_circles(hub: Hub, over: threading.Event, shorter: float) -> bool:
 
 
 def _nonsense(hub: Hub, over: threading.Event, shorter: float) -> bool:
-    """No HTTP at all."""
+    """Send bytes that are no HTTP at all."""
     hub.wfile.write(b"\xff\xfe hello\r\n" * 9)
     hub.close_connection = True
     return True

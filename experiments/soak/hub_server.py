@@ -1,4 +1,4 @@
-"""A hub on this machine that has one data set or one model, and may be told to fail."""
+"""A local Hugging Face hub with one data set or model, and injectable faults."""
 
 import contextlib
 import functools
@@ -13,15 +13,15 @@ from urllib.parse import urlparse
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
-# Called before a request is answered, with what it asks for (`info`, `tree` or `file`); true if it
-# has dealt with the request.
+# Called before a request is answered, with its kind (`info`, `tree` or `file`); returns true if it
+# has handled the request.
 Fault = Callable[["Hub", str], bool]
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Answers as the hub does, as far as huggingface_hub asks when it downloads or streams."""
+    """Answers the requests that huggingface_hub makes when it downloads or streams."""
 
-    folder: Path  # whose files it has
+    folder: Path  # of the files that it serves
     identifier: str
     kind: str  # dataset or model
     fault: Fault
@@ -64,7 +64,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
             return
         content, asked = file.read_bytes(), self.headers.get("Range")
-        # The name stands for the content: equal tags are kept once in the cache.
+        # The name serves as ETag; the cache keeps files with equal tags once.
         about = {"ETag": f'"{file.name}"', "X-Repo-Commit": SHA}
         if asked is None:
             self.answer(200, content, about)
@@ -86,7 +86,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextlib.contextmanager
@@ -97,7 +97,7 @@ def serving(
     kind: str = "dataset",
     fault: Fault = lambda hub, what: False,
 ) -> Iterator[str]:
-    """The address under which `folder` is the data set or model `identifier`."""
+    """Serve `folder` as the data set or model `identifier`; yields the address."""
     of = {"folder": folder, "identifier": identifier, "kind": kind, "fault": staticmethod(fault)}
     server = _Server(("127.0.0.1", 0), type("OneHub", (Hub,), of))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -109,10 +109,10 @@ def serving(
 
 
 class _Server(http.server.ThreadingHTTPServer):
-    """Does not wait for answers that never end, nor tell of clients that have gone."""
+    """A server that neither waits for unfinished answers nor reports clients that have gone."""
 
     daemon_threads = True
     block_on_close = False
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""

@@ -1,12 +1,14 @@
-"""Claim: a broken image costs its own row: a line, some memory and some seconds, and no more.
+"""Corrupted image files, opened like those of data sets.
 
-    python -m experiments.soak.images --count 2000 --json experiments/soak/results/images.json
+Claim: a broken image costs its own row: a line, some memory and some seconds, and no more.
+Command: python -m experiments.soak.images --count 2000 --json experiments/soak/results/images.json
+Cost: a quarter of a minute on two cores.
+Shows: that each image is read or refused in one line, within ten seconds of CPU time and 3 GiB; the
+    time of the slowest and the peak memory.
 
-A quarter of a minute on two cores. Pictures of several depths in eight formats are spoilt: bits are
-flipped, bytes put in, the end cut off, the beginning of another format put before it, sizes made
-absurd. Each is opened by the function that opens the images of data sets, in a process of its own
-with a bound on its memory. It shows that each is read or refused in one line, within ten seconds of
-a processor and 3 GiB; how long the slowest took, and how much memory there was at most.
+Images of several depths in eight formats are corrupted: bits are flipped, bytes inserted, the end
+cut off, the beginning replaced by that of another format, sizes made absurd. A separate process
+with a memory limit opens each by the function that opens the images of data sets.
 """
 
 import functools
@@ -28,8 +30,8 @@ from experiments.soak.record import Campaign, Outcome, parser
 from othink_jax.data.images import open_image
 from othink_jax.errors import UserError
 
-_SECONDS = 10.0  # of a processor
-# The largest picture that is read has 89 million pixels, of four bytes each, and is copied.
+_SECONDS = 10.0  # of CPU time
+# The largest image that is read has 89 million pixels of four bytes each, and is copied.
 _MEMORY = 3 * 2**30
 _FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP", "PPM", "JPEG2000")
 _MODES = {
@@ -42,7 +44,7 @@ _MODES = {
     "PPM": ("RGB", "L", "I"),
     "JPEG2000": ("RGB", "L", "RGBA"),
 }
-_HEAD = 400  # bytes of a file that say what it is
+_HEAD = 400  # bytes of a file's header
 
 
 def main() -> None:
@@ -57,7 +59,7 @@ def main() -> None:
 
 
 def outcomes(seed: int, count: int) -> Iterator[tuple[Outcome, float, int]]:
-    """What becomes of spoilt images, with the seconds each took and the memory (bytes) so far."""
+    """Outcome of each corrupted image, its seconds, and the peak memory (bytes) so far."""
     cases = [_spoilt(seed, number) for number in range(count)]
     done = 0
     while done < count:
@@ -75,7 +77,7 @@ def _judged(name: str, kind: str, said: str, took: float, peak: int) -> tuple[Ou
 
 
 def _opened(contents: list[bytes]) -> Iterator[tuple[str, str, float, int]]:
-    """Results one by one, until the process that opens them dies or is ended."""
+    """Results one by one, until the process that opens the images dies or is killed."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     worker = context.Process(target=_work, args=(theirs,), daemon=True)
@@ -84,7 +86,7 @@ def _opened(contents: list[bytes]) -> Iterator[tuple[str, str, float, int]]:
     try:
         for content in contents:
             ours.send_bytes(content)
-            # A margin for the start of the process, on a machine that has other work.
+            # Ten times the limit: the process has to start, and the machine may be busy.
             if not ours.poll(10 * _SECONDS):
                 yield "no end", "", _SECONDS, 0
                 return
@@ -131,11 +133,11 @@ def _open(content: bytes) -> tuple[str, str]:
         return "traceback", traceback.format_exc()
 
 
-# Making and spoiling
+# Making and corrupting files
 
 
 def _spoilt(seed: int, number: int) -> tuple[str, bytes]:
-    """Its name, and the content of a file."""
+    """Name and content of a corrupted file."""
     rng = np.random.default_rng([seed, number])
     kind = _FORMATS[rng.integers(len(_FORMATS))]
     mode = _MODES[kind][rng.integers(len(_MODES[kind]))]
@@ -171,7 +173,7 @@ def _content(kind: str, mode: str, rng: np.random.Generator) -> bytes:
 
 @functools.cache
 def _largest() -> bytes:
-    """A PNG file of the most pixels that are read, of 16 bits, in few bytes."""
+    """A PNG file of few bytes with as many 16-bit pixels as are read at most."""
     side = 9459
     buffer = io.BytesIO()
     Image.fromarray(np.zeros((side, side), np.uint16)).save(buffer, "PNG", compress_level=9)
@@ -201,13 +203,13 @@ def _swap_head(content: bytearray, rng: np.random.Generator) -> None:
 
 
 def _absurd_size(content: bytearray, rng: np.random.Generator) -> None:
-    """Other numbers in the places that hold the width and the height, if they are found."""
+    """Overwrite the width and height fields, if they are found, with other numbers."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             sides = image.size
-    except Exception:  # spoilt already
+    except Exception:  # already corrupted
         return
-    # Of sides of 9459 pixels, the picture is the largest square that is read.
+    # 9459 x 9459 pixels is the largest square that is read.
     absurd = (0, 1, 3000, 9459, 9460, 2**16 - 1, 2**31 - 1, 2**32 - 1)
     for side in sides:
         size = absurd[rng.integers(len(absurd))]
@@ -223,7 +225,7 @@ def _absurd_size(content: bytearray, rng: np.random.Generator) -> None:
 
 
 def _mend(content: bytearray) -> None:
-    """Make the checksums of a PNG file's chunks true, so that what is spoilt is looked at."""
+    """Correct a PNG file's chunk checksums, so that decoders reach the corrupted content."""
     place = 8
     while place + 12 <= len(content):
         (length,) = struct.unpack_from(">I", content, place)

@@ -1,12 +1,11 @@
-"""Processes of a run that are killed at random moments, or told to stop.
+"""Runs whose processes are killed, or told to stop, at random moments.
 
-Claim: a run that is killed at any moment, in its beginning, in a step or while it saves, goes on
-    and ends bit for bit as if nothing had happened; of two processes, the one that is left ends
-    within a minute.
+Claim: a run that is killed at any moment (at its start, in a step, while it saves) resumes and ends
+    bit for bit like an uninterrupted run. Of two processes, the survivor ends within a minute.
 Command: python -m experiments.soak.kills --json experiments/soak/results/kills.json
 Cost: about forty minutes on two CPU cores for 100 kills and 10 requests to stop.
 Shows: how many interruptions of each kind of run (GRPO, SFT, on a mesh, in two processes, streamed)
-    ended in the same metrics and parameters, and the longest time that a lonely process took.
+    ended in the same metrics and parameters, and the longest time that a survivor took to end.
 """
 
 import argparse
@@ -31,11 +30,11 @@ from experiments.soak.runs import (
     outcome_of,
 )
 
-_LONGEST_END_S = 60.0  # of a process whose peer was killed
+_LONGEST_END_S = 60.0  # for a process whose peer was killed
 
 
 class Lonely:
-    """How long processes took to end after another one was killed."""
+    """The longest time that a process took to end after its peer was killed."""
 
     longest_s = 0.0
 
@@ -43,7 +42,7 @@ class Lonely:
 def interrupt(
     kind: Kind, out: Path, sent: signal.Signals, moments: random.Random, life_s: float
 ) -> tuple[bool, str | None]:
-    """Start or continue a run and interrupt it; whether it ended before, and what was wrong."""
+    """Start or resume a run and interrupt it; returns whether it ended before, and any fault."""
     attempt = Attempt(kind, out, resume=is_begun(out))
     until = time.monotonic() + moments.uniform(0, life_s)
     while time.monotonic() < until:
@@ -69,7 +68,7 @@ def interrupt(
 def campaign(
     name: str, kind: Kind, sent: signal.Signals, count: int, folder: Path, moments: random.Random
 ) -> Iterator[Outcome]:
-    """Interrupt runs of one kind `count` times, and compare each one that ends."""
+    """Interrupt runs of one kind `count` times; compare each with an uninterrupted run."""
     title = f"{name}, {sent.name}"
     whole = folder / f"{name}-whole"
     if not whole.exists():

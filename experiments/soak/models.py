@@ -1,17 +1,17 @@
 """Flipped bits and cut files in a model directory.
 
-Claim: whatever file of a model is damaged, it loads as it was or is refused in one line. No
-    traceback comes of it and, where there are checksums, no other number.
+Claim: whatever file of a model is damaged, the model loads unchanged or is refused in one line.
+    There is never a traceback and, with checksums, never another number.
 Command: python -m experiments.soak.models --json experiments/soak/results/models.json
 Cost: seven minutes on two CPU cores for 2000 damages.
-Shows: what became of each damage, by layout: the embedded model as exported (one file, and shards)
-    and as converted to Orbax, with their checksums; and both kinds without any, as most directories
-    are. There a changed weight cannot be told from a weight, and such cases are counted by
-    themselves: they are what the checksums are for.
+Shows: the outcome of each damage, by layout: the embedded model as exported (one file, and shards)
+    and as converted to Orbax, with checksums; and both formats without checksums, as most
+    directories are. Without them a changed weight cannot be detected. Such cases are counted
+    separately: they are the reason for the checksums.
 
 A case damages one file, all of them equally likely: one to three bits are flipped, or it is cut.
-What is loaded is compared with what the whole directory gives: shape, parameters, settings of
-sampling, and what the processor makes of a prompt.
+The loaded model is compared with that of the intact directory: configuration, parameters, sampling
+settings, and the processor's encoding of a prompt.
 """
 
 import argparse
@@ -42,11 +42,11 @@ _LAYOUTS: dict[str, Callable[[Path], None]] = {
     "hf, no checksums": lambda out: to_hf("tiny", out),
     "orbax, no checksums": lambda out: to_orbax("tiny", out),
 }
-_BITS = 3  # flipped at most
+_BITS = 3  # most bits that are flipped
 
 
 def main(arguments: argparse.Namespace) -> None:
-    logging.disable(logging.CRITICAL)  # what libraries say of a damaged file beside what they raise
+    logging.disable(logging.CRITICAL)  # libraries log damaged files beside raising
     campaign = Campaign("models", arguments)
     rng = random.Random(arguments.seed)
     by_layout: dict[str, dict[str, int]] = {}
@@ -65,13 +65,13 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _write(write: Callable[[Path], None], directory: Path) -> tuple[Path, str]:
-    """A model directory, and the digest of what is loaded from it."""
+    """Write a model directory; returns it and the digest of the loaded model."""
     write(directory)
     return directory, _digest(load(directory, on_host=True), directory)
 
 
 def _damaged(rng: random.Random, case: int, layout: str, whole: Path, expected: str) -> Outcome:
-    """What becomes of a directory one of whose files is damaged."""
+    """Outcome of loading a copy of a model directory with one damaged file."""
     directory = whole.with_name("damaged")
     shutil.copytree(whole, directory)
     files = sorted(file for file in directory.rglob("*") if file.is_file())
@@ -98,7 +98,7 @@ def _damaged(rng: random.Random, case: int, layout: str, whole: Path, expected: 
 
 
 def _damage(rng: random.Random, file: Path) -> str:
-    """Flip bits of a file, or cut it; says what was done."""
+    """Flip bits of a file, or cut it; returns a description."""
     content = bytearray(file.read_bytes())
     if not content or rng.random() < 0.25:
         kept = rng.randrange(len(content)) if content else 0
@@ -114,7 +114,7 @@ def _damage(rng: random.Random, file: Path) -> str:
 
 
 def _digest(checkpoint: Checkpoint, directory: Path) -> str:
-    """Of everything that decides what the model answers."""
+    """Digest of everything that determines the model's answers."""
     processor = checkpoint.processor
     prompt = processor.encode("How many red circles are there?", [_picture()])
     said: Any = [

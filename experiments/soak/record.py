@@ -1,4 +1,4 @@
-"""What every campaign has in common: its command line, and the record that it leaves."""
+"""Command line and JSON record shared by all campaigns."""
 
 import argparse
 import dataclasses
@@ -14,11 +14,11 @@ from othink_jax.training.run_directory import environment
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one case."""
+    """Outcome of one case."""
 
-    kind: str  # of outcome, such as `resumed bit for bit`
-    good: bool  # false for what must never happen
-    detail: str = ""  # of a bad outcome: the case, and what was seen
+    kind: str  # such as `resumed bit for bit`
+    good: bool  # false if it must never happen
+    detail: str = ""  # for a bad outcome: the case, and what was seen
 
 
 def parser(description: str | None, *, count: int) -> argparse.ArgumentParser:
@@ -54,7 +54,7 @@ class Campaign:
             self.add(outcome)
 
     def finish(self, **measured: Any) -> None:
-        """Print and write the record; SystemExit(1) if there was a bad outcome.
+        """Print and write the record; raise SystemExit(1) if there was a bad outcome.
 
         Args:
           measured: further figures for the record.

@@ -1,11 +1,11 @@
-"""Pages and model cards of runs and experiments whose every text is hostile.
+"""Report pages and model cards of runs and experiments in which every text is hostile.
 
-Claim: whatever stands in a question, a truth, a completion, a name or a note, the page has the
-elements, attributes and addresses of a page of plain texts, and shows the text.
+Claim: whatever text a question, a truth, a completion, a name or a note holds, the page shows it
+    and has the same elements, attributes and addresses as a page of plain texts.
 Command: python -m experiments.soak.report --json experiments/soak/results/report.json
 Cost: five minutes on two cores for 200 runs.
-Shows: outcomes by page (run, experiment, tables, card), and those of runs of plain texts a file of
-which is damaged, or holds a value of another type: a page, or one line.
+Shows: outcomes by page (run, experiment, tables, card). Also outcomes of plain-text runs in which
+    one file is damaged or holds a value of another type: a page, or a one-line error.
 """
 
 import copy
@@ -51,11 +51,11 @@ _ADDRESSES = ("src", "href", "xlink:href", "action", "formaction", "data", "post
 
 
 class _Page(HTMLParser):
-    """What a browser would find."""
+    """Elements, addresses and text of a page, as a browser parses it."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
-        self.elements: Counter[tuple[str, ...]] = Counter()  # tag and names of attributes
+        self.elements: Counter[tuple[str, ...]] = Counter()  # tag and attribute names
         self.addresses: list[str] = []
         self.words: list[str] = []
         self.others = 0  # comments, declarations
@@ -85,7 +85,7 @@ def _squeezed(text: str) -> str:
 
 
 def _faults(page: _Page, clean: _Page, texts: list[str]) -> Iterator[str]:
-    """What sets a page apart from one of plain texts, and what it does not show."""
+    """Differences from a page of plain texts, and texts that the page does not show."""
     if page.elements != clean.elements:
         yield f"elements: {page.elements - clean.elements} for {clean.elements - page.elements}"
     if page.others != clean.others:
@@ -98,7 +98,7 @@ def _faults(page: _Page, clean: _Page, texts: list[str]) -> Iterator[str]:
 
 
 class _Texts:
-    """Makes texts, and notes which page is to show which."""
+    """Makes texts and records which page has to show each."""
 
     def __init__(self, make: Callable[[], str]) -> None:
         self._make = make
@@ -107,7 +107,7 @@ class _Texts:
     def __call__(self, *pages: str) -> str:
         text = self._make()
         for page in pages:
-            self.on[page].append(visible(text[:10_000]))  # of an enormous one, its beginning
+            self.on[page].append(visible(text[:10_000]))  # only the start of a huge text is shown
         return text
 
 
@@ -117,7 +117,7 @@ def _hostile(rng: random.Random) -> str:
 
 
 def _file_name(text: str) -> str:
-    """As much of a text as a file may be called."""
+    """A text as a valid file name of at most 80 bytes."""
     kept = text.replace("/", "").replace("\0", "").encode("utf-8", "replace")[:80]
     return kept.decode("utf-8", "ignore").strip(".") or "x"
 
@@ -150,7 +150,7 @@ def _sample(text: _Texts, step: int) -> dict[str, Any]:
 
 
 def _write_run(run: Path, text: _Texts, kind: type[GRPOConfig | SFTConfig]) -> None:
-    """Two steps, of GRPO with samples, and two evaluations that have nothing in common."""
+    """A run of two steps (GRPO with samples), two unrelated evaluations and a broken one."""
     template = text("run")
     text.on["card"].append(visible(template[:10_000]).replace("\n", "\\n"))
     data = DataConfig(dataset=text("run", "card"), template=template + "{question}")
@@ -205,7 +205,7 @@ def _write_experiment(place: Path, text: _Texts) -> None:
 def _pages(
     place: Path, text: _Texts, kind: type[GRPOConfig | SFTConfig]
 ) -> Iterator[tuple[str, _Page]]:
-    """Every page whose texts are made so, by its name."""
+    """Name and content of every page, filled with texts made by `text`."""
     run = place / _file_name(text())
     text.on["run"].append(visible(run.name))
     run.mkdir()
@@ -242,7 +242,7 @@ _VALUES: tuple[Any, ...] = (
 
 
 def _with_other_values(rng: random.Random) -> Outcome:
-    """A page of a run one of whose files is damaged, or holds a value of another type."""
+    """Outcome of a run with one file that is damaged or holds a value of another type."""
     with tempfile.TemporaryDirectory() as place:
         run = Path(place) / "run"
         run.mkdir()
@@ -276,7 +276,7 @@ def _damaged(rng: random.Random, content: bytes) -> bytes:
 
 
 def _changed(rng: random.Random, value: Any) -> Any:
-    """A JSON value with one of those inside it, at any depth, replaced."""
+    """A copy of a JSON value in which one nested value, at any depth, is replaced."""
     value = copy.copy(value)
     places = list(value) if isinstance(value, dict) else list(range(len(value)))
     if not places:

@@ -1,14 +1,15 @@
-"""Claim: whatever stands in a row of a data set, the row is used or named, and no other is lost.
+"""Bad rows in data sets of every format.
 
-    python -m experiments.soak.rows --count 10000 --json experiments/soak/results/rows.json
+Claim: whatever a row of a data set holds, the row is used or named, and no other is lost.
+Command: python -m experiments.soak.rows --count 10000 --json experiments/soak/results/rows.json
+Cost: half a minute on two cores.
+Shows: that every good row is used as it should be, that every bad one is refused in one line that
+    can be written, and that a data set that cannot be opened says so in one line.
 
-Half a minute on two cores. Small data sets are written in every format that is read (JSONL,
-parquet, parquet streamed, a folder of `datasets.save_to_disk`, CLEVR), and in each row one cell or
-more is replaced: by texts that are not UTF-8, by base64, by paths to pipes and devices, by nested
-lists, by each type that Arrow has. Whether a row can be used, and as which question, answer and
-number of images, is known from how it was made. It shows that every good row is used as it should
-be, that every bad one is refused in one line that can be written, and that a data set that cannot
-be opened says so in one line.
+Small data sets are written in every supported format (JSONL, parquet, parquet streamed, a folder of
+`datasets.save_to_disk`, CLEVR). In each row one cell or more is replaced: by texts that are not
+UTF-8, base64, paths to pipes and devices, nested lists, each Arrow type. Whether a row can be used,
+and its question, answer and number of images, is known from how it was made.
 """
 
 import dataclasses
@@ -53,13 +54,13 @@ from othink_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """A data set, and what should come of it."""
+    """A data set and the results that it should give."""
 
     config: DataConfig
-    good: Counter[tuple[str, str, int]]  # question, answer and images of each row that can be used
-    bad: int  # rows that cannot
-    refused: bool = False  # it is right to refuse the whole
-    torn: int = 0  # number of a line of which nothing is known
+    good: Counter[tuple[str, str, int]]  # question, answer, number of images of usable rows
+    bad: int  # number of unusable rows
+    refused: bool = False  # the whole data set may be refused
+    torn: int = 0  # number of the line whose result is unknown; 0: none
 
 
 def main() -> None:
@@ -70,7 +71,7 @@ def main() -> None:
 
 
 def outcomes(seed: int, count: int) -> Iterator[Outcome]:
-    """What becomes of at least `count` rows."""
+    """Outcomes of at least `count` rows."""
     datasets.disable_progress_bars()
     datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0
     rng = np.random.default_rng(seed)
@@ -126,7 +127,7 @@ def _kind(config: DataConfig) -> str:
 
 
 def _check_line(message: str) -> None:
-    """Raise if a message is not one that a log, a list and a terminal can hold."""
+    """Raise unless a message is one line of UTF-8 under 1000 characters, fit for any log."""
     message.encode("utf-8")
     assert len(message.splitlines()) == 1, message
     assert len(message) < 1000, message
@@ -170,7 +171,7 @@ def _jsonl(folder: Path, rng: np.random.Generator) -> Made:
 
 
 def _torn(folder: Path, rng: np.random.Generator) -> Made:
-    """A file one of whose lines has some bytes changed, cut off or put in."""
+    """A JSONL file with bytes of one line changed, cut off or inserted."""
     (folder / "good.png").write_bytes(png(rng))
     row = {"question": "q", "ground_truth": "1", "image_path": "good.png"}
     lines = [json.dumps(row).encode()] * ROWS
@@ -188,9 +189,9 @@ def _torn(folder: Path, rng: np.random.Generator) -> Made:
 
 
 def _json(row: dict[str, Any], *, ascii_only: bool) -> bytes:
-    """One line, with halves of characters escaped or as bytes that are not UTF-8."""
+    """One line, with surrogates escaped or as bytes that are not UTF-8."""
     text = json.dumps(row, ensure_ascii=ascii_only).replace(f'"{HUGE}"', DIGITS)
-    # JSON escapes of halves are only legible as such; bytes can only stand for the second halves.
+    # High surrogates can only be written as JSON escapes; raw bytes can only stand for low ones.
     return text.replace("\ud83d", "\\ud83d").encode("utf-8", "surrogateescape")
 
 
@@ -203,7 +204,7 @@ def _made(config: DataConfig, cells: list[tuple[Any, ...]], *, refused: bool = F
 
 
 def _table(folder: Path, rng: np.random.Generator) -> tuple[pa.Table, list[Any], bool]:
-    """A table with odd types in one column, or in two."""
+    """A table with odd types in some columns, its expected cells, and whether it may be refused."""
     write_files(folder, rng)
     usual = (
         Column(pa.array([f"q {i}" for i in range(ROWS)]), [f"q {i}" for i in range(ROWS)]),
@@ -242,7 +243,7 @@ def _saved(folder: Path, rng: np.random.Generator) -> Made:
         table, cells, refused = _table(place, rng)
         try:
             datasets.Dataset(table).save_to_disk(place / "saved")
-        except Exception:  # a type that `datasets` does not have, and cannot have saved
+        except Exception:  # a type that `datasets` does not have and cannot save
             continue
         config = DataConfig(dataset=str(place / "saved"), images=place)
         return _made(config, cells, refused=refused)

@@ -23,7 +23,7 @@ _SETTINGS = (
 )
 _SAMPLING = ("--group-size", "2", "--max-new-tokens", "24", "--sample-every", "5")
 _TIMES = ("elapsed", "tokens_per_second")
-_ROWS = 40  # of the data set that is streamed
+_ROWS = 40  # rows of the streamed data set
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,13 +31,13 @@ class Kind:
     """One kind of run."""
 
     method: str
-    words: tuple[str, ...]  # of its command line
+    words: tuple[str, ...]  # of the command line
     processes: int = 1
-    devices: int = 1  # simulated, of each process
+    devices: int = 1  # simulated devices per process
 
 
 def kinds(folder: Path) -> dict[str, Kind]:
-    """All kinds, by name; what they read is written into `folder`."""
+    """All kinds of runs by name; the data that they read is written into `folder`."""
     task = (*_SETTINGS, "--task", "counting")
     stream = ("--dataset", str(_parquet(folder)), "--streaming", *_SETTINGS)
     return {
@@ -67,7 +67,7 @@ def _parquet(folder: Path) -> Path:
 
 
 class Attempt:
-    """One start of a run: its processes."""
+    """The processes of one start of a run."""
 
     def __init__(self, kind: Kind, out: Path, *, resume: bool) -> None:
         place = ("--resume", str(out)) if resume else (*kind.words, "--out", str(out))
@@ -90,12 +90,12 @@ class Attempt:
         ]
 
     def wait(self, timeout_s: float = 600.0) -> list[int]:
-        """Exit codes, when all have ended."""
+        """Wait for all processes; returns their exit codes."""
         return [process.wait(timeout_s) for process in self.processes]
 
     @property
     def said(self) -> str:
-        """What they wrote on stderr."""
+        """The stderr of all processes."""
         texts = []
         for file in self._files:
             file.seek(0)
@@ -109,25 +109,25 @@ def _addresses(count: int) -> list[tuple[str, ...]]:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
-    # One may be killed before it has met the others.
+    # A process may be killed before it has connected to the others.
     meeting = ("--coordinator", address, "--connect-timeout-s", "45")
     there = ("--num-processes", str(count), "--process-id")
     return [(*meeting, *there, str(number)) for number in range(count)]
 
 
 def is_begun(out: Path) -> bool:
-    """Whether there is something to resume."""
+    """Whether the run can be resumed."""
     return (out / "config.json").is_file()
 
 
 def finish(kind: Kind, out: Path) -> tuple[list[int], str]:
-    """Take a run to its end, from wherever it is: exit codes, and what was said."""
+    """Start or resume a run and wait for its end; returns exit codes and stderr."""
     attempt = Attempt(kind, out, resume=is_begun(out))
     return attempt.wait(), attempt.said
 
 
 def outcome_of(out: Path) -> tuple[Any, ...]:
-    """All of a finished run that must be the same: rows without times, and every parameter."""
+    """Reproducible content of a finished run: metric rows without times, and every parameter."""
     rows = [
         {
             name: value
@@ -145,6 +145,6 @@ def has_traceback(said: str) -> bool:
 
 
 def last_line(said: str) -> str:
-    """What a person reads last."""
+    """The last line that is not blank, cut to 300 characters."""
     lines: Sequence[str] = [line for line in said.splitlines() if line.strip()]
     return lines[-1][:300] if lines else "nothing"

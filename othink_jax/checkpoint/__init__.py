@@ -1,1 +1,1 @@
-"""Weights in and out: Hugging Face's layout, Orbax, runs and their checkpoints."""
+"""Reading and writing weights: Hugging Face's layout, Orbax, runs and their checkpoints."""

@@ -1,4 +1,4 @@
-"""Any model into either kind of directory, tensor by tensor."""
+"""Conversion of any model to an Orbax, Hugging Face or PEFT directory, tensor by tensor."""
 
 import contextlib
 import sys
@@ -18,16 +18,16 @@ from othink_jax.digests import write_sums
 from othink_jax.errors import UserError
 from othink_jax.model.config import VLMConfig
 
-Dtype = Literal["stored", "float32", "bfloat16", "float16"]  # of weights that are written
+Dtype = Literal["stored", "float32", "bfloat16", "float16"]  # of the written weights
 
 
 def to_orbax(model: str | Path, out: Path, *, force: bool = False) -> None:
-    """Write a model as a directory of Orbax parameters, every tensor in the dtype it is stored in.
+    """Write a model as a directory of Orbax parameters; every tensor keeps its stored dtype.
 
     Args:
       model: as for `load`.
-      out: appears whole or not at all.
-      force: replace a model that is there.
+      out: output directory, written atomically.
+      force: replace an existing model.
 
     Raises:
       UserError: as `load` and `new_model_directory` do.
@@ -51,11 +51,11 @@ def to_hf(
 
     Args:
       model: as for `load`.
-      out: appears whole or not at all.
-      dtype: of the weights.
+      out: output directory, written atomically.
+      dtype: dtype of the weights.
       max_shard_size: largest weight file, in bytes or such as `5GB`.
       card: text of the README.md beside the weights.
-      force: replace a model that is there.
+      force: replace an existing model.
 
     Raises:
       UserError: as `load` and `new_model_directory` do.
@@ -84,14 +84,14 @@ def to_adapter(
     card: str | None = None,
     force: bool = False,
 ) -> None:
-    """Write the adapters of a run as a directory that PEFT loads onto the model it began with.
+    """Write the adapters of a run as a directory that PEFT loads onto the run's base model.
 
     Args:
       model: the directory of a run that trains adapters.
-      out: appears whole or not at all.
-      dtype: of the weights.
+      out: output directory, written atomically.
+      dtype: dtype of the weights.
       card: text of the README.md beside them.
-      force: replace a model or an adapter that is there.
+      force: replace an existing model or adapter.
 
     Raises:
       UserError: the run has no adapters, or as `new_model_directory` does.
@@ -114,13 +114,13 @@ def to_adapter(
 def _open(model: str | Path) -> tuple[Path, VLMConfig, Tensors]:
     directory, run = locate(model)
     config, tensors = stored_model(directory, run)
-    load_processor(directory, config)  # what cannot be loaded is not to be written either
+    load_processor(directory, config)  # do not write what cannot be loaded
     return directory, config, tensors
 
 
 @contextlib.contextmanager
 def _progress(title: str, tensors: Tensors) -> Iterator[Tensors]:
-    """The tensors, with a bar on stderr of how much of them was read, if that is a terminal."""
+    """The tensors; their reads advance a progress bar on stderr, if that is a terminal."""
     columns = (TextColumn(title), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     console = Console(file=sys.stderr)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:

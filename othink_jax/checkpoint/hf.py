@@ -1,4 +1,4 @@
-"""Hugging Face model directories: config.json and safetensors, in and out; strict both ways."""
+"""Hugging Face model directories: strict reading and writing of config.json and safetensors."""
 
 import dataclasses
 import hashlib
@@ -34,18 +34,18 @@ _log = logging.getLogger(__name__)
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
 _SHARDS = "model{suffix}.safetensors"
-# What a model needs; weights in pickles are not fetched and not read: loading one runs its code.
+# Files of a model. Pickled weights are neither fetched nor read: loading a pickle runs its code.
 COMPANIONS = ("*.json", "*.jinja", "*.txt")
 _FETCHED = (*COMPANIONS, "*.safetensors")
 
 
 def resolve(model: str | Path) -> Path:
-    """The directory of a model: `tiny`, one of a disk or a bucket, or of a hub id.
+    """The directory of a model, given as `tiny`, a directory on disk or in a bucket, or a hub id.
 
-    What the hub has is fetched, or taken from its cache.
+    A model of the hub is downloaded, or taken from the cache.
 
     Raises:
-      UserError: there is no such directory and the hub has or gives none.
+      UserError: there is no such directory, and the hub does not provide the model.
     """
     if str(model) == "tiny":
         return TINY
@@ -58,27 +58,27 @@ def resolve(model: str | Path) -> Path:
     limit_waiting()
     try:
         fetched = Path(snapshot_download(str(model), allow_patterns=list(_FETCHED)))
-    except Exception as error:  # whatever the library, the network or the hub come up with
+    except Exception as error:  # the library, the network or the hub may raise anything
         raise UserError(
             f"there is no directory {model}, and the hub gives no model of this name:"
             f" {first_line(error)}"
         ) from error
     # An empty chat template would be taken for one that writes nothing.
-    for file in sorted(fetched.glob("*")):  # of nothing, if the hub has no file
+    for file in sorted(fetched.glob("*")):  # empty if the hub has no file
         if file.suffix in (".json", ".jinja", ".safetensors") and file.stat().st_size == 0:
             raise UserError(f"the hub gave {file} of {model} without a content: remove it")
     return fetched
 
 
 def check_integrity(directory: Path) -> None:
-    """Compare the files of a model directory with the checksums that there are of them.
+    """Compare the files of a model directory with their checksums, if it has any.
 
-    Those are its SHA256SUMS, which `convert` and `export` write, or, in the hub's cache, the names
-    of the files. Any other directory has none: a flipped bit in a weight is then not noticed. In a
-    bucket they are not compared: all of it would have to be fetched, and the store has its own.
+    Checksums are in its SHA256SUMS, which `convert` and `export` write, or, in the hub's cache, the
+    names of the files. Any other directory has none: a flipped bit in a weight is then not noticed.
+    In a bucket they are not compared: every file would be fetched, and the bucket has its own.
 
     Raises:
-      UserError: a file is not what it was.
+      UserError: a file does not match its checksum.
     """
     if is_cloud(directory) or check_sums(directory):
         return
@@ -93,9 +93,9 @@ def check_integrity(directory: Path) -> None:
 
 
 def _is_blob(file: Path) -> bool:
-    """Whether the cache's name for a file is the digest of its content, if it is a digest at all.
+    """Whether a cached file's name is the digest of its content, if it is a digest at all.
 
-    The hub calls large files by their SHA-256, and others by their digest in Git.
+    The hub names large files by their SHA-256, and others by their Git digest.
     """
     if re.fullmatch(r"[0-9a-f]{64}", file.name):
         return sha256(file) == file.name
@@ -106,34 +106,35 @@ def _is_blob(file: Path) -> bool:
 
 
 def load_config(directory: Path) -> VLMConfig:
-    """The model's shape from config.json."""
+    """The model's config from config.json."""
     return from_hf(read_json(directory / "config.json"))
 
 
 def stored_tensors(directory: Path, config: VLMConfig) -> Tensors:
-    """The tensors of a directory; of each file only the header is read.
+    """The tensors of a directory; only the header of each file is read.
 
-    A file may hold a head though the config says that the embedding is the head. Both are then read
-    and compared. If they are equal, the head comes as `keymap.tied_head`, a copy; if not, as the
-    head that it is, and a warning says so (`tensors.as_stored` gives the config of such a model).
+    A file may hold a head though the config ties it to the embedding. Both are then read and
+    compared. If they are equal, the head is returned as `keymap.tied_head`, a copy. If not, it is
+    returned as an untied head, with a warning (`tensors.as_stored` gives the config of such a
+    model).
 
-    Reading warns of values that are not finite.
+    Reading a tensor warns of values that are not finite.
 
     Raises:
-      UserError: a tensor is missing, unknown, of another shape or no floating-point number (all of
-        them are listed), or as `weight_files.read_headers` does.
+      UserError: tensors are missing, unknown, of another shape or not floating-point (all of them
+        are listed), or as `weight_files.read_headers` does.
     """
     places = _places(directory, config)
     if config.tie_word_embeddings and tied_head(config) in places:
         config = _with_the_head_of_the_file(directory, config, places)
-    # In the hub's order, whatever that of the files is.
+    # In the hub's order, which that of the files may differ from.
     ordered = [entry for entry in (*entries(config), tied_head(config)) if entry in places]
 
     warned: set[Entry] = set()
 
     def read(entry: Entry, index: Index) -> np.ndarray:
         place = places[entry]
-        if entry.transposed:  # then ours is a matrix; what it is of is stored row after row, too
+        if entry.transposed:  # ours is [in, out]; the file is [out, in], with `in` row-major
             tensor = safetensors_file.read(place, entry.shape[::-1], _reversed(index))
         else:
             tensor = safetensors_file.read(place, entry.shape, index)
@@ -146,15 +147,15 @@ def stored_tensors(directory: Path, config: VLMConfig) -> Tensors:
 
 
 def _reversed(index: Index) -> Index:
-    """Of a matrix, the index of the transposed one."""
+    """The index into the transposed matrix."""
     rows, columns = (*index, slice(None), slice(None))[:2]
     return columns, rows
 
 
 def _places(directory: Path, config: VLMConfig) -> dict[Entry, Stored]:
-    """Where each tensor is; raises UserError if they are not those of the config."""
+    """Location of each tensor; raises UserError if they do not match the config."""
     wanted = {plain_name(entry.name): entry for entry in entries(config)}
-    # The head of a tied model may be in the file, too.
+    # The file of a tied model may hold the head as well.
     expected = {tied_head(config).name: tied_head(config)} | wanted
     places: dict[Entry, Stored] = {}
     faults = []
@@ -179,7 +180,7 @@ def _places(directory: Path, config: VLMConfig) -> dict[Entry, Stored]:
 def _with_the_head_of_the_file(
     directory: Path, config: VLMConfig, places: dict[Entry, Stored]
 ) -> VLMConfig:
-    """The config, untied if the head that it calls tied is another matrix; `places` to match."""
+    """The config, untied if the file's head differs from the embedding; `places` is updated."""
     copy, untied = tied_head(config), dataclasses.replace(config, tie_word_embeddings=False)
     by_name = {plain_name(entry.name): entry for entry in entries(untied)}
     embedding = places[by_name["model.embed_tokens.weight"]]
@@ -199,7 +200,7 @@ def _read(tensor: Stored) -> np.ndarray:
 
 
 def _all_finite(tensor: np.ndarray) -> bool:
-    """By the bits, ten times faster than np.isfinite in bfloat16.
+    """Whether all values are finite, by their bits: ten times as fast as np.isfinite in bfloat16.
 
     Read as integers, infinity and nan are the largest numbers of either sign.
     """
@@ -212,10 +213,10 @@ def _all_finite(tensor: np.ndarray) -> bool:
 
 
 def copy_companions(source: Path, target: Path, tensors: Tensors) -> None:
-    """Copy what travels with the weights: configuration, tokenizer, image settings, template.
+    """Copy the files beside the weights: configuration, tokenizer, image settings, template.
 
-    In config.json, what is not so of these tensors is corrected: whether the head is tied, and the
-    dtype, to which transformers would cast them. A file without a fault keeps every byte.
+    config.json is corrected to match these tensors: whether the head is tied, and the dtype, to
+    which transformers would cast them. A correct file is copied byte for byte.
     """
     for pattern in COMPANIONS:
         for file in source.glob(pattern):
@@ -228,7 +229,7 @@ def copy_companions(source: Path, target: Path, tensors: Tensors) -> None:
 
 
 def _with_dtype(config: dict[str, Any], tensors: Tensors) -> dict[str, Any]:
-    """Names no other dtype than that of the weights, if they have one in common."""
+    """The config with its dtype corrected to that of the weights, if they have one in common."""
     (dtype, *others) = {dtype.name for dtype in tensors.dtypes.values()}
     # "torch_dtype" is the name in the hub's files of 2024, "dtype" that of transformers 5.
     wrong = [name for name in ("torch_dtype", "dtype") if config.get(name, dtype) != dtype]
@@ -236,7 +237,7 @@ def _with_dtype(config: dict[str, Any], tensors: Tensors) -> dict[str, Any]:
 
 
 def _with_head(config: dict[str, Any], *, tied: bool) -> dict[str, Any]:
-    """Says of the head what is so; the flag of the text counts, too (`from_hf`)."""
+    """The config with `tie_word_embeddings` corrected, also in `text_config` (see `from_hf`)."""
     if from_hf(config).tie_word_embeddings == tied:
         return config
     config = config | {"tie_word_embeddings": tied}
@@ -253,15 +254,15 @@ def save(
     companions: Path | None = None,
     max_shard_size: int | str = "5GB",
 ) -> None:
-    """Write config.json and the weights, names, shapes and layout as on the hub.
+    """Write config.json and the weights, with names, shapes and layout of the hub.
 
     Args:
-      directory: made if it is not there.
-      config: the shape.
+      directory: created if it does not exist.
+      config: the model's config.
       tensors: all of them are written; their dtypes are kept.
       companions: a model directory whose other files are copied, see `copy_companions`.
-      max_shard_size: largest weight file, in bytes or such as `5GB`. What does not fit into one
-        becomes several and an index, as transformers writes them.
+      max_shard_size: largest weight file, in bytes or such as `5GB`. A larger model is split into
+        several files and an index, as transformers does.
     """
     directory.mkdir(parents=True, exist_ok=True)
     by_name = {entry.name: entry for entry in tensors.dtypes}

@@ -1,26 +1,26 @@
-"""Tensors beside those of a model: of adapters, and a head that a file holds a second time."""
+"""Tensors that are no model parameters: adapters, and the stored copy of a tied head."""
 
 import re
 
 from othink_jax.families import Entry, entries
 from othink_jax.model.config import VLMConfig
 
-TIED_HEAD = ("tied_head",)  # path of a second copy of the embedding
+TIED_HEAD = ("tied_head",)  # path of a stored copy of the embedding
 
 
 def tied_head(config: VLMConfig) -> Entry:
-    """A second copy of the embedding that some files hold under the name of the head.
+    """A copy of the embedding that some files hold under the name of the head.
 
-    It is no parameter of the model, and travels with the tensors so that nothing is lost.
+    It is no parameter of the model; it is kept with the tensors so that nothing is lost.
     """
     shape = (config.text.vocab_size, config.text.hidden_size)
     return Entry("lm_head.weight", TIED_HEAD, False, shape)
 
 
 def adapter_entries(config: VLMConfig, rank: int) -> list[Entry]:
-    """Every tensor of a low-rank adapter, in PEFT's layout: two for each matrix of a text block.
+    """All tensors of a LoRA adapter, in PEFT's layout: two for each matrix of a text block.
 
-    PEFT names the modules that they belong to as transformers does in memory.
+    PEFT uses the module names that transformers has in memory.
     """
     made = []
     for entry in entries(config):
@@ -37,9 +37,9 @@ def adapter_entries(config: VLMConfig, rank: int) -> list[Entry]:
 
 
 def plain_name(name: str) -> str:
-    """A tensor's name without what one version of transformers puts before it and another not.
+    """A tensor's name without the prefix that only some versions of transformers add.
 
-    Qwen2-VL's files on the hub have it not, those of Qwen3-VL and of transformers 5 have.
+    Qwen2-VL's files on the hub lack the prefix; those of Qwen3-VL and of transformers 5 have it.
     """
     name = re.sub(r"^model\.visual\.", "visual.", name)
     return re.sub(r"^model\.language_model\.", "model.", name)

@@ -1,4 +1,4 @@
-"""`load`: any model, wherever it lies, as one object."""
+"""`load`: any model, from any place, as one object."""
 
 import dataclasses
 from pathlib import Path
@@ -29,24 +29,24 @@ from othink_jax.model.vlm import VLM, split
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """A model with what its programs are compiled from."""
+    """A model, with all that its programs are compiled from."""
 
     config: VLMConfig
-    compute: ComputeConfig  # how it is computed
+    compute: ComputeConfig  # settings of the computation
     graphdef: Any  # static part of the module; `merge(graphdef, params)` is the model
     params: dict[str, Any]  # nested dict of arrays, or of their shapes, see `load`
     processor: SpecialTokens
 
     @property
     def scanned(self) -> bool:
-        """Whether the layers of a tower are stacked in `params`."""
+        """Whether the layers of any tower are stacked in `params` (scanned)."""
         depths = self.config.text.num_hidden_layers, self.config.vision.depth
         return any(map(self.compute.scans, depths))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint(Model):
-    """A model with all that is needed to use it."""
+    """A model with everything needed to use it."""
 
     processor: Processor
     directory: Path  # where its configuration and tokenizer were read from
@@ -58,9 +58,9 @@ def abstract_model(config: VLMConfig, compute: ComputeConfig = DEFAULT_COMPUTE) 
 
 
 def locate(model: str | Path) -> tuple[Path, Path | None]:
-    """Where configuration and tokenizer of a model lie, and what it is of a run, if it is of one.
+    """Directory of a model's configuration and tokenizer, and its run or checkpoint, else None.
 
-    That is a run directory, for its last checkpoint, or the directory of one of its checkpoints.
+    The second is a run directory, for its last checkpoint, or the directory of one checkpoint.
 
     Raises:
       UserError: there is no such model.
@@ -87,18 +87,18 @@ def load(
     Args:
       model: a Hugging Face directory or hub id, a directory written by `convert`, a run directory
         (its last checkpoint), `RUN/checkpoints/STEP`, or `tiny`, the embedded model.
-      dtype: of the computation and the parameters, `float32` (the default) or `bfloat16`; norms,
-        rotary positions, softmax and logits are float32 always.
-      compute: all settings of the computation, in the place of `dtype`.
-      on_host: leave the parameters in the host's memory, as numpy arrays.
-      unread: leave the parameters where they are stored: they are `StoredArray`s, of which each
-        process of several reads its own part.
+      dtype: dtype of the computation and the parameters, `float32` (the default) or `bfloat16`;
+        norms, rotary positions, softmax and logits are always float32.
+      compute: all settings of the computation, instead of `dtype`.
+      on_host: keep the parameters in the host's memory, as numpy arrays.
+      unread: leave the parameters in storage: they are `StoredArray`s. Of several processes, each
+        reads its own part.
       abstract: read no weights and check none; `params` then holds `jax.ShapeDtypeStruct`s, for
         planning.
-      min_pixels, max_pixels: bounds of an image's size instead of the model's own.
+      min_pixels, max_pixels: bounds of an image's size, instead of the model's own.
 
     Raises:
-      UserError: there is no such model, or something of it is missing, damaged or does not fit.
+      UserError: there is no such model, or a part of it is missing, damaged or does not fit.
       ValueError: both `dtype` and `compute` are given.
     """
     if compute is None:
@@ -135,7 +135,7 @@ def load_processor(
     min_pixels: int | None = None,
     max_pixels: int | None = None,
 ) -> Processor:
-    """Tokenizer and image settings that lie beside a model; raises UserError if not its own."""
+    """Tokenizer and image settings of a model; raises UserError if they are another model's."""
     with on_disk(directory, hf.COMPANIONS) as place:
         processor = Processor.from_pretrained(
             place,
@@ -152,11 +152,11 @@ def load_processor(
 def _check_agreement(directory: Path, processor: Processor, config: VLMConfig) -> None:
     """Raise UserError if the model's files contradict each other.
 
-    Patches cut otherwise than the vision tower merges them give nan, not an error.
+    Patches that are cut differently from how the vision tower merges them give nan, not an error.
     """
     images, vision = processor.image_settings, config.vision
     both = {
-        # What the processor's file or the tokenizer calls it; what config.json calls it.
+        # Name in the processor's file or the tokenizer, name in config.json.
         ("patch_size", "patch_size"): (images.patch_size, vision.patch_size),
         ("temporal_patch_size",) * 2: (images.temporal_patch_size, vision.temporal_patch_size),
         ("merge_size", "spatial_merge_size"): (images.merge_size, vision.spatial_merge_size),
@@ -185,7 +185,7 @@ def _check_agreement(directory: Path, processor: Processor, config: VLMConfig) -
 
 
 def stored_model(directory: Path, run: Path | None) -> tuple[VLMConfig, Tensors]:
-    """Shape and tensors of a model, by the places that `locate` gives; none is read yet.
+    """Config and tensors of a model at the places that `locate` gives; no tensor is read yet.
 
     Raises:
       UserError: they are missing or damaged, or do not fit each other.
@@ -219,19 +219,19 @@ def save_hf(
 ) -> Path:
     """Write a Hugging Face directory that transformers loads; returns it.
 
-    Configuration, tokenizer, image settings and chat template come along; names and shapes of the
-    tensors are the hub's, and their dtype is that of `checkpoint.params`. It appears whole or not
-    at all.
+    Configuration, tokenizer, image settings and chat template are written too. Names and shapes of
+    the tensors are the hub's; their dtype is that of `checkpoint.params`. The directory is written
+    atomically.
 
     Args:
       checkpoint: from `load`.
-      directory: where to write.
+      directory: the directory to write.
       max_shard_size: largest weight file, in bytes or such as `5GB`.
       card: text of the README.md beside the weights.
-      force: replace a model that is there.
+      force: replace an existing model.
 
     Raises:
-      UserError: the directory holds something already, cannot be written, or the disk is too full.
+      UserError: the directory is not empty, cannot be written, or the disk is too full.
     """
     return write_hf(
         as_path(directory),
@@ -254,10 +254,10 @@ def write_hf(
     card: str | None,
     force: bool,
 ) -> Path:
-    """What `save_hf` does, of tensors wherever they lie."""
+    """As `save_hf`, for tensors from any source."""
     with new_model_directory(target, size=tensors.total_nbytes, force=force) as unfinished:
         hf.save(unfinished, config, tensors, companions=companions, max_shard_size=max_shard_size)
-        write_sums(unfinished)  # of all but the card, which is there to be edited
+        write_sums(unfinished)  # all but the card, which is meant to be edited
         if card is not None:
             (unfinished / "README.md").write_text(card, encoding="utf-8")
     return target

@@ -1,4 +1,4 @@
-"""A directory for a model that is written: whole or not at all."""
+"""Atomic writing of a model directory."""
 
 import contextlib
 import shutil
@@ -18,9 +18,9 @@ from othink_jax.files import (
 
 
 def check_model_directory(path: Path, *, force: bool) -> None:
-    """Raise UserError if no model can be put at `path`; see `new_model_directory`.
+    """Raise UserError if no model can be written to `path`; see `new_model_directory`.
 
-    Called before the model is loaded, too.
+    Also called before the model is loaded.
     """
     check_output_directory(path)
     if not path.exists() or not any(path.iterdir()):
@@ -36,17 +36,17 @@ def check_model_directory(path: Path, *, force: bool) -> None:
 
 @contextlib.contextmanager
 def new_model_directory(path: Path, *, size: int, force: bool = False) -> Iterator[Path]:
-    """A directory to fill, which appears at `path` when the block ends: whole, or not at all.
+    """A directory to fill, which appears at `path` when the block ends: complete, or not at all.
 
-    It is filled on a disk, also for a bucket, to which it is then copied, its config last.
+    For a bucket, it is filled on disk and then copied, its config last.
 
     Args:
-      path: where it is to stand.
-      size: bytes that will be written, at least.
-      force: put it in the place of a model that stands there; of anything else never.
+      path: the final place of the directory.
+      size: least number of bytes that will be written.
+      force: replace an existing model; anything else is never replaced.
 
     Raises:
-      UserError: something stands there, nothing can be written there, or the disk is too full.
+      UserError: `path` is not empty or cannot be written, or the disk is too full.
     """
     check_model_directory(path, force=force)
     if is_cloud(path):

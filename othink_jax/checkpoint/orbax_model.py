@@ -31,17 +31,17 @@ from othink_jax.files import absolute
 from othink_jax.model.config import VLMConfig
 
 PARAMS = "params"  # the Orbax folder inside a model directory
-_THREAD = concurrent.futures.ThreadPoolExecutor(1)  # reads
+_THREAD = concurrent.futures.ThreadPoolExecutor(1)  # for reads
 
 
 def save_model(directory: Path, tensors: Tensors, *, companions: Path, force: bool = False) -> None:
     """Write a model directory: Orbax parameters, configuration, tokenizer, and checksums of all.
 
     Args:
-      directory: appears whole or not at all.
-      tensors: the parameters; of an unrolled model in the file, whatever they come from.
+      directory: output directory, written atomically.
+      tensors: the parameters; the file holds unrolled layers, whatever the source holds.
       companions: a model directory whose other files are copied, see `hf.copy_companions`.
-      force: replace a model that is there.
+      force: replace an existing model.
 
     Raises:
       UserError: as `new_model_directory` does.
@@ -49,7 +49,7 @@ def save_model(directory: Path, tensors: Tensors, *, companions: Path, force: bo
     registry = type_handlers.create_type_handler_registry(
         (Entry, _OneByOne(tensors)), (jax.Array, type_handlers.ArrayHandler())
     )
-    # This process alone writes, whatever others there are.
+    # Only this process writes, however many others there are.
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(),
         active_processes={jax.process_index()},
@@ -67,7 +67,7 @@ def save_model(directory: Path, tensors: Tensors, *, companions: Path, force: bo
 
 
 class _OneByOne(type_handlers.NumpyHandler):
-    """Lets Orbax store entries: each tensor is read when its turn comes, and written at once."""
+    """Orbax handler of entries: each tensor is read when its turn comes, and written at once."""
 
     def __init__(self, tensors: Tensors) -> None:
         super().__init__()
@@ -99,12 +99,12 @@ def stored_tensors(directory: Path, config: VLMConfig) -> Tensors:
 def run_tensors(directory: Path, config: VLMConfig) -> Tensors:
     """The parameters of a run's checkpoint; before there is one, those of the reference.
 
-    What was not trained is in the reference alone; adapters are added to it, in float32. Raises as
-    `stored_tensors` does.
+    Frozen parameters are read from the reference. Adapters are merged into it, in float32. Raises
+    as `stored_tensors` does.
 
     Args:
-      directory: of a run, whose last checkpoint it is, or of one of its checkpoints.
-      config: the shape.
+      directory: a run, for its last checkpoint, or one of its checkpoints.
+      config: the model's config.
     """
     run, _ = run_and_checkpoint(directory)
     place = _params_of(directory)
@@ -145,10 +145,10 @@ def _last_step(folder: Path) -> int | None:
 
 
 def _params_of(directory: Path) -> tuple[Path, tuple[str, ...]] | None:
-    """Where a checkpoint of a run holds parameters, the last if it is not one itself; or None.
+    """Path and keys of a checkpoint's parameters, of a run its last one's; None if there is none.
 
     Raises:
-      UserError: its files are not those that were written.
+      UserError: its files do not match their checksums, or there is no best checkpoint.
     """
     run, name = run_and_checkpoint(directory)
     folder = absolute(run) / RUN_CHECKPOINTS
@@ -167,7 +167,7 @@ def _params_of(directory: Path) -> tuple[Path, tuple[str, ...]] | None:
 def _stored(
     place: Path, keys: tuple[str, ...], wanted: Sequence[Entry], *, optional: Sequence[Entry] = ()
 ) -> Tensors:
-    """What Orbax stored in `place` under `keys`: these tensors, and no others."""
+    """Tensors that Orbax stored in `place` under `keys`: all `wanted`, and none but `optional`."""
     metadata = _metadata(place, keys)
     optional = [entry for entry in optional if _name(entry.path) in metadata]
     expected = {_name(entry.path): entry for entry in (*wanted, *optional)}
@@ -184,7 +184,7 @@ def _stored(
         raise UserError(f"{place} does not fit its config.json: {'; '.join(faults)}")
     dtypes = {entry: np.dtype(metadata[name].dtype) for name, entry in expected.items()}
 
-    # Opening takes 30 ms, and is done once.
+    # Opening takes 30 ms, so it is done once.
     readers = functools.cache(lambda: _open(place, keys, dtypes))
 
     def read(entry: Entry, index: Index) -> np.ndarray:
@@ -214,7 +214,7 @@ def _metadata(place: Path, keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 class _Later(type_handlers.NumpyHandler):
-    """Lets Orbax restore functions: each reads its tensor when it is called."""
+    """Orbax handler that restores functions: each reads its tensor when it is called."""
 
     async def deserialize(
         self, infos: Sequence[Any], args: Sequence[Any] | None = None
@@ -223,7 +223,7 @@ class _Later(type_handlers.NumpyHandler):
         read = super().deserialize
 
         def later(info: Any, arg: Any) -> Callable[[], np.ndarray]:
-            # In a thread of its own: this one has a loop already where Orbax saves what is read.
+            # In a thread of its own: this one already runs an event loop while Orbax saves.
             return lambda: _THREAD.submit(asyncio.run, read([info], [arg])).result()[0]
 
         return [later(info, arg) for info, arg in zip(infos, args, strict=True)]
@@ -260,6 +260,6 @@ def _leaf(tree: Any, entry: Entry) -> Any:
 
 
 def _name(path: Sequence[Any]) -> str:
-    """The name of a path, of plain keys or of those that JAX gives to a tree's leaves."""
+    """Dotted name of a path of plain keys, or of JAX's key-path entries."""
     keys = (getattr(key, "key", key) for key in path)
     return ".".join(map(str, keys))

@@ -8,7 +8,7 @@ from othink_jax.checkpoint.tensors import Tensors
 from othink_jax.config import LoRAConfig
 from othink_jax.files import write_atomically
 
-# The linear layers of the text tower: in Qwen2.5-VL, some of the vision tower are called alike.
+# Linear layers of the text tower only: in Qwen2.5-VL, some of the vision tower have equal names.
 _TARGETS = r".*\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
 
 
@@ -16,10 +16,10 @@ def save(directory: Path, adapters: Tensors, lora: LoRAConfig, *, base: str) -> 
     """Write adapter_model.safetensors and adapter_config.json.
 
     Args:
-      directory: there already.
+      directory: an existing directory.
       adapters: of all linear layers of the text tower's blocks; their dtypes are kept.
       lora: their rank and scale.
-      base: the model that they belong to, as PEFT is to find it.
+      base: the base model, by the name under which PEFT finds it.
     """
     safetensors_file.write(directory / "adapter_model.safetensors", list(adapters.dtypes), adapters)
     config = {

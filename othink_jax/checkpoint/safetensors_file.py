@@ -1,8 +1,8 @@
 """Reading and writing a safetensors file tensor by tensor, and parts of tensors.
 
-The library reads files of a disk alone, and its writer takes all tensors of a file at once, up to
-5 GB of them. The format (https://github.com/huggingface/safetensors#format) is a length, a JSON
-header, and the bytes.
+The safetensors library reads only from disk, and its writer takes all tensors of a file at once, up
+to 5 GB. The format (https://github.com/huggingface/safetensors#format) is a length, a JSON header,
+and the bytes.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ALIGNMENT = 8  # bytes, of the first tensor
-_LENGTH = 8  # bytes of the header's length
+_LENGTH = 8  # bytes of the field that holds the header's length
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,10 +38,10 @@ class Stored:
     """A tensor in a file."""
 
     file: Path
-    stored_name: str  # in the file
+    stored_name: str  # name in the file
     shape: tuple[int, ...]
-    dtype: str  # as safetensors calls it
-    begin: int  # its first byte in the file
+    dtype: str  # safetensors' name of it
+    begin: int  # offset of its first byte in the file
 
     @property
     def name(self) -> str:
@@ -53,7 +53,7 @@ def read_header(file: Path) -> list[Stored]:
     """The tensors of a file, in the order of their bytes.
 
     Raises:
-      UserError: it is no safetensors file, or it was cut.
+      UserError: it is no safetensors file, or it is truncated.
     """
     try:
         with file.open("rb") as content:
@@ -70,7 +70,7 @@ def read_header(file: Path) -> list[Stored]:
         raise UserError(f"{file} is damaged: {error}") from error
     found = []
     for (first, last), name in spans:
-        # The bytes of each follow those of the one before it, to the end of the file.
+        # Tensors are contiguous, up to the end of the file.
         if first + _LENGTH + length != begin:
             raise UserError(f"{file} is damaged: the bytes of {name} overlap, or have a gap")
         about = header[name]
@@ -90,7 +90,7 @@ def read_header(file: Path) -> list[Stored]:
 
 
 def _span(about: Any) -> tuple[int, int]:
-    """First byte of a tensor and the one after its last; raises what a broken header comes to."""
+    """Begin and end offset of a tensor; raises one of several errors for a broken header."""
     first, last = about["data_offsets"]
     counts = (first, last, *about["shape"])
     if not all(type(count) is int and count >= 0 for count in counts) or last < first:
@@ -102,12 +102,12 @@ def _span(about: Any) -> tuple[int, int]:
 
 
 def read(tensor: Stored, shape: tuple[int, ...], index: Index) -> Shaped[np.ndarray, "..."]:
-    """What stands at an index of a tensor, seen as an array of `shape` of as many elements.
+    """Read an index of a tensor, viewed as an array of `shape` with as many elements.
 
-    Of the file, the rows are read that the index names.
+    Only the rows that the index selects are read from the file.
 
     Raises:
-      UserError: the file was cut since its header was read.
+      UserError: the file was truncated after its header was read.
     """
     rows, *rest = index or (slice(None),)
     start, stop, _ = rows.indices(shape[0])
@@ -121,8 +121,8 @@ def read(tensor: Stored, shape: tuple[int, ...], index: Index) -> Shaped[np.ndar
 
 
 def write(file: Path, entries: Sequence[Entry], tensors: Tensors) -> None:
-    """Write these tensors, in the hub's names and layout, each as soon as it is read."""
-    # The widest first, so that each is aligned to its own size whatever precedes it.
+    """Write tensors with the hub's names and layout, each as soon as it is read."""
+    # Widest dtype first, so that each tensor is aligned to its item size.
     ordered = sorted(entries, key=lambda entry: -tensors.dtypes[entry].itemsize)
     header = _header(ordered, tensors)
     with file.open("wb") as out:
@@ -134,7 +134,7 @@ def write(file: Path, entries: Sequence[Entry], tensors: Tensors) -> None:
 
 
 def _header(entries: Sequence[Entry], tensors: Tensors) -> bytes:
-    # transformers wants to know which framework's layout the file has: torch's.
+    # transformers requires the name of the framework whose layout the file has: torch.
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     begin = 0
     for entry in entries:

@@ -1,4 +1,4 @@
-"""The checkpoints of a training run, by Orbax."""
+"""Checkpoints of a training run, written by Orbax."""
 
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,14 @@ from othink_jax.digests import check_sums, write_sums
 from othink_jax.errors import UserError, first_line
 from othink_jax.files import absolute, check_room, is_cloud, move
 
-# Of the folder that Orbax fills and then renames.
+# Name of the folder that Orbax fills and then renames.
 _UNFINISHED = "*.orbax-checkpoint-tmp*"
-# Times and the kinds of items; Orbax adds the last time when all else is done.
+# Holds timestamps and the kinds of items; Orbax adds the last timestamp after all else.
 _WRITTEN_LAST = "_CHECKPOINT_METADATA"
 
 
 class TrainingStore:
-    """The `checkpoints/` folder of a run: numbered steps, each whole or absent.
+    """The `checkpoints/` folder of a run: numbered steps, each complete or absent.
 
     A step holds the training state (a pytree of arrays), the progress of everything that is not an
     array (a JSON object: position in the data, counters), and the checksums of its files.
@@ -36,15 +36,15 @@ class TrainingStore:
         )
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
-        """Save in the background; a step that is already there is left alone.
+        """Save in the background; does nothing if `step` is the latest step already.
 
         Raises:
           UserError: the disk has no room for the state.
-          OSError, ValueError: writing the step before has failed since (Orbax's).
+          OSError, ValueError: writing the previous step has failed meanwhile (Orbax's).
         """
         if step == self.latest_step():
             return
-        self._manager.wait_until_finished()  # what it still writes takes room, and it frees some
+        self._manager.wait_until_finished()  # a pending save takes space, and then frees some
         check_room(self._directory / str(step), sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
         self._manager.save(
             step,
@@ -54,9 +54,9 @@ class TrainingStore:
         )
 
     def _write_sums(self) -> None:
-        """Called when all files of a step are written, before its folder gets its name.
+        """Write a step's checksums: called after its files, before its folder gets its name.
 
-        Not in a bucket, where they would have to be fetched again, and the store has its own.
+        Not in a bucket: every file would be fetched again, and the bucket has checksums of its own.
         """
         if jax.process_index() == 0 and not is_cloud(self._directory):
             for folder in self._directory.glob(_UNFINISHED):
@@ -64,23 +64,22 @@ class TrainingStore:
                 write_sums(folder, (file for file in files if file.name != _WRITTEN_LAST))
 
     def latest_step(self) -> int | None:
-        """The last step that is there; None if there is none."""
+        """The latest stored step; None if there is none."""
         return self._manager.latest_step()
 
     def steps(self) -> list[int]:
-        """Those that are there, the latest first."""
+        """All stored steps, the latest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
     def restore(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
         """State and progress of `step` (the latest if not given), in the structure of `like`.
 
         Args:
-          like: a pytree of arrays or `jax.ShapeDtypeStruct`, whose shardings say where it is read
-            to.
-          step: a number of `steps`.
+          like: a pytree of arrays or `jax.ShapeDtypeStruct`, with the shardings of the result.
+          step: one of `steps`.
 
         Raises:
-          UserError: there is no checkpoint, or one that Orbax cannot read; see also `fault`.
+          UserError: there is no checkpoint, or Orbax cannot read it; see also `fault`.
         """
         step = self.latest_step() if step is None else step
         if step is None:
@@ -98,7 +97,7 @@ class TrainingStore:
         return restored.state, restored.progress
 
     def fault(self, step: int) -> str | None:
-        """What the checksums of a step say against it; None if nothing."""
+        """Error message of a step whose checksums do not match; None if they do."""
         try:
             check_sums(self._directory / str(step))
         except UserError as error:
@@ -106,27 +105,27 @@ class TrainingStore:
         return None
 
     def place(self, step: int) -> Path:
-        """Where `set_aside` puts a step: in `damaged/`, beside the folder."""
+        """Path that `set_aside` moves a step to: in `damaged/`, beside the folder."""
         return self._directory.with_name("damaged") / str(step)
 
     def set_aside(self, step: int) -> None:
-        """Move a step out of the way of those that are whole."""
-        move(self._directory / str(step), self.place(step))  # in place of an earlier one
+        """Move a damaged step to `place`, out of the way of the others."""
+        move(self._directory / str(step), self.place(step))  # replaces an earlier one
 
     def reload(self) -> None:
-        """Look again which steps are there."""
+        """Read again which steps are stored."""
         self._manager.reload()
 
     def wait(self) -> None:
-        """Until everything is on disk."""
+        """Wait until everything is on disk."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait until everything is on disk."""
+        """Wait until everything is on disk, then close Orbax's manager."""
         self.wait()
         self._manager.close()
 
 
 def damaged(place: Any, error: Exception) -> UserError:
-    """One line for whatever Orbax raises, which depends on the damage."""
+    """A one-line error for whatever Orbax raises, which depends on the damage."""
     return UserError(f"{place} is damaged: {first_line(error)[:300]}")

@@ -1,7 +1,7 @@
-"""A model's tensors where they lie: what there is, and a way to read one of them, or a part of it.
+"""Lazily read tensors of a model: their dtypes, and a function that reads one or a part of it.
 
-Loading, converting and exporting are made of this, so that none of them ever holds a whole model
-beside another one, and a process of several no more than its own part of it.
+Loading, converting and exporting are built on this. None of them ever holds two whole models at
+once, and of several processes each holds no more than its own part.
 """
 
 import dataclasses
@@ -17,15 +17,15 @@ from othink_jax.checkpoint.keymap import TIED_HEAD
 from othink_jax.families import HEAD, Entry, entries
 from othink_jax.model.config import VLMConfig
 
-Index = tuple[slice, ...]  # of an array's axes, from the first on; () is all of it
+Index = tuple[slice, ...]  # slices of an array's leading axes; () is the whole array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tensors:
     """All tensors of one model, or of an adapter to one, not yet read."""
 
-    dtypes: Mapping[Entry, np.dtype]  # of every tensor that there is, as `read` gives it
-    # One tensor in our layout, or what of it stands at an index.
+    dtypes: Mapping[Entry, np.dtype]  # of every tensor, as `read` returns it
+    # Reads one tensor in our layout, or an index of it.
     read: Callable[[Entry, Index], np.ndarray]
 
     def nbytes(self, entry: Entry) -> int:
@@ -39,9 +39,9 @@ class Tensors:
 
 
 class StoredArray:
-    """An array that lies elsewhere: what an index or `np.asarray` takes of it is read just then.
+    """An array in storage: indexing or `np.asarray` reads what it needs at that moment.
 
-    Nothing of it is kept, so what is used twice is read twice.
+    Nothing is cached, so what is used twice is read twice.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class StoredArray:
     ) -> None:
         """Args:
         shape, dtype: of the array.
-        read: gives what stands at an index.
+        read: returns the part of the array at an index.
         """
         self.shape, self.dtype = shape, np.dtype(dtype)
         self._read = read
@@ -66,12 +66,12 @@ class StoredArray:
         return np.asarray(self[()], dtype=dtype)
 
     def astype(self, dtype: DTypeLike, copy: bool = False) -> "StoredArray":
-        """The same in another dtype; not yet read either."""
+        """The same array in another dtype, still unread."""
         wanted = np.dtype(dtype)
         return StoredArray(self.shape, wanted, lambda index: self[index].astype(wanted, copy=False))
 
     def __array_function__(self, func: Any, _: Any, args: Any, kwargs: Any) -> Any:
-        # How numpy asks what `np.stack` is of these: layers that are scanned, and not yet read.
+        # numpy calls this for `np.stack` of scanned layers: the stack stays unread, too.
         if func is not np.stack or kwargs:
             return NotImplemented
         (rows,) = args
@@ -85,20 +85,20 @@ class StoredArray:
 
 
 def is_tied(tensors: Tensors) -> bool:
-    """Whether a model of these tensors has its embedding as the head."""
+    """Whether these tensors have no head of their own: it is tied to the embedding."""
     return all(entry.path != HEAD for entry in tensors.dtypes)
 
 
 def as_stored(config: VLMConfig, tensors: Tensors) -> VLMConfig:
-    """The config of a model of these tensors: of the head, they know more than config.json."""
+    """The config with `tie_word_embeddings` by these tensors, as config.json may be wrong."""
     return dataclasses.replace(config, tie_word_embeddings=is_tied(tensors))
 
 
 def in_memory(config: VLMConfig, params: Mapping[str, Any]) -> Tensors:
-    """Those of a nested dict of arrays, of unrolled or of scanned layers."""
+    """Tensors of a nested dict of arrays, with unrolled or scanned layers."""
 
     def find(entry: Entry) -> tuple[Any, int | None]:
-        """The leaf, and the row of it where layers are scanned: the layer is its leading axis."""
+        """The leaf, and if layers are scanned the layer's index on its leading axis, else None."""
         node: Any = params
         row = None
         for key in entry.path:
@@ -119,7 +119,7 @@ def in_memory(config: VLMConfig, params: Mapping[str, Any]) -> Tensors:
 
 
 def cast(tensors: Tensors, dtype: DTypeLike) -> Tensors:
-    """The same in another dtype."""
+    """The same tensors in another dtype."""
     wanted = np.dtype(dtype)
     return Tensors(
         dtypes=dict.fromkeys(tensors.dtypes, wanted),
@@ -128,7 +128,7 @@ def cast(tensors: Tensors, dtype: DTypeLike) -> Tensors:
 
 
 def overlaid(base: Tensors, over: Tensors) -> Tensors:
-    """Those of `over`, and of `base` what `over` lacks."""
+    """The tensors of `over`, and those of `base` that `over` lacks."""
     return Tensors(
         dtypes={**base.dtypes, **over.dtypes},
         read=lambda entry, index: (over if entry in over.dtypes else base).read(entry, index),
@@ -136,7 +136,7 @@ def overlaid(base: Tensors, over: Tensors) -> Tensors:
 
 
 def adapted(base: Tensors, adapters: Tensors, scale: float) -> Tensors:
-    """The model `base` with its adapters multiplied out and added to its kernels; in float32."""
+    """The model `base` with its LoRA adapters merged into its kernels, in float32."""
     factors: dict[tuple[Any, ...], dict[str, Entry]] = {}
     for entry in adapters.dtypes:
         *layer, name = entry.path
@@ -148,7 +148,7 @@ def adapted(base: Tensors, adapters: Tensors, scale: float) -> Tensors:
         pair = factors.get(tuple(layer))
         if name == "kernel" and pair is not None:
             lora_a, lora_b = (adapters.read(pair[factor], ()) for factor in ("lora_a", "lora_b"))
-            # The whole product, whatever part of it is asked for: that of a part rounds otherwise.
+            # The whole product, whatever the index: the product of a part rounds differently.
             tensor = tensor + (scale * (lora_a @ lora_b))[index]
         return tensor
 
@@ -156,7 +156,7 @@ def adapted(base: Tensors, adapters: Tensors, scale: float) -> Tensors:
 
 
 def watched(tensors: Tensors, on_bytes: Callable[[int], None]) -> Tensors:
-    """The same, telling of the size of what was read."""
+    """The same tensors; `on_bytes` is given the size of each read."""
 
     def read(entry: Entry, index: Index) -> np.ndarray:
         tensor = tensors.read(entry, index)
@@ -167,7 +167,7 @@ def watched(tensors: Tensors, on_bytes: Callable[[int], None]) -> Tensors:
 
 
 def unread_params(tensors: Tensors) -> dict[str, Any]:
-    """The nested dict of an unrolled model's parameters; a copy of a tied head is none."""
+    """Nested dict of an unrolled model's parameters, unread; a copy of a tied head is left out."""
 
     def stored(entry: Entry) -> StoredArray:
         return StoredArray(
@@ -178,7 +178,7 @@ def unread_params(tensors: Tensors) -> dict[str, Any]:
 
 
 def read_params(tensors: Tensors, *, on_host: bool = False) -> dict[str, Any]:
-    """The same, read: on the default device, or as numpy arrays."""
+    """As `unread_params`, but read: on the default device, or as numpy arrays."""
     put = np.ascontiguousarray if on_host else jnp.asarray
     return jax.tree.map(put, unread_params(tensors))
 

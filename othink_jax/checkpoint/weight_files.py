@@ -1,4 +1,4 @@
-"""The safetensors files of a model directory: which of them are the model, and what is in them."""
+"""The safetensors files of a model directory: which of them are the model, and their tensors."""
 
 import re
 from collections.abc import Iterator
@@ -9,17 +9,17 @@ from othink_jax.errors import UserError
 from othink_jax.files import read_json
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-# Weights of a whole model, as transformers names them. Others, such as those of an adapter, may lie
+# Weights of a whole model, as transformers names them. Others, such as those of an adapter, may be
 # beside them.
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 _NAMED = 3  # names that an error lists
 
 
 def read_headers(directory: Path) -> Iterator[Stored]:
-    """The tensors of a directory, by the headers of its files.
+    """The tensors of a directory, from the headers of its files.
 
     Raises:
-      UserError: there are no safetensors, a file is damaged or absent, the index is not that of the
+      UserError: there are no safetensors, a file is damaged or absent, the index does not match the
         files, or there are weights beside the model's.
     """
     index = _read_index(directory)
@@ -31,14 +31,14 @@ def read_headers(directory: Path) -> Iterator[Stored]:
 
 
 def _read_index(directory: Path) -> dict[str, str] | None:
-    """The file of each tensor; None without an index."""
+    """File name by tensor name; None without an index."""
     path = directory / INDEX
     if not path.is_file():
         return None
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{path} has no weight_map")
-    # A file's name, and no path: what lies elsewhere is not of this model.
+    # Only a file's name, no path: files elsewhere do not belong to this model.
     strange = [file for file in weight_map.values() if Path(str(file)).name != file]
     if strange:
         raise UserError(f"{path} names {strange[0]!r}, which is no file of this directory")
@@ -57,7 +57,7 @@ def _weight_files(directory: Path, index: dict[str, str] | None) -> list[Path]:
         )
     if absent:
         raise UserError(f"{directory} has no {SINGLE} and no {INDEX}")
-    # Left by another model: nothing tells which of them was meant.
+    # Left by another model: it is unknown which of them was meant.
     others = sorted(
         file.name
         for file in directory.iterdir()

@@ -1,4 +1,4 @@
-"""Where examples come from and how they become prompts."""
+"""Sources of examples, and how examples become prompts."""
 
 import dataclasses
 import math
@@ -24,41 +24,41 @@ TINY_TEMPLATE = "{question} Think, then answer."
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where examples come from and how they become prompts. Give `task` or `dataset`, not both."""
+    """Sources of examples and how they become prompts. Give `task` or `dataset`, not both."""
 
     task: Task | None = None  # a synthetic task, generated on the fly
     # A hub id, a parquet or JSONL file (also `gs://...`), or a folder (also of CLEVR). Several are
-    # read as one; or, where weights are given, each draws its share of the prompts (1 without one)
+    # read as one. If weights are given, each supplies its share of the prompts (default weight: 1)
     dataset: DatasetOption = ()
-    # which columns hold what, where their names are others than ours:
-    # `question=query,answer=label,image=img,thinking=why`; of several data sets, those that have
-    # them
+    # column names of the data set that differ from ours:
+    # `question=query,answer=label,image=img,thinking=why`; of several data sets, it holds for those
+    # that have these columns
     columns: str | None = None
-    # folder that a data set's image paths are relative to; that of the file, or the folder of files
-    # itself, if not given
+    # folder that the image paths of a data set are relative to; if not given, the folder of the
+    # data file, or the data folder itself
     images: Path | None = None
-    # train, validation, test, or test-ood (counting only) of a task; a data set's own; a single
-    # file has none
+    # split: train, validation, test or test-ood (counting only) of a task; a data set's own splits;
+    # a single file has none
     split: str = "train"
-    # read parquet files, here or on the hub, while they are used, and store nothing of them, for
-    # --steps, or the first --limit rows; their order is shuffled in a window of 1000 rows
+    # read parquet files, local or on the hub, while they are used, and store nothing; for a run of
+    # --steps, or the first --limit rows; the order is shuffled in a window of 1000 rows
     streaming: bool = False
-    difficulty: Difficulty = "default"  # of a task
-    # use this many examples of each data set only (few-shot), chosen by `limit_seed`
+    difficulty: Difficulty = "default"  # difficulty of a task
+    # use only this many examples of each data set (few-shot), chosen by `limit_seed`
     limit: int | None = None
     limit_seed: int = 0  # also the seed of a task's examples
     template: str = TRAIN_TEMPLATE  # the user's turn; {question} is replaced
-    # the system's turn before it; the chat template's own if not given
+    # the system's turn before it; that of the chat template if not given
     system_prompt: str | None = None
-    # An answer stands in `<answer>` tags, behind `<think>` ones: another name than `answer`
+    # Name of the answer's tags, which follow the `<think>` tags
     answer_tag: str = "answer"
-    # or a regular expression with one group, the answer, where it is found last; what is right in
-    # form is then what it is found in
+    # Instead of tags, a regular expression with one group, the answer; its last match counts. The
+    # format is right wherever it matches
     answer_pattern: str | None = None
-    # A longer prompt is never cut: training skips and counts it, evaluation counts it as answered
-    # wrongly. None: no limit
+    # A longer prompt is never truncated: training skips and counts it, evaluation counts it as
+    # answered wrongly. None: no limit
     max_prompt_tokens: int | None = 1024
-    # images are resized to at least and at most so many pixels; None: the model's own bounds
+    # images are resized to at least and at most this many pixels; None: the model's own bounds
     min_pixels: int | None = 3136
     max_pixels: int | None = 401408
 
@@ -66,7 +66,7 @@ class DataConfig:
         if self.images is not None:
             object.__setattr__(self, "images", as_path(self.images))
         given = given_datasets(self.dataset)
-        # One is a text, and none is None, as in records of when there was one at most.
+        # One data set is a str and none is None, as records with at most one have it.
         object.__setattr__(self, "dataset", given[0] if len(given) == 1 else given or None)
         require(
             (self.task is None) != (not given),
@@ -103,7 +103,7 @@ class DataConfig:
         )
 
     def located(self, directory: Path) -> "DataConfig":
-        """The same with relative paths that exist from `directory` made absolute."""
+        """This config, with relative paths that exist in `directory` made absolute."""
         names = [
             str(directory / name) if (directory / name).exists() else name
             for name in self.dataset_names
@@ -114,10 +114,10 @@ class DataConfig:
         return dataclasses.replace(self.moved(names), images=images)
 
     def moved(self, names: Sequence[str]) -> "DataConfig":
-        """The same with its data sets in other places, as many, in their order.
+        """This config, with its data sets in other places: one name for each, in their order.
 
         Raises:
-          UserError: there are not as many.
+          UserError: the number of names differs.
         """
         require(
             len(names) == len(self.mixture),
@@ -132,21 +132,21 @@ class DataConfig:
 
     @property
     def mixture(self) -> tuple[tuple[str, float | None], ...]:
-        """Of each data set the name and the weight, None if it was not given.
+        """Name and weight of each data set; the weight is None if it was not given.
 
-        What stands behind the last `=` of a name is a weight where there are several, and a number.
+        If there are several data sets, the part after the last `=` is a weight if it is a number.
         """
         given = given_datasets(self.dataset)
         return ((given[0], None),) if len(given) == 1 else tuple(map(_weighted, given))
 
     @property
     def dataset_names(self) -> tuple[str, ...]:
-        """Of the data sets, without their weights."""
+        """Names of the data sets, without their weights."""
         return tuple(name for name, _ in self.mixture)
 
     @property
     def weights(self) -> tuple[float, ...] | None:
-        """Of the data sets; None where none has one."""
+        """Weights of the data sets; None if none has one."""
         found = [weight for _, weight in self.mixture]
         if all(weight is None for weight in found):
             return None
@@ -154,7 +154,7 @@ class DataConfig:
 
     @property
     def column_names(self) -> dict[str, str]:
-        """Names of columns by what they hold, as `columns` gives them."""
+        """Column names by role, as `columns` gives them."""
         found: dict[str, str] = {}
         for part in (self.columns or "").split(",") if self.columns else ():
             role, _, name = (word.strip() for word in part.partition("="))
@@ -168,18 +168,18 @@ class DataConfig:
 
     @property
     def has_splits(self) -> bool:
-        """A single file has none, whatever `split` says."""
+        """Whether the data has splits; a single file has none, whatever `split` says."""
         files = [name.endswith((".jsonl", ".parquet")) for name in self.dataset_names]
         return not files or not all(files)
 
     @property
     def dataset_name(self) -> str | None:
-        """Of the data sets, for people; None of a task."""
+        """Display name of the data sets; None for a task."""
         return " + ".join(given_datasets(self.dataset)) or None
 
     @property
     def name(self) -> str:
-        """What the examples are, for people: the task or data set, and its split."""
+        """Display name of the examples: the task or data set, and its split."""
         of = self.task or str(self.dataset_name)
         level = "" if self.task is None or self.difficulty == "default" else f" ({self.difficulty})"
         return f"{of}{level}, {self.split}" if self.has_splits else of
@@ -204,7 +204,7 @@ def _weighted(given: str) -> tuple[str, float | None]:
 
 
 def _check_mixture(mixture: Iterable[tuple[str, float | None]]) -> None:
-    """Raise UserError if a weight cannot be one, or a data set is there twice."""
+    """Raise UserError if a weight is invalid, or a data set is given twice."""
     mixture = list(mixture)
     for name, weight in mixture:
         require(

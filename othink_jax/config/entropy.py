@@ -10,11 +10,11 @@ from othink_jax.config.checks import require
 class EntropyConfig:
     """The entropy bonus: a coefficient times the mean entropy is subtracted from the loss."""
 
-    entropy_coef: float = 0.0  # the coefficient, or the first one (with a target); 0 is no bonus
-    # Mean entropy, nats per token, at or below which the bonus works, with a coefficient that
-    # follows it (Skywork-OR1, arXiv 2505.22312); without one the coefficient is constant
+    entropy_coef: float = 0.0  # the coefficient, or the initial one (with a target); 0: no bonus
+    # Target of the mean entropy, nats per token: the bonus applies at or below it, with an adaptive
+    # coefficient (Skywork-OR1, arXiv 2505.22312); without a target the coefficient is constant
     entropy_target: float | None = None
-    entropy_coef_delta: float = 0.005  # change of that coefficient after each update
+    entropy_coef_delta: float = 0.005  # change of the adaptive coefficient after each update
     entropy_coef_min: float = 0.0  # its lower bound
     entropy_coef_max: float = 1.0  # its upper bound
 
@@ -35,5 +35,5 @@ class EntropyConfig:
 
     @property
     def used(self) -> bool:
-        """Whether there is a bonus: without one no entropy is computed."""
+        """Whether there is a bonus; without one, no entropy is computed."""
         return self.entropy_coef > 0 or self.entropy_target is not None

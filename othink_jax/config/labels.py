@@ -1,9 +1,9 @@
-"""Notes and tags of a run: they say nothing of what the run is, and may change at any time."""
+"""Notes and tags of a run: they do not affect what the run does, and may change at any time."""
 
 from othink_jax.config.checks import require
 from othink_jax.errors import quoted, writable
 
-LABELS = ("notes", "tags")  # the settings of a run that are nothing else
+LABELS = ("notes", "tags")  # the settings of a run that are labels only
 _LONGEST_TAG = 64  # characters; Weights & Biases takes no more
 
 
@@ -21,7 +21,7 @@ def checked_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
     """Tags of a run, each once, in the order given.
 
     Raises:
-      UserError: one is empty or too long, or holds white space, a comma or what cannot be seen.
+      UserError: a tag is empty or too long, or holds white space, a comma or what is not printable.
     """
     for tag in tags:
         require(

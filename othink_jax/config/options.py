@@ -1,6 +1,6 @@
 """Options of the command line that may be given several times.
 
-Settings are also made where tyro is not installed, as by the benchmarks on a GPU's image.
+Settings also work without tyro, as in the benchmarks on a GPU image.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ with contextlib.suppress(ImportError):
 
 RewardOption = Annotated[tuple[str, ...], _repeated, _reward]
 ColumnOption = Annotated[tuple[str, ...], _repeated, _column]
-if TYPE_CHECKING:  # one name may be a text, in Python and in records
+if TYPE_CHECKING:  # a single name may be a str, in Python and in records
     DatasetOption = str | tuple[str, ...] | None
 else:
     DatasetOption = Annotated[tuple[str, ...], _repeated, _dataset]

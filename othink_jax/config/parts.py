@@ -1,4 +1,4 @@
-"""The settings that runs are made of: sampling, optimizer, loss, devices."""
+"""Groups of settings of a run: sampling, optimizer, KL, loss, devices, processes."""
 
 import dataclasses
 import math
@@ -15,10 +15,10 @@ class SamplingConfig:
     temperature: float = 1.0  # divides the logits; 0 decodes greedily
     top_k: int = 50  # keep the k likeliest tokens; 0 keeps all. 50 is R1-V's unstated default
     top_p: float = 1.0  # keep the smallest set of tokens whose probability reaches top_p
-    # Tokens that stand in the prompt or the completion already have their logits divided by this
-    # (multiplied, if negative); 1 is none (CTRL, arXiv 1909.05858)
+    # Divides the logits of tokens that occur in the prompt or the completion (multiplies negative
+    # ones); 1: no penalty (CTRL, arXiv 1909.05858)
     repetition_penalty: float = 1.0
-    min_new_tokens: int = 0  # a completion does not end before it has so many tokens
+    min_new_tokens: int = 0  # minimum length of a completion, tokens
 
     def __post_init__(self) -> None:
         require(self.max_new_tokens >= 1, f"max_new_tokens must be >= 1, got {self.max_new_tokens}")
@@ -37,17 +37,17 @@ class SamplingConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW behind a global-norm clip."""
+    """AdamW after global-norm clipping."""
 
     learning_rate: float = 1e-6  # peak
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"  # decay to 0 over the run
-    warmup_fraction: float = 0.0  # share of the updates spent rising linearly from 0
-    b1: float = 0.9  # decay of the mean of gradients
-    b2: float = 0.999  # decay of the mean of their squares
-    eps: float = 1e-8  # added to the root of the latter
+    warmup_fraction: float = 0.0  # share of the updates with linear warmup from 0
+    b1: float = 0.9  # decay of the first moment
+    b2: float = 0.999  # decay of the second moment
+    eps: float = 1e-8  # added to the root of the second moment
     weight_decay: float = 0.0  # decoupled, times the learning rate, on every parameter
     max_grad_norm: float = 1.0  # clip of the global gradient norm
-    mu_dtype: Literal["float32", "bfloat16"] = "float32"  # that the mean of gradients is stored in
+    mu_dtype: Literal["float32", "bfloat16"] = "float32"  # dtype of the first moment
 
     def __post_init__(self) -> None:
         require(
@@ -69,8 +69,8 @@ class OptimizerConfig:
 class LoRAConfig:
     """Low-rank adapters (arXiv 2106.09685) of all linear layers of the text tower's blocks."""
 
-    lora_rank: int = 16  # of the matrix that is added to a layer's own
-    lora_alpha: float = 32.0  # that matrix is multiplied by lora_alpha / lora_rank
+    lora_rank: int = 16  # rank of the adapters
+    lora_alpha: float = 32.0  # the adapters' output is scaled by lora_alpha / lora_rank
 
     def __post_init__(self) -> None:
         require(self.lora_rank >= 1, f"lora_rank must be >= 1, got {self.lora_rank}")
@@ -81,31 +81,31 @@ class LoRAConfig:
 
     @property
     def scale(self) -> float:
-        """What the product of an adapter's two factors is multiplied by."""
+        """Factor that the product of an adapter's two matrices is scaled by."""
         return self.lora_alpha / self.lora_rank
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KLConfig:
-    """The weight of the KL term. `dynamic` is GRPO-D (Eq. 3), `constant` is plain GRPO.
+    """The KL coefficient. `dynamic` is GRPO-D (Eq. 3), `constant` is plain GRPO.
 
     Further schedules, and controllers that react to the measured KL, are listed by `othink-jax
     recipes`.
     """
 
     kl_schedule: str = "dynamic"  # name in rl.KL_CONTROLS
-    kl_min: float = 0.04  # lowest weight (dynamic); the paper: 0.04 for counting, 0.0 for geometry
-    # highest weight (dynamic); the paper: 0.10 for counting, 0.02 for geometry
+    kl_min: float = 0.04  # lowest value (dynamic); the paper: 0.04 for counting, 0.0 for geometry
+    # highest value (dynamic); the paper: 0.10 for counting, 0.02 for geometry
     kl_max: float = 0.10
     exploration_fraction: float = 0.3  # w / t: share of the updates spent falling to `kl_min`
-    # the weight (constant), or the first one (controllers); the paper's best: 0.04 for counting,
+    # the value (constant), or the initial one (controllers); the paper's best: 0.04 for counting,
     # 0.01 for geometry
     kl_value: float = 0.04
-    kl_target: float | None = None  # that controllers steer the measured KL to, nats per token
-    # Further numbers of the schedule or controller, such as `gain 0.1`; its own ones if not given
+    kl_target: float | None = None  # target of the measured KL (controllers), nats per token
+    # Further parameters of the schedule or controller, such as `gain 0.1`; defaults if not given
     kl_args: dict[str, float] = dataclasses.field(default_factory=dict)
-    # Updates after which the reference moves to the policy (TR-DPO, arXiv 2404.09656); it stays the
-    # first model if not given
+    # Number of updates between moves of the reference to the policy (TR-DPO, arXiv 2404.09656); if
+    # not given, it stays the initial model
     reference_every: int | None = None
     reference_mix: float = 1.0  # share of the policy in such a move; 1 copies it
 
@@ -145,12 +145,12 @@ class KLConfig:
 
     @property
     def is_zero(self) -> bool:
-        """Whether the weight is zero from the first update to the last: no reference is needed."""
+        """Whether the coefficient is zero throughout, so that no reference is needed."""
         return self.kl_schedule == "constant" and self.kl_value == 0
 
     @property
     def reference_stays(self) -> bool:
-        """Whether the reference is the first model throughout; else it moves, or there is none."""
+        """Whether the reference stays the initial model; else it moves, or there is none."""
         return not self.is_zero and self.reference_every is None
 
 
@@ -162,37 +162,37 @@ class LossConfig:
     """
 
     objective: str = "ppo"  # name in rl.OBJECTIVES
-    # The ratio is clipped to [1 - clip_low, 1 + clip_high]; the objective's own bounds if not given
+    # The ratio is clipped to [1 - clip_low, 1 + clip_high]; the objective's defaults if not given
     # (ppo: 0.2 and 0.2)
     clip_low: float | None = None
     clip_high: float | None = None
-    # Further numbers of the objective, such as `c 3`; its own ones if not given
+    # Further parameters of the objective, such as `c 3`; its defaults if not given
     objective_args: dict[str, float] = dataclasses.field(default_factory=dict)
     advantage: str = "group"  # name in rl.ADVANTAGES
-    advantage_ddof: int = 1  # of the group's standard deviation; R1-V: 1
+    advantage_ddof: int = 1  # the group's standard deviation divides by G minus this; R1-V: 1
     advantage_eps: float = 1e-4  # added to the group's standard deviation; R1-V: 1e-4
-    # Further numbers of the advantages, such as `k 4`; their own ones if not given
+    # Further parameters of the advantages, such as `k 4`; their defaults if not given
     advantage_args: dict[str, float] = dataclasses.field(default_factory=dict)
-    # Name in rl.KL_ESTIMATORS, of the sampled token, or in rl.KL_DIVERGENCES, over the whole
-    # vocabulary; Eq. 5 has k3
+    # Name in rl.KL_ESTIMATORS (from the sampled token) or in rl.KL_DIVERGENCES (over the whole
+    # vocabulary); Eq. 5 has k3
     kl_estimator: str = "k3"
-    kl_gradient: str = "own"  # name in rl.KL_GRADIENTS: of what the KL term has the gradient
-    # Whether the KL is a term of the loss, or lowers the reward of each token by that of all later
-    # ones
+    kl_gradient: str = "own"  # gradient of the KL term: name in rl.KL_GRADIENTS
+    # Whether the KL is a term of the loss, or lowers the reward of each token by the KL of this and
+    # all later tokens
     kl_placement: Literal["loss", "reward"] = "loss"
     reduction: str = "sequence"  # name in rl.REDUCTIONS; Eq. 4 has sequence
-    # Weights against rollouts that another policy, or another engine, has sampled: name in
+    # Off-policy correction of rollouts that another policy or engine sampled: name in
     # rl.CORRECTIONS
     correction: str | None = None
-    # Further numbers of the correction, such as `cap 2`; its own ones if not given
+    # Further parameters of the correction, such as `cap 2`; its defaults if not given
     correction_args: dict[str, float] = dataclasses.field(default_factory=dict)
-    # Learn from this share of the tokens alone, those with the highest entropy (arXiv 2506.01939)
+    # Train only on this share of the tokens, those with the highest entropy (arXiv 2506.01939)
     top_entropy: float | None = None
-    # Leave completions that the length limit cut out of the loss (DAPO's overlong filtering)
+    # Leave completions truncated by the length limit out of the loss (DAPO's overlong filtering)
     mask_truncated: bool = False
-    # Leave groups whose rewards are all equal out of the loss: of such, only the KL has a gradient
+    # Leave groups whose rewards are all equal out of the loss: only their KL has a gradient
     drop_no_signal: bool = False
-    logp_chunk: int = 1024  # tokens whose logits exist at one time
+    logp_chunk: int = 1024  # number of tokens whose logits exist at one time
 
     def __post_init__(self) -> None:
         require(
@@ -223,11 +223,11 @@ class LossConfig:
 class ParallelConfig:
     """How one update is spread over devices."""
 
-    # jit: one device; pmap: a replica on each device, prompts divided; mesh: parameters and moments
-    # divided as well
+    # jit: one device; pmap: a replica on each device, prompts sharded; mesh: parameters and moments
+    # sharded as well
     strategy: Literal["jit", "pmap", "mesh"] = "jit"
-    devices: int | None = None  # how many (pmap, mesh); all that are visible if not given
-    tensor: int = 1  # devices that every layer is cut over (mesh); prompts are cut over the others
+    devices: int | None = None  # number of devices (pmap, mesh); all visible ones if not given
+    tensor: int = 1  # tensor-parallel devices (mesh); prompts are sharded over the other mesh axis
 
     def __post_init__(self) -> None:
         require(self.devices is None or self.devices >= 1, "devices must be >= 1")
@@ -240,15 +240,15 @@ class ParallelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProcessConfig:
-    """How the processes of a run find each other; of a run of one process, nothing is given.
+    """How the processes of a run find each other; a run of one process needs none of this.
 
-    It is no part of a run's settings: a run may go on with another number of processes.
+    This is no part of a run's settings: a run may resume with another number of processes.
     """
 
-    distributed: bool = False  # several processes, as SLURM, a TPU pod or Open MPI tells JAX
-    coordinator: str | None = None  # HOST:PORT of process 0, where nobody tells
-    num_processes: int | None = None  # with a coordinator
-    process_id: int | None = None  # with a coordinator; from 0
+    distributed: bool = False  # several processes; SLURM, a TPU pod or Open MPI tells JAX which
+    coordinator: str | None = None  # HOST:PORT of process 0, if nothing tells JAX
+    num_processes: int | None = None  # number of processes, with a coordinator
+    process_id: int | None = None  # index of this process, from 0, with a coordinator
     connect_timeout_s: int = 300  # seconds that a process waits for the others at the start
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Settings as JSON, and the record that a run keeps of its own."""
+"""Settings as JSON, and the record of a run."""
 
 import dataclasses
 import json
@@ -13,14 +13,14 @@ from othink_jax.digests import check_sums
 from othink_jax.errors import UserError
 from othink_jax.files import as_path, is_locked, read_json
 
-RUN_REFERENCE = "reference"  # the model that a run begins with, a directory inside it
-RUN_CHECKPOINTS = "checkpoints"  # the training states inside a run directory, numbered by step
-RUN_BEST = "best"  # among them: a folder with that of the best validation, numbered as the others
+RUN_REFERENCE = "reference"  # directory of the initial model, inside a run directory
+RUN_CHECKPOINTS = "checkpoints"  # directory of the training states, numbered by step, inside a run
+RUN_BEST = "best"  # folder among them for the state of the best validation, numbered likewise
 RUN_LOCK = ".lock"  # held by the process that writes
-RUN_BEGINNING = ".beginning"  # there while a run is being begun
-# Settings of an evaluation that change nothing at these values, as JSON.
+RUN_BEGINNING = ".beginning"  # marker file while a run is being created
+# Settings of an evaluation that have no effect at these values, as JSON.
 _UNUSED: dict[str, Any] = {"samples": 1, "by": [], "lm_eval_json": False}
-# Two evaluations that differ in these alone ask the same questions in the same way.
+# Two evaluations that differ only in these ask the same questions in the same way.
 _HOW_IT_RUNS = ("model", "out", "stage", "batch_size", "dtype", "parallel", "by", "lm_eval_json")
 _C = TypeVar("_C")
 _RUNS: dict[str, type[TrainingConfig]] = {cls.kind: cls for cls in (GRPOConfig, SFTConfig)}
@@ -32,18 +32,18 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def evaluation_settings(config: EvaluateConfig) -> dict[str, Any]:
-    """Settings of an evaluation as its result holds them: without those that are not used.
+    """Settings of an evaluation as its result stores them: without those that are not used.
 
-    So a result is compared with those of evaluations that do not have these settings at all.
+    A result can thus be compared with results of evaluations that lack these settings.
     """
     made = to_dict(config)
     return {name: x for name, x in made.items() if name not in _UNUSED or x != _UNUSED[name]}
 
 
 def asked_settings(settings: Mapping[str, Any], *, greedy: bool) -> dict[str, Any]:
-    """Of an evaluation's settings those that say what is asked of a model, and how.
+    """The settings of an evaluation that determine what is asked of a model, and how.
 
-    Greedy decoding takes the likeliest token, however few may be drawn.
+    Greedy decoding omits top_k and top_p: it takes the likeliest token whatever they are.
     """
     asked = {name: value for name, value in settings.items() if name not in _HOW_IT_RUNS}
     if greedy:
@@ -76,43 +76,43 @@ def from_dict(cls: type[_C], values: dict[str, Any]) -> _C:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What config.json of a run directory says."""
+    """Contents of config.json of a run directory."""
 
     kind: str  # the command that made it
     config: TrainingConfig
     total_steps: int
-    started: str  # an ISO time
-    versions: dict[str, str]  # of the packages that matter
+    started: str  # start of the run, ISO time
+    versions: dict[str, str]  # versions of the packages that matter
     device: str
-    directory: str = ""  # that it was started in: relative paths of its data hold from there
-    trainer: str = ""  # class that made it, as `package.module:name`
-    trainer_digest: str = ""  # of the source of that class, see `identity.source_digest`
-    # The same of the user's own functions that it is made with, by name
+    directory: str = ""  # working directory at the start; relative paths of the data refer to it
+    trainer: str = ""  # trainer class, as `package.module:name`
+    trainer_digest: str = ""  # digest of the source of that class, see `identity.source_digest`
+    # Digests of the user's own functions that the run uses, by name
     sources: dict[str, str] = dataclasses.field(default_factory=dict)
-    ended: int | None = None  # the step after which it ended early, as `patience` has it
-    # Where it went on with other settings: the step after which, and what each was and is
+    ended: int | None = None  # last step, if the run ended early by `patience`
+    # Resumptions with changed settings: the step after which, and each setting before and after
     changes: tuple[dict[str, Any], ...] = ()
 
     @property
     def last_step(self) -> int:
-        """The one that finishes it."""
+        """The step that finishes the run."""
         return self.total_steps if self.ended is None else self.ended
 
 
 def is_run(directory: Path) -> bool:
-    """Whether there is a config.json that is a run's, and not a model's.
+    """Whether the directory has the config.json of a run, not of a model.
 
     Raises:
-      UserError: it is no JSON object.
+      UserError: config.json is no JSON object.
     """
     path = directory / "config.json"
     return path.is_file() and "kind" in read_json(path)
 
 
 def run_and_checkpoint(place: Path) -> tuple[Path, str | None]:
-    """Of `RUN/checkpoints/STEP` or `RUN/checkpoints/best` the run and the last part of the path.
+    """Split `RUN/checkpoints/STEP` or `RUN/checkpoints/best` into run and last part of the path.
 
-    Any other place comes back as it is, with None. Whether there is such a run is not looked at.
+    Any other path is returned as it is, with None. Whether the run exists is not checked.
     """
     if place.parent.name == RUN_CHECKPOINTS and (place.name.isdigit() or place.name == RUN_BEST):
         return place.parents[1], place.name
@@ -123,8 +123,8 @@ def read_run(directory: Path) -> RunRecord:
     """The record of a run.
 
     Raises:
-      UserError: there is no run of a known kind, it has not begun, its settings cannot be used, or
-        config.json is not what was written.
+      UserError: there is no run of a known kind, it has not begun, its settings are invalid, or
+        config.json differs from what was written.
     """
     path = directory / "config.json"
     if (directory / RUN_BEGINNING).exists() and not path.is_file():

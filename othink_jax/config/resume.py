@@ -1,4 +1,4 @@
-"""What may change where a run goes on."""
+"""Settings that may change when a run resumes."""
 
 import dataclasses
 from pathlib import Path
@@ -20,32 +20,31 @@ _OF_DATA = ("dataset", "images")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResumeConfig:
-    """A run that goes on. What is not given stays as the run has it; nothing else may change."""
+    """A run to resume. Settings that are not given stay as they are; nothing else may change."""
 
     resume: Path  # run directory
     steps: int | None = None  # of the whole run; the schedules of learning rate and KL end there
-    dataset: DatasetOption = ()  # where the same data sets lie now, without their weights
-    images: Path | None = None  # where its images lie now
+    dataset: DatasetOption = ()  # new places of the same data sets, without their weights
+    images: Path | None = None  # new place of the images
     strategy: Literal["jit", "pmap", "mesh"] | None = None  # how an update is spread over devices
-    devices: int | None = None  # how many (pmap, mesh)
-    tensor: int | None = None  # devices that every layer is cut over (mesh)
-    micro_batches: int | None = None  # pieces of a device's prompts, one at a time in memory
-    remat: Remat | None = None  # what the backward pass computes again
+    devices: int | None = None  # number of devices (pmap, mesh)
+    tensor: int | None = None  # tensor-parallel devices (mesh)
+    micro_batches: int | None = None  # micro-batches per device and update (gradient accumulation)
+    remat: Remat | None = None  # values that the backward pass recomputes
     scan_layers: ScanLayers | None = None  # whether layers are scanned over or unrolled
-    attention: Attention | None = None  # the kernel of attention
+    attention: Attention | None = None  # the attention kernel
     checkpoint_every: int | None = None  # steps between checkpoints
     wandb: bool = False  # from here on, also log to Weights & Biases
-    notes: str | None = None  # in the place of those that it has; "" removes them
-    tags: tuple[str, ...] | None = None  # the same; --tags with nothing behind it removes them
-    # Continue though the source of what made the run, a trainer or a reward function of one's own,
-    # is another one now
+    notes: str | None = None  # new notes; "" removes them
+    tags: tuple[str, ...] | None = None  # new tags; --tags without a value removes them
+    # Continue although the source of the run's custom trainer or reward functions has changed
     allow_changed_source: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "resume", as_path(self.resume))
 
     def applied(self, config: _C) -> _C:
-        """The settings of a run with these in their place.
+        """The settings of a run, updated by these.
 
         Raises:
           UserError: a setting cannot be used, or does not go with the run's others.
@@ -65,7 +64,7 @@ class ResumeConfig:
             "--dataset and --images say where the data set of a run lies now; this one has a task",
         )
         parallel = config.parallel
-        if "strategy" in devices:  # the others of the old one may not go with it
+        if "strategy" in devices:  # the old strategy's other settings may not fit the new one
             parallel = type(parallel)()
         where = config.data
         if "dataset" in data:
@@ -79,9 +78,9 @@ class ResumeConfig:
 
 
 def changed_settings(before: TrainingConfig, after: TrainingConfig) -> dict[str, list[Any]]:
-    """Settings that differ, with the value before and after; `data.limit` is the limit of the data.
+    """Settings that differ, with old and new value, by dotted name such as `data.limit`.
 
-    Without notes and tags, which do not change what a run is.
+    Notes and tags are left out, since they do not change what a run is.
     """
 
     def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

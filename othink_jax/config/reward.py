@@ -12,11 +12,11 @@ from othink_jax.config.options import RewardOption
 
 Grader = Literal["strict", "r1v"]
 
-# Metrics have these names already, see `training.records`.
+# Names that other metrics have, see `training.records`.
 _TAKEN = ("accuracy", "format", "std", "failed", "total")
 _FULL = "_full_share"
-_MOST = 1e6  # of a weight; see `rewards.functions`
-# A weight stands behind the last `=` of what is given, and holds no part of a path.
+_MOST = 1e6  # largest weight; see `rewards.functions`
+# The weight follows the last `=`, and holds no characters of a path.
 _GIVEN = re.compile(r"(.+?)(?:=([^=:/]*))?", re.DOTALL)
 
 
@@ -24,19 +24,19 @@ _GIVEN = re.compile(r"(.+?)(?:=([^=:/]*))?", re.DOTALL)
 class RewardConfig:
     """R = R_accuracy + format_weight * R_format (Eq. 1), or a weighted sum of functions."""
 
-    # A reward function, in the place of Eq. 1: `accuracy`, `format` or another name that
-    # `othink-jax recipes` lists, `file.py:function` or `package.module:function`, of a text and an
-    # example, in Python; and its weight, 1 if not given. May be given several times
+    # A reward function that replaces Eq. 1: `accuracy`, `format` or another name that `othink-jax
+    # recipes` lists, or a Python function of a text and an example, as `file.py:function` or
+    # `package.module:function`; and its weight, 1 if not given. May be given several times
     functions: RewardOption = ()
     format_weight: float = 1.0  # alpha of Eq. 1
     grader: Grader = "strict"  # `r1v` reproduces R1-V's published verdicts, quirks included
-    # Of a data set: what its questions ask for. R1-V's grader has a rule for counting and one for
-    # geometry, and must be told; the strict one treats both alike. Of grounding, an answer is right
-    # if its box has an IoU of at least 0.5 with the truth's, in the same coordinates
+    # Task of a data set's questions. R1-V's grader has one rule for counting and one for geometry,
+    # and must be told; the strict one treats both alike. For grounding, an answer is right if its
+    # box has an IoU of at least 0.5 with the true box, in the same coordinates
     grade_as: Task | None = None
     # Wall-clock limit for one completion by one grader or function, seconds
     grading_timeout_s: float = 5.0
-    # Processes that grade what the fast path cannot, and that call functions
+    # Number of processes that grade what the fast path cannot, and that call reward functions
     grading_workers: int = 2
 
     def __post_init__(self) -> None:
@@ -62,13 +62,13 @@ class RewardConfig:
 
     @property
     def weights(self) -> dict[str, float]:
-        """Of each function by its name or path, in the order given; Eq. 1 if none is."""
+        """Weight of each function by name or path, in the order given; those of Eq. 1 if none."""
         if not self.functions:
             return {"accuracy": 1.0, "format": self.format_weight}
         return dict(map(_read, self.functions))
 
     def located(self, directory: Path) -> "RewardConfig":
-        """The same with relative files that exist from `directory` made absolute."""
+        """This config, with relative files that exist in `directory` made absolute."""
         return dataclasses.replace(
             self,
             functions=tuple(
@@ -78,11 +78,11 @@ class RewardConfig:
         )
 
     def task_of(self, data: DataConfig) -> Task | None:
-        """What questions of this data ask for, as far as it is known.
+        """Task of this data's questions, if it is known.
 
         Raises:
-          UserError: it is not known, and the grader must be told; or the grader cannot find answers
-            that are marked so.
+          UserError: the grader needs a task and none is known, or it has no rule for the task, or
+            it cannot find answers that are marked in this way.
         """
         task = data.task or self.grade_as
         require(
@@ -101,7 +101,7 @@ class RewardConfig:
 
 
 def check_rewards(given: tuple[str, ...]) -> None:
-    """Raise UserError unless these can make a reward; whether they can be loaded is not looked at.
+    """Raise UserError unless these can make a reward; whether they can be loaded is not checked.
 
     Args:
       given: at least one `NAME_OR_PATH` or `NAME_OR_PATH=WEIGHT`.
@@ -126,12 +126,12 @@ def check_rewards(given: tuple[str, ...]) -> None:
 
 
 def name_of(path: str) -> str:
-    """The name of a function, by which metrics go: the last part of its path."""
+    """Name of a function in the metrics: the last part of its path."""
     return path.rpartition(":")[2]
 
 
 def _read(given: str) -> tuple[str, float]:
-    """Name or path, and weight."""
+    """Parse `NAME_OR_PATH` or `NAME_OR_PATH=WEIGHT` into name or path, and weight."""
     match = _GIVEN.fullmatch(given)
     require(match is not None, "--reward: the name of the function is missing")
     assert match is not None

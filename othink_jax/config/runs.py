@@ -1,4 +1,4 @@
-"""The settings of whole runs: training by each method, and evaluation."""
+"""Settings of whole runs: training by each method, and evaluation."""
 
 import dataclasses
 import math
@@ -26,46 +26,46 @@ from othink_jax.files import as_path
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What all methods of training have in common."""
+    """Settings that all training methods share."""
 
-    kind: ClassVar[str]  # of run: the command that makes it, and what its config.json says
+    kind: ClassVar[str]  # kind of run: the command that makes it, also written to config.json
 
     # Hugging Face directory or hub id, Orbax checkpoint, run or one of its checkpoints, or `tiny`
     model: str
-    out: Path  # run directory, of a disk or `gs://BUCKET/...`
+    out: Path  # run directory, on a disk or `gs://BUCKET/...`
     data: DataConfig
-    steps: int | None = None  # updates; if not given, `epochs` over the data
+    steps: int | None = None  # number of steps; if not given, `epochs` over the data
     epochs: float  # passes over a data set
     prompts_per_step: int = 16  # B, over all devices; R1-V: 8 devices x 1 x 2 accumulated
-    seed: int = 42  # of the order of the data and of sampling
-    # Of the computation and of what is not trained. What is trained is float32 all the same: in
+    seed: int = 42  # seed of the order of the data and of sampling
+    # Dtype of the computation and of frozen parameters. Trained parameters are always float32: in
     # bfloat16, an update of 1e-6 would be lost in the rounding of nearly every weight.
     dtype: Literal["float32", "bfloat16"] = "float32"
-    # What of the model is trained: all of it, its text tower, or low-rank adapters of that. What is
-    # not is kept once, in `dtype`.
+    # Trained parameters: the whole model, its text tower, or low-rank adapters of the text tower.
+    # Frozen parameters are kept once, in `dtype`.
     train: Literal["all", "text", "lora"] = "all"
-    micro_batches: int = 1  # pieces of a device's prompts, one at a time in memory, of one update
-    # What an update's backward pass computes again instead of keeping it in memory: nothing, all
-    # but products with weights, or whole layers
+    micro_batches: int = 1  # micro-batches per device and update (gradient accumulation)
+    # Values that the backward pass recomputes instead of keeping them in memory: none, all but
+    # products with weights, or those of whole layers
     remat: Remat = "layer"
     # Whether the layers of a tower are scanned over, which compiles once for all of them, or
-    # unrolled; `auto` scans where there are more than eight
+    # unrolled; `auto` scans a tower of more than eight layers
     scan_layers: ScanLayers = "auto"
-    # The kernel of attention. `auto` takes what suits the device: splash on a TPU, cuDNN on a GPU,
-    # chunked on a CPU, and the reference, which holds all scores, where they are few
+    # Attention kernel. `auto` takes what suits the device: splash on a TPU, cuDNN on a GPU,
+    # chunked on a CPU, and the reference, which materialises all scores, if there are few
     attention: Attention = "auto"
-    optimizer: OptimizerConfig = OptimizerConfig()  # AdamW behind a global-norm clip
+    optimizer: OptimizerConfig = OptimizerConfig()  # AdamW after global-norm clipping
     lora: LoRAConfig = LoRAConfig()  # the adapters, with `train` = lora
     parallel: ParallelConfig = ParallelConfig()  # how an update is spread over devices
-    validation: ValidationConfig = ValidationConfig()  # greedy answers between steps
+    validation: ValidationConfig = ValidationConfig()  # validation by greedy decoding between steps
     checkpoint_every: int = 50  # steps between checkpoints; the last step is always saved
-    keep_checkpoints: int = 2  # how many of the last ones stay
-    # A step whose loss, gradient or update is not finite ends the run; or changes nothing and is
-    # counted, up to so many in a row
+    keep_checkpoints: int = 2  # number of latest checkpoints to keep
+    # Number of consecutive steps whose loss, gradient or update is not finite that are skipped and
+    # counted; one more ends the run
     skip_nonfinite: int = 0
     wandb: bool = False  # also log to Weights & Biases (extra `wandb`)
     notes: str = ""  # for the report, the model card and the trackers; may have several lines
-    tags: tuple[str, ...] = ()  # words for the same places: --tags FIRST SECOND
+    tags: tuple[str, ...] = ()  # tags for the same places: --tags FIRST SECOND
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", as_path(self.out))
@@ -81,16 +81,16 @@ class TrainingConfig:
         require(self.skip_nonfinite >= 0, f"skip_nonfinite must be >= 0, got {self.skip_nonfinite}")
 
     def located(self, directory: Path) -> Self:
-        """The same with relative paths of what is read that exist from there made absolute."""
+        """This config, with relative input paths that exist in `directory` made absolute."""
         return dataclasses.replace(self, data=self.data.located(directory))
 
     @property
     def criterion(self) -> str:
-        """The metric of a validation by which one is better than another."""
+        """The validation metric that decides which validation is better."""
         return "validation_accuracy"
 
     def compute(self, platform: str) -> ComputeConfig:
-        """How the model is computed, on devices of this platform; without adapters."""
+        """Computation settings of the model on devices of this platform; without adapters."""
         return ComputeConfig(
             dtype=self.dtype,
             param_dtype=self.dtype if self.train == "lora" else "float32",
@@ -112,17 +112,17 @@ class GRPOConfig(TrainingConfig):
     kind: ClassVar[str] = "grpo"
 
     epochs: float = 2.0  # passes over a data set
-    group_size: int = 8  # G completions a prompt
-    # Times in a step that other prompts are drawn for those whose completions all have one reward
-    # (DAPO's dynamic sampling, arXiv 2503.14476, section 3.2); each is a whole rollout
+    group_size: int = 8  # completions per prompt (G)
+    # Number of times per step that prompts whose completions all have one reward are replaced
+    # (DAPO's dynamic sampling, arXiv 2503.14476, section 3.2); each time is a whole rollout
     redraw: int = 0
-    # Tokens before the length limit over which the reward of a completion falls by one (DAPO's soft
-    # overlong punishment, Eq. 13); none if not given
+    # Number of tokens before the length limit over which the reward of a completion falls by one
+    # (DAPO's soft overlong punishment, Eq. 13); no penalty if not given
     overlong_cache: int | None = None
-    inner_updates: int = 1  # updates made from one rollout; 1 is strictly on-policy
+    inner_updates: int = 1  # updates per rollout; 1 is strictly on-policy
     sampling: SamplingConfig = SamplingConfig()  # how completions are drawn
     loss: LossConfig = LossConfig()  # the surrogate of Eq. 4 and the advantages of Eq. 2
-    kl: KLConfig = KLConfig()  # the weight of the KL term (Eq. 3)
+    kl: KLConfig = KLConfig()  # the KL coefficient (Eq. 3)
     entropy: EntropyConfig = EntropyConfig()  # the entropy bonus
     reward: RewardConfig = RewardConfig()  # what a completion is worth
     sample_every: int = 10  # steps between stored sample completions
@@ -148,7 +148,7 @@ class GRPOConfig(TrainingConfig):
 
     @property
     def criterion(self) -> str:
-        """The accuracy where the reward is that of Eq. 1; else the reward."""
+        """The accuracy if the reward is that of Eq. 1; else the reward."""
         return "validation_reward" if self.reward.functions else super().criterion
 
     def located(self, directory: Path) -> Self:
@@ -167,11 +167,11 @@ class SFTConfig(TrainingConfig):
     epochs: float = 1.0  # passes over a data set
     optimizer: OptimizerConfig = OptimizerConfig(
         learning_rate=2e-5, lr_schedule="cosine", warmup_fraction=0.1
-    )  # AdamW behind a global-norm clip
-    # A longer solution, its end token counted, is never cut: it is skipped and counted. R1-V allows
-    # 4096 tokens together with the prompt, of which `max_prompt_tokens` takes 1024
+    )  # AdamW after global-norm clipping
+    # A longer solution (its end token included) is never truncated: it is skipped and counted. R1-V
+    # allows 4096 tokens including the prompt, of which `max_prompt_tokens` takes 1024
     max_completion_tokens: int = 3072
-    logp_chunk: int = 1024  # tokens whose logits exist at one time
+    logp_chunk: int = 1024  # number of tokens whose logits exist at one time
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -192,20 +192,20 @@ class EvaluateConfig:
     out: Path  # directory for predictions.jsonl and result.json, or `gs://BUCKET/...`
     data: DataConfig
     count: int = 500  # examples of a synthetic task; a data set is evaluated whole unless limited
-    # Completions drawn for each question, at a temperature above 0: pass@k and majority vote
+    # Completions per question, at a temperature above 0, for pass@k and majority vote
     samples: int = 1
-    # Prompts decoded together, each with all its samples; fewer of those whose images or texts are
-    # large. With a temperature, what is drawn depends on it
+    # Prompts decoded together, each with all its samples; fewer if images or texts are large. With
+    # a temperature above 0, the samples depend on it
     batch_size: int = 16
-    # A column of the data set, for the accuracy by its values; may be given several times
+    # Column of the data set; reports the accuracy for each of its values; may be repeated
     by: ColumnOption = ()
-    # Also write results_lm_eval.json, as tools read it that know lm-evaluation-harness
+    # Also write results_lm_eval.json, for tools that read the format of lm-evaluation-harness
     lm_eval_json: bool = False
     sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_new_tokens=1024)
     reward: RewardConfig = RewardConfig()
-    seed: int = 0  # of sampling, where temperature > 0
-    stage: Literal["before", "after"] | None = None  # training it belongs to, for a run's report
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of parameters and computation
+    seed: int = 0  # seed of sampling, if temperature > 0
+    stage: Literal["before", "after"] | None = None  # relative to the training, for a report
+    dtype: Literal["float32", "bfloat16"] = "float32"  # dtype of parameters and computation
     parallel: ParallelConfig = ParallelConfig()  # how a batch is spread over devices
 
     def __post_init__(self) -> None:

@@ -8,16 +8,17 @@ from othink_jax.config.data import DataConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """Greedy answers to questions that are not trained on, between steps."""
+    """Validation between steps: greedy answers to questions that are not trained on."""
 
     validate_every: int = 0  # steps between validations, the last step included; 0: none
-    # Questions, chosen by `limit_seed` where there are more
+    # Number of questions, chosen by `limit_seed` if there are more
     validate_count: int = 200
-    # Of the task, or of the data sets
+    # Split of the task, or of the data sets
     validate_split: str = "validation"
-    # A data set in the place of those of the training, such as a file, which has no splits
+    # Data set that replaces those of the training, such as a file, which has no splits
     validate_dataset: str | None = None
-    # Validations in a row without a better one after which the run ends; none if not given
+    # Number of consecutive validations without improvement after which the run ends; none if not
+    # given
     patience: int | None = None
 
     def __post_init__(self) -> None:
@@ -38,10 +39,10 @@ class ValidationConfig:
         return self.validate_every > 0
 
     def data(self, training: DataConfig) -> DataConfig:
-        """Questions of a validation, asked as the training asks.
+        """Data of the validation, asked as the training asks.
 
         Raises:
-          UserError: it would be what is trained on.
+          UserError: it is the data that is trained on.
         """
         names = training.dataset_names
         if self.validate_dataset is not None:

@@ -23,18 +23,18 @@ _TRAITS = ("size", "color", "material", "shape")
 
 
 def is_clevr(folder: Path) -> bool:
-    """Whether a folder holds scenes as CLEVR does."""
+    """Whether a folder holds scene files in CLEVR's layout."""
     return any(folder.glob(_SCENES))
 
 
 class ClevrScenes:
-    """Every scene with its image and the question how many things are in it.
+    """Every scene with its image and the question how many objects are in it.
 
-    The solution names them one by one, then says their number.
+    The solution lists the objects, then gives their number.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
-        """Raises UserError: the folder has no scenes of this split, or a scene lacks an entry."""
+        """Raises UserError if the folder lacks scenes of this split or a scene lacks an entry."""
         files = {_split_of(file): file for file in sorted(folder.glob(_SCENES))}
         file = files.get(split, files.get(None))
         if file is None:
@@ -71,7 +71,7 @@ class ClevrScenes:
         return map(repr, self._scenes)
 
     def further(self, index: int) -> Mapping[str, Any]:
-        """None: a scene is no row."""
+        """Empty: a scene has no row."""
         return {}
 
 
@@ -82,7 +82,7 @@ def _split_of(file: Path) -> str | None:
 
 
 def _described(scene: Any, where: str) -> tuple[Any, list[list[Any]]]:
-    """File of the image, and the traits of each thing in it; both may be of any type."""
+    """File name of the image, and traits of each object in it; types are not yet checked."""
     if not isinstance(scene, Mapping):
         raise UserError(f"{where} is not a JSON object")
     absent = [name for name in ("image_filename", "objects") if name not in scene]
@@ -96,7 +96,7 @@ def _described(scene: Any, where: str) -> tuple[Any, list[list[Any]]]:
 
 
 def _words(traits: list[Any]) -> str:
-    """A thing in words, such as `large red metal cube`."""
+    """An object in words, such as `large red metal cube`."""
     for trait in traits:
         if not isinstance(trait, str):
             raise UserError(f"a trait of an object is no text but {type(trait).__name__}")

@@ -1,7 +1,7 @@
-"""Pictures of more than 8 bits a value, scaled to 8 bits by the depth that their file states.
+"""Images of more than 8 bits per value, scaled to 8 bits by the depth that their file states.
 
-Pillow keeps the values of a deep grey picture as they are, and clips them when it makes them RGB: a
-16-bit picture becomes all white, one of numbers in [0, 1] all black.
+Pillow keeps the values of a deep grey image as they are and clips them on conversion to RGB: a
+16-bit image becomes all white, one with values in [0, 1] all black.
 """
 
 import numpy as np
@@ -21,16 +21,16 @@ _UNSIGNED, _SIGNED = 1, 2  # of SampleFormat
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether the values of a picture have to be scaled to 8 bits."""
+    """Whether the values of an image must be scaled to 8 bits."""
     signed = image.mode == "L" and _tag(image, _FORMAT) == _SIGNED
     return image.mode.startswith(("I", "F")) or signed
 
 
 def in_eight_bits(image: Image.Image) -> Image.Image:
-    """A deep picture in mode L, or LA if one of its values means transparency.
+    """A deep image in mode L, or LA if one of its values means transparency.
 
     Raises:
-      UserError: nothing says what its values are scaled to, or they contradict it.
+      UserError: nothing states the range of its values, or the values lie outside it.
     """
     values = _values(image)
     low, high = _range(image, values)
@@ -39,12 +39,12 @@ def in_eight_bits(image: Image.Image) -> Image.Image:
             f"its values, {values.min():g} to {values.max():g}, are not in the range from {low:g}"
             f" to {high:g} that its file states"
         )
-    # f64: f32 cannot hold a whole number of 32 bits. In place: a picture may have 89 million.
+    # float64, as float32 cannot hold 32-bit integers; in place, as there may be 89 million values.
     levels: np.ndarray = values.astype(np.float64 if image.mode == "I" else np.float32)
     levels -= low
     levels *= 255 / (high - low)
     grey = np.rint(levels, out=levels).astype(np.uint8)
-    if _tag(image, _WHITE_IS_ZERO) == 0:  # Pillow sees to it for 8 bits alone
+    if _tag(image, _WHITE_IS_ZERO) == 0:  # Pillow inverts only 8-bit values
         grey = 255 - grey
     shown = Image.fromarray(grey)
     transparent = image.info.get("transparency")
@@ -56,14 +56,14 @@ def in_eight_bits(image: Image.Image) -> Image.Image:
 
 def _values(image: Image.Image) -> Num[np.ndarray, "rows columns"]:
     values = np.asarray(image)
-    # Pillow has no unsigned mode of 32 bits, and no signed one of 8.
+    # Pillow has no unsigned 32-bit mode and no signed 8-bit mode.
     if image.mode == "I" and _tag(image, _FORMAT) == _UNSIGNED:
         return values.view(np.uint32)
     return values.view(np.int8) if image.mode == "L" else values
 
 
 def _range(image: Image.Image, values: Num[np.ndarray, "rows columns"]) -> Range:
-    """What is black and what is white."""
+    """The values of black and of white."""
     stated = _of_tiff(image, values)
     if stated is not None:
         return stated
@@ -78,13 +78,13 @@ def _range(image: Image.Image, values: Num[np.ndarray, "rows columns"]) -> Range
 
 
 def _of_tiff(image: Image.Image, values: Num[np.ndarray, "rows columns"]) -> Range | None:
-    """The range that the tags state, if they do."""
+    """The range that TIFF tags state; None if they state none."""
     low, high, bits = _tag(image, _SMIN), _tag(image, _SMAX), _tag(image, _BITS)
     if bits is None:
         return None
     if _tag(image, _FORMAT) == _UNSIGNED and image.mode != "F":
-        # A maximum is a mere statistic (TIFF 6.0, page 37), except where it is the greatest value
-        # of a smaller depth: 12 bits are often stored as 16.
+        # The maximum is only a statistic (TIFF 6.0, page 37), unless it is the greatest value of a
+        # smaller depth: 12 bits are often stored as 16.
         most = _tag(image, _MAX) or high or 0
         if most in [2**depth - 1 for depth in range(8, int(bits))] and values.max() <= most:
             return 0, most
@@ -95,7 +95,7 @@ def _of_tiff(image: Image.Image, values: Num[np.ndarray, "rows columns"]) -> Ran
 
 
 def _tag(image: Image.Image, tag: int) -> float | None:
-    """The first value of a tag; None for what has no tags."""
+    """The first value of a TIFF tag; None if the image has no such tag."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return None
     held = image.tag_v2.get(tag, _UNSIGNED if tag == _FORMAT else None)

@@ -1,4 +1,4 @@
-"""What a source yields: a question about images, and its answer."""
+"""Examples: questions about images, and their answers."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from othink_jax.config import DataConfig
 from othink_jax.errors import UserError, quoted, writable
 from othink_jax.rewards import AnswerFormat, RewardExample
 
-# Where an image stands in a question, if not all stand before it; as EasyR1, verl and LLaVA have it
+# Place of an image in a question, if not all images go before it; as in EasyR1, verl and LLaVA
 PLACEHOLDER = "<image>"
 
 
@@ -18,18 +18,18 @@ PLACEHOLDER = "<image>"
 class Example:
     """One question with its images, its answer and a worked solution.
 
-    Its texts can be written as UTF-8; UserError for one that cannot. They go into logs, records and
-    predictions, where a single one that cannot be written would lose all others.
+    Raises UserError if a text cannot be written as UTF-8. Texts go into logs, records and
+    predictions, where a single unwritable one would lose all others.
     """
 
     id: str  # unique in its source
     images: tuple[Image.Image, ...]  # RGB, in the order the prompt shows them; may be empty
-    # the bare question, no instruction about the form of the answer; the images stand before it, or
-    # each where it has a `<image>`
+    # the bare question, no instruction about the form of the answer; the images go before it, or to
+    # its `<image>` placeholders
     question: str
-    answer: str  # ground truth, what stands between the answer tags
-    solution: str  # what supervised fine-tuning learns: <think>...</think> <answer>...</answer>
-    # every further column of its row that is plain data, where they are read; see `RewardExample`
+    answer: str  # ground truth: the text between the answer tags
+    solution: str  # target of supervised fine-tuning: <think>...</think> <answer>...</answer>
+    # further columns of its row that hold plain data, if they are read; see `RewardExample`
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -41,10 +41,10 @@ class Example:
     def for_rewards(
         self, shown_sizes: tuple[tuple[int, int], ...], answers: AnswerFormat
     ) -> RewardExample:
-        """What reward functions know of it, in its own words and without its pixels.
+        """The example as reward functions see it: its texts as they are, sizes but no pixels.
 
         Args:
-          shown_sizes: width and height of each image as the model is shown it, pixels.
+          shown_sizes: width and height of each image after resizing for the model, pixels.
           answers: how the answer of a completion is marked.
         """
         return RewardExample(
@@ -59,10 +59,10 @@ class Example:
 
 
 def answer_format(config: DataConfig) -> AnswerFormat:
-    """How answers are marked.
+    """The answer format of a configuration.
 
     Raises:
-      UserError: they cannot be so.
+      UserError: its tag or its pattern is invalid.
     """
     try:
         return AnswerFormat(config.answer_tag, config.answer_pattern)
@@ -83,5 +83,5 @@ class UnreadableExample(UserError):
 
 
 def solution_text(thought: str, answer: str) -> str:
-    """A response in the form that the format reward asks for."""
+    """A response in the form that the format reward expects."""
     return f"<think>{thought}</think> <answer>{answer}</answer>"

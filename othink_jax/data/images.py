@@ -1,4 +1,4 @@
-"""Images and videos to patches, as the image processor of Qwen2-VL makes them, in numpy and PIL."""
+"""Patches of images and videos in numpy and PIL, as by the image processor of Qwen2-VL."""
 
 import dataclasses
 import io
@@ -17,17 +17,17 @@ from othink_jax.data.depth import in_eight_bits, is_deep
 from othink_jax.errors import UserError, first_line, quoted
 from othink_jax.files import as_path, is_cloud
 
-_MAX_ASPECT_RATIO = 200  # of the processor in transformers
+_MAX_ASPECT_RATIO = 200  # as in transformers
 
 
 def open_image(file: str | Path | io.BytesIO) -> Image.Image:
-    """Read an image whole: upright, as its EXIF orientation says, and in RGB of 8 bits.
+    """Read an image fully, as 8-bit RGB, turned upright by its EXIF orientation.
 
-    Of several frames the first is read.
+    If there are several frames, the first is read.
 
     Raises:
-      UserError: the file is missing or no file, is not an image, has more pixels than
-        `PIL.Image.MAX_IMAGE_PIXELS`, or nothing says what its values are scaled to.
+      UserError: the file is missing or not a regular file, is not an image, has more pixels than
+        `PIL.Image.MAX_IMAGE_PIXELS`, or nothing states the range of its values.
     """
     if isinstance(file, io.BytesIO):
         return _read(file, "the image")
@@ -37,7 +37,7 @@ def open_image(file: str | Path | io.BytesIO) -> Image.Image:
             return _read(io.BytesIO(as_path(file).read_bytes()), name)
         if not stat.S_ISREG(os.stat(file).st_mode):  # a pipe or a device may never end
             raise UserError(f"{name} cannot be read as an image: it is not a file")
-        # Pillow is not given the path: it would map a TIFF file, and turn it wrongly (version 13).
+        # No path for Pillow: it would memory-map a TIFF file and rotate it wrongly (version 13).
         with open(file, "rb") as opened:
             return _read(opened, name)
     except FileNotFoundError:
@@ -57,13 +57,13 @@ def _read(file: IO[bytes], name: str) -> Image.Image:
             return rgb.copy() if rgb is image else rgb
     except UnidentifiedImageError:
         raise UserError(f"{name} cannot be read as an image: its format is unknown") from None
-    except Exception as error:  # a decoder raises whatever a broken file makes it meet
+    except Exception as error:  # decoders can raise anything on a broken file
         reason = quoted(first_line(error))
         raise UserError(f"{name} cannot be read as an image: {reason}") from error
 
 
 def _formats() -> list[str]:
-    """All that Pillow knows but EPS, for which it would run a program on the file."""
+    """All formats of Pillow except EPS, for which it would run a program on the file."""
     Image.init()
     return [name for name in Image.ID if name != "EPS"]
 
@@ -75,16 +75,16 @@ def _check_size(image: Image.Image) -> None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The image in RGB; what is transparent lies on white, as on a page.
+    """The image in RGB; transparent parts are composited onto white.
 
     Raises:
-      UserError: it has more than 8 bits a value, and nothing says what they are scaled to.
+      UserError: it has more than 8 bits per value, and nothing states their range.
     """
     transparency = image.info.get("transparency")
     if is_deep(image):
         image = in_eight_bits(image)
     elif isinstance(transparency, tuple) and max(transparency) > 255:
-        # Of 16 bits; Pillow has made 8 of the pixels alone.
+        # The transparent colour still has 16 bits: Pillow reduces only the pixels to 8.
         image = image.copy()
         image.info["transparency"] = tuple(value >> 8 for value in transparency)
     if "A" in image.getbands() or image.info.get("transparency") is not None:
@@ -99,7 +99,7 @@ class ImageSettings:
     """The entries of preprocessor_config.json that shape the patches."""
 
     patch_size: int  # side of a patch, pixels
-    temporal_patch_size: int  # frames of a patch; an image is repeated to fill them
+    temporal_patch_size: int  # frames per patch; an image is repeated to fill them
     merge_size: int  # side of a merge window, patches
     min_pixels: int  # bounds of height x width after resizing
     max_pixels: int
@@ -115,14 +115,14 @@ class ImageSettings:
 
     @property
     def patch_dim(self) -> int:
-        """Numbers of a patch, C."""
+        """Values per patch, C."""
         return 3 * self.temporal_patch_size * self.patch_size**2
 
 
 def resized_shape(height: int, width: int, settings: ImageSettings) -> tuple[int, int]:
-    """Height and width whose sides are multiples of a merge window, within the pixel bounds.
+    """Height and width in multiples of a merge window's side, within the pixel bounds.
 
-    The aspect ratio is kept as closely as that allows.
+    The aspect ratio is kept as closely as possible.
 
     Raises:
       UserError: one side is over 200 times the other.
@@ -161,12 +161,12 @@ def patchify_video(
 ) -> tuple[Float[np.ndarray, "steps K C"], Int[np.ndarray, "K 2"]]:
     """Normalised patches (float32) of each time step, and the row and column of each (int32).
 
-    Each frame is resized (bicubic), scaled to [0, 1] and normalised. `temporal_patch_size` frames
-    in a row make a step; the last frame is repeated to fill the last one. A patch's numbers are
-    ordered channel, frame, row, column; patches are in merge-window order.
+    Each frame is resized (bicubic), scaled to [0, 1] and normalised. `temporal_patch_size`
+    consecutive frames make a step; the last frame is repeated to fill the last step. The values of
+    a patch are ordered channel, frame, row, column; patches are in merge-window order.
 
     Raises:
-      UserError: there is no frame, their sizes differ, or they are too narrow.
+      UserError: there is no frame, or the frames differ in size or are too narrow.
     """
     sizes = {frame.size for frame in frames}
     if len(sizes) != 1:
@@ -190,11 +190,11 @@ def patchify_video(
 def _patches_of_frame(
     frame: Image.Image, height: int, width: int, settings: ImageSettings
 ) -> Float[np.ndarray, "K 3 size size"]:
-    """Normalised patches in merge-window order; numbers are ordered channel, row, column."""
+    """Normalised patches in merge-window order; values are ordered channel, row, column."""
     frame = to_rgb(frame)
     if frame.size != (width, height):
         frame = frame.resize((width, height), Image.Resampling.BICUBIC)
-    # One multiplication and one subtraction a value: scale and shift are folded.
+    # One multiplication and one subtraction per value: scaling and normalisation are folded.
     scale = (1.0 / (255.0 * np.asarray(settings.std))).astype(np.float32)
     shift = (np.asarray(settings.mean) / np.asarray(settings.std)).astype(np.float32)
     pixels = np.asarray(frame, np.float32) * scale - shift

@@ -1,4 +1,4 @@
-"""Streams of encoded prompts, made ahead in the background, whose position can be stored."""
+"""Resumable streams of encoded prompts, prefetched by a background thread."""
 
 import concurrent.futures
 import dataclasses
@@ -24,27 +24,27 @@ _log = logging.getLogger(__name__)
 
 Batch = tuple[list[Example], list[EncodedPrompt]]
 
-# So many examples in a row that cannot be used tell that hardly any can.
+# Give up after this many consecutive unusable examples.
 _HOPELESS = 1000
-# Examples left out that the log names; further ones are only counted.
+# Skipped examples that the log names; further ones are only counted.
 _NAMED = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class _Skipped:
-    """What stands in the stream for an example that cannot be used."""
+    """Stand-in for an unusable example in the stream."""
 
     index: int  # in the source
     cause: str
     message: str
-    example: Example  # as of `UnreadableExample`
+    example: Example  # see `UnreadableExample`
 
 
 _Item = tuple[Example, EncodedPrompt] | _Skipped
 
 
 class _Encode:
-    """Example number -> encoded prompt, or the reason why there is none."""
+    """Maps an example's index to its encoded prompt, or to the reason why there is none."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class _Encode:
 
 
 def _turn(text: str, images: Sequence[Image.Image]) -> list[dict[str, Any]]:
-    """One user turn: the images before the text, or each where the text has a placeholder."""
+    """One user turn: images at their placeholders in the text, or before a text without any."""
     parts = text.split(PLACEHOLDER)
     shown = [{"type": "image", "image": image} for image in images]
     if len(parts) == 1:
@@ -113,23 +113,23 @@ def _turn(text: str, images: Sequence[Image.Image]) -> list[dict[str, Any]]:
 
 
 def _ahead(numbers: grain.MapDataset, encode: _Encode, batch_size: int) -> grain.DatasetIterator:
-    """Encode by one background thread, two batches ahead: the device works while the host does."""
+    """Encode in one background thread, two batches ahead, so that host and device overlap."""
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * batch_size)
     return iter(numbers.map(encode).to_iter_dataset(options))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Finding:
-    """What a process tells the others of an example that it has prepared."""
+    """Outcome of preparing one example, as the processes exchange it."""
 
-    position: int  # in the order of the whole run
+    position: int  # in the global order of the run
     index: int  # in the source
-    cause: str  # why the example cannot be used; empty if it can
-    text: str  # the message that goes with the cause; of a usable example, its digest
+    cause: str  # why the example is unusable; empty if it is usable
+    text: str  # message for the cause; digest of a usable example
 
 
 class _Prepared:
-    """Encoded prompts by their position in the order of a run, made ahead by one thread."""
+    """Encoded prompts by position in the global order of a run, prefetched by one thread."""
 
     def __init__(self, order: grain.MapDataset, encode: _Encode) -> None:
         self._order = order
@@ -138,7 +138,7 @@ class _Prepared:
         self._made: dict[int, concurrent.futures.Future[tuple[_Item, _Finding]]] = {}
 
     def begin(self, positions: Iterable[int]) -> None:
-        """Have these positions prepared in the background."""
+        """Submit these positions to the background thread."""
         for position in positions:
             if position not in self._made:
                 self._made[position] = self._thread.submit(self._prepare, position)
@@ -148,11 +148,11 @@ class _Prepared:
         return self._made[position].result()
 
     def keep(self, first: int, last: int) -> None:
-        """Forget all positions but those from `first` up to `last`, which is not kept."""
+        """Drop all positions outside [first, last)."""
         self._made = {p: made for p, made in self._made.items() if first <= p < last}
 
     def close(self) -> None:
-        """Prepare nothing more."""
+        """Shut the thread down and cancel queued positions."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _prepare(self, position: int) -> tuple[_Item, _Finding]:
@@ -164,7 +164,7 @@ class _Prepared:
 
 
 def _digest(example: Example) -> str:
-    """A fingerprint of all that a run reads of an example."""
+    """SHA-256 of everything that a run reads of an example."""
     pictures = [
         f"{image.size} {hashlib.sha256(image.tobytes()).hexdigest()}" for image in example.images
     ]
@@ -185,20 +185,20 @@ def _alone(value: Any) -> list[Any]:
 
 
 class PromptLoader:
-    """Shuffled batches of examples and their encoded prompts, without an end.
+    """Endless shuffled batches of examples and their encoded prompts.
 
-    The order is a function of the seed, another one each epoch; a batch may span two epochs.
-    Examples that cannot be read and those that are too long are skipped, counted in `skipped` by
-    cause (each time they come up), listed in `left_out`, and named in the log once (those of a
-    `Stream` once an epoch), the first ten of them; no text is ever cut.
+    The order is a function of the seed and changes every epoch; a batch may span two epochs.
+    Unreadable and too long examples are skipped; no text is ever truncated. `skipped` counts each
+    occurrence by cause. `left_out` lists each skipped example once, those of a `Stream` once an
+    epoch. The log names the first ten of them.
 
-    Each process of a run has its own block of rows of every batch. The processes tell each other
-    which examples cannot be used, so the rows of a batch are the same, in the same order, however
-    many processes there are.
+    Each process of a run has its own block of rows of every batch. The processes exchange which
+    examples are unusable, so the rows of a batch and their order do not depend on the number of
+    processes.
     """
 
-    skipped: Counter[str]  # `unreadable` and `too_long`, of all processes
-    left_out: dict[int, str]  # what was skipped since this loader was made, by number: why
+    skipped: Counter[str]  # counts of `unreadable` and `too_long` over all processes
+    left_out: dict[int, str]  # reason by index in the source, since this loader was made
 
     def __init__(
         self,
@@ -216,23 +216,24 @@ class PromptLoader:
         exchange: Callable[[Any], list[Any]] = _alone,
     ) -> None:
         """Args:
-        source: of examples, not empty.
-        processor: of the model.
-        batch_size: prompts of a batch, of all processes.
-        seed: of the order, in [0, 2**32).
-        template: the user's words; {question} is replaced.
-        max_prompt_tokens: longer prompts, image tokens included, are skipped; None skips none.
-        max_completion_tokens: the examples' solutions are encoded as completions, and longer ones
-            skipped; None encodes none.
-        system_prompt: the system's turn before the user's; None leaves it to the chat template.
-        answers: how the answers of solutions are marked.
-        share: this is process `share[0]` of `share[1]`, a divisor of `batch_size`.
-        exchange: gives the JSON values that all processes call it with, in their order; needed
-          where there are several.
+          source: examples, not empty.
+          processor: the model's.
+          batch_size: prompts per batch over all processes.
+          seed: of the shuffle, in [0, 2**32).
+          template: text of the user's turn; {question} is replaced.
+          max_prompt_tokens: skip longer prompts, image tokens included; None skips none.
+          max_completion_tokens: encode solutions as completions and skip longer ones; None encodes
+            none.
+          system_prompt: text of a system turn before the user's; None leaves it to the chat
+            template.
+          answers: how encoded solutions mark their answers.
+          share: index of this process and number of processes; the latter divides `batch_size`.
+          exchange: all-gather of JSON values in the order of the processes; required if there are
+            several.
 
         Raises:
-          ValueError: several processes without `exchange`.
-          UserError: the chat template shows no system prompt.
+          ValueError: there are several processes, but `exchange` is not given.
+          UserError: the chat template does not show the system prompt.
         """
         if share[1] > 1 and exchange is _alone:
             raise ValueError(f"{share[1]} processes need a way to exchange findings")
@@ -243,8 +244,8 @@ class PromptLoader:
         rows = batch_size // share[1]
         self._own = slice(share[0] * rows, (share[0] + 1) * rows)
         self._exchange = exchange
-        self._position = 0  # of the next example, in the order of the whole run
-        self._begun = 0  # where the last batch began
+        self._position = 0  # of the next example, in the global order of the run
+        self._begun = 0  # first position of the last batch
         self._digest = ""  # of the last batch; empty before the first
         self._source_digest = _digest_of(source.texts())
         order = grain.MapDataset.range(len(source))
@@ -272,7 +273,7 @@ class PromptLoader:
         """This process's rows of the next batch.
 
         Raises:
-          UserError: not one example can be used, or not one of a thousand in a row.
+          UserError: no example is usable, or none of a thousand in a row.
         """
         found: dict[int, _Finding] = {}
         while any(position not in found for position in self._chosen(found)):
@@ -293,7 +294,7 @@ class PromptLoader:
         return _columns([item for item in batch if not isinstance(item, _Skipped)])
 
     def _chosen(self, found: Mapping[int, _Finding]) -> list[int]:
-        """Positions of the next batch, as far as is known which examples can be used."""
+        """Positions of the next batch; an example counts as usable until found otherwise."""
         usable = (
             position
             for position in itertools.count(self._position)
@@ -305,7 +306,7 @@ class PromptLoader:
         return self._chosen(found)[self._own]
 
     def _look_ahead(self) -> None:
-        """Have two more batches prepared: the device works while the host does."""
+        """Prefetch two more batches, so that host and device overlap."""
         first, size = self._position, self._batch_size
         self._prepared.keep(first, first + 2 * size)
         for begin in (first, first + size):
@@ -340,13 +341,13 @@ class PromptLoader:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on where `get_state` was called, with any number of processes.
+        """Resume where `get_state` was called, with any number of processes.
 
-        The texts of the whole data set are compared, unless it is a stream, and the last batch
-        before it, which is read again, images and all.
+        Two comparisons detect changed data: the texts of the whole data set (skipped for a
+        stream), and the last batch, which is read again with its images.
 
         Raises:
-          UserError: it is not what it was, or cannot be read.
+          UserError: the data have changed or cannot be read.
         """
         read = [state[name] for name in ("examples", "source", "position", "digest")]
         if state["digest"]:
@@ -362,7 +363,7 @@ class PromptLoader:
         self.skipped = Counter(state["skipped"])
 
     def close(self) -> None:
-        """Prepare nothing more."""
+        """Stop prefetching."""
         self._prepared.close()
 
 
@@ -376,17 +377,16 @@ def in_order(
     max_prompt_tokens: int | None = None,
     unreadable: list[Example] | None = None,
 ) -> Iterator[tuple[int, Example, EncodedPrompt]]:
-    """Every example once, in order, with its number in the source and its encoded prompt.
+    """Every example once, in order, with its index in the source and its encoded prompt.
 
     Args:
-      source, processor, template, system_prompt, max_prompt_tokens: as of `PromptLoader`.
-      batch_size: two times so many are prepared ahead.
-      unreadable: examples that cannot be used, as those that `PromptLoader` skips, are appended
-        here for the caller to count, and the first ten are named in the log; without it, the first
-        of them is an error.
+      source, processor, template, system_prompt, max_prompt_tokens: see `PromptLoader`.
+      batch_size: half the number of prompts that are prefetched.
+      unreadable: list to which the examples that `PromptLoader` would skip are appended, for the
+        caller to count; the log names the first ten. None raises at the first of them.
 
     Raises:
-      UnreadableExample: an example cannot be used, and `unreadable` is not given.
+      UnreadableExample: an example is unusable, and `unreadable` is not given.
     """
     encode = _Encode(
         source,

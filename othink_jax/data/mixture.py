@@ -1,4 +1,4 @@
-"""Several data sets as one."""
+"""Mixtures of several data sets."""
 
 import bisect
 import itertools
@@ -11,16 +11,17 @@ from othink_jax.data.example import Example
 
 
 class Mixture:
-    """The examples of several sources, one source behind the other; a `Source`.
+    """Several sources, concatenated into one `Source`.
 
-    Training draws from all of them alike, or from each by its weight, however many examples it has:
-    one that is small comes round more often. Its length is the sum of theirs in either case.
+    Without weights, training draws all examples equally often. With weights, it draws each source
+    by its weight, whatever its size, so a small source repeats more often. The length is the sum of
+    the sources' lengths in both cases.
     """
 
     def __init__(self, sources: Sequence[Any], weights: Sequence[float] | None) -> None:
         """Args:
-        sources: at least two, none of them without an end.
-        weights: of the sources, above 0; their ratios count. None: each example counts alike.
+        sources: at least two, none of them endless.
+        weights: of the sources, above 0; only their ratios count. None weighs all examples alike.
         """
         self._sources = list(sources)
         self._ends = list(itertools.accumulate(map(len, sources)))
@@ -34,7 +35,7 @@ class Mixture:
         return source[within]
 
     def _found(self, index: int) -> tuple[Any, int]:
-        """The source of an example, and its number there."""
+        """The source of an example, and its index there."""
         number = bisect.bisect_right(self._ends, index)
         return self._sources[number], index - self._begin(number)
 
@@ -42,16 +43,16 @@ class Mixture:
         return self._ends[number] - len(self._sources[number])
 
     def texts(self) -> Iterator[str]:
-        """Those of the sources, in their order."""
+        """Texts of the sources, in order."""
         return itertools.chain.from_iterable(source.texts() for source in self._sources)
 
     def further(self, index: int) -> Mapping[str, Any]:
-        """Columns of an example, from its source."""
+        """See `data.sources.Source`."""
         source, within = self._found(index)
         return source.further(within)
 
     def order(self, seed: int) -> grain.MapDataset:
-        """Numbers of examples without an end, each source in an order of its own."""
+        """Endless shuffled indices of examples; with weights, each source is shuffled by itself."""
         if self._weights is None:
             return grain.MapDataset.range(len(self)).shuffle(seed=seed).repeat()
         parts = [

@@ -13,16 +13,16 @@ def mrope_positions(
 ) -> Int[np.ndarray, "3 p"]:
     """M-RoPE positions (Qwen2-VL, section 2.1): temporal, height and width of each token.
 
-    Text counts on along all three axes. The time steps, rows and columns of an image (one step) or
-    a video count from where the text before it ended; text after it goes on past the larger of rows
-    and columns, as in transformers 5. A video of more steps than that reaches, on the temporal
-    axis, beyond the start of the text after it. (In the paper text goes on past the steps too.)
+    Text advances all three axes together. The time steps, rows and columns of an image (one step)
+    or a video count from the end of the text before it. Text after it continues past the larger of
+    rows and columns, as in transformers 5; in the paper, past the steps too. On the temporal axis,
+    a video of more steps than that therefore reaches beyond the start of the text after it.
 
     Args:
-      is_visual: true at the placeholders, one a merge window and time step.
+      is_visual: true at the placeholders, one per merge window and time step.
       grids: time steps, rows and columns of merge windows of each image or video, in order.
-      intervals: how far the time steps of each are apart, rounded down step by step (Qwen2.5-VL,
-        arXiv 2502.13923, section 2.1.3: absolute time); one position if not given.
+      intervals: temporal positions between the time steps of each, rounded down at every step
+        (Qwen2.5-VL, arXiv 2502.13923, section 2.1.3: absolute time); 1 if not given.
 
     Returns:
       int32 positions.

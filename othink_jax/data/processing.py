@@ -1,4 +1,4 @@
-"""Questions, images and videos to `Prompts`, without torch."""
+"""Encoding of questions, images and videos into `Prompts`, without torch."""
 
 import dataclasses
 import math
@@ -24,14 +24,14 @@ from othink_jax.errors import UserError, first_line
 from othink_jax.types import Prompts
 
 _PROMPT_BUCKET = 32  # prompt lengths are padded to a multiple of this
-_PATCH_BUCKET = 64  # patches of an image, likewise
-_FPS = 2.0  # frames a second of a video that does not say
+_PATCH_BUCKET = 64  # numbers of patches per image, likewise
+_FPS = 2.0  # frames per second of a video that does not give its `fps`
 _NEVER_SAMPLED = (
     *("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
     *("<|image_pad|>", "<|video_pad|>"),
 )
-_VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"  # as chat templates have it
-_ASKED = "Which?"  # a text to try the chat template on
+_VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"  # as written by chat templates
+_ASKED = "Which?"  # a question to test the chat template with
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,9 +40,9 @@ class EncodedPrompt:
 
     tokens: Int[np.ndarray, " p"]  # int32, placeholders expanded
     positions: Int[np.ndarray, "3 p"]  # int32 M-RoPE positions
-    patches: tuple[Float[np.ndarray, "_ C"], ...]  # float32, one array an image slot
+    patches: tuple[Float[np.ndarray, "_ C"], ...]  # float32, one array per image slot
     patch_positions: tuple[Int[np.ndarray, "_ 2"], ...]  # int32
-    # What the assistant is to answer, up to the token that ends its turn; None where it is free to
+    # Target completion, up to and including the token that ends the turn; None if there is none
     completion: Int[np.ndarray, " t"] | None = None  # int32
 
 
@@ -52,15 +52,15 @@ class PadTo:
 
     prompt_tokens: int  # P
     image_slots: int  # I
-    patches: int  # K, a multiple of a merge window's
+    patches: int  # K, a multiple of the patches of a merge window
 
 
 class SpecialTokens(Protocol):
-    """Tokens that sampling must know; a `Processor` knows them."""
+    """Special tokens that sampling needs; a `Processor` has them."""
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Each of them ends a completion."""
+        """Tokens that end a completion."""
 
     @property
     def never_sampled(self) -> tuple[int, ...]:
@@ -68,7 +68,7 @@ class SpecialTokens(Protocol):
 
     @property
     def pad_token_id(self) -> int:
-        """What stands behind the end."""
+        """Padding after the end of a completion."""
 
 
 def system_turn(text: str) -> dict[str, Any]:
@@ -98,14 +98,15 @@ class Processor:
         self.video_token_id = self._id("<|video_pad|>")
         self.vision_start_token_id = self._id("<|vision_start|>")
         self.vision_end_token_id = self._id("<|vision_end|>")
-        # A completion that held one of these would have to have images, or would open a turn.
+        # In a completion, one of these would need an image or open a turn.
         forbidden = {self._id(token) for token in _NEVER_SAMPLED} | self._without_token(vocab_size)
         self.never_sampled = tuple(sorted(forbidden - set(eos_token_ids)))
 
     def _without_token(self, vocab_size: int | None) -> set[int]:
-        """The ids of a vocabulary that stand for no token: it may be larger than the tokenizer's.
+        """Ids without a token: a model's vocabulary may be larger than the tokenizer's.
 
-        The embedded model has none, Qwen2-VL-2B 279. Raises UserError for a smaller vocabulary.
+        The embedded model has none, Qwen2-VL-2B has 279. Raises UserError if the model's
+        vocabulary is smaller.
         """
         if vocab_size is None:
             return set()
@@ -138,13 +139,13 @@ class Processor:
 
         Args:
           directory: with tokenizer.json, a chat template and preprocessor_config.json.
-          min_pixels, max_pixels: bounds of an image's size instead of the model's own.
-          tokens_per_second: positions that a second of a video takes (Qwen2.5-VL); None gives every
-            time step one (Qwen2-VL).
-          vocab_size: logits of the model, of which those without a token are never sampled; None if
-            there is one for each.
-          timestamps: whether each time step of a video stands by itself, behind its time as text
-            (Qwen3-VL).
+          min_pixels, max_pixels: bounds of an image's size that replace the model's.
+          tokens_per_second: temporal positions per second of a video (Qwen2.5-VL); None gives one
+            per time step (Qwen2-VL).
+          vocab_size: number of the model's logits; those without a token are never sampled. None
+            if each has a token.
+          timestamps: whether each time step of a video has its own placeholder, after its time as
+            text (Qwen3-VL).
 
         Raises:
           UserError: a file is missing or broken, the tokenizer lacks a vision token, or the chat
@@ -163,9 +164,9 @@ class Processor:
         return made
 
     def _check_template(self) -> None:
-        """Raise UserError unless the chat template shows what is said.
+        """Raise UserError unless the chat template shows text and images.
 
-        With one that does not, every prompt would be refused, or the model asked nothing.
+        Otherwise every prompt would be refused, or the model would get no question.
         """
         content = [{"type": "image"}, {"type": "text", "text": _ASKED}, {"type": "image"}]
         text = self._render([{"role": "user", "content": content}], asking=True)
@@ -189,17 +190,17 @@ class Processor:
         return self.encode_chat([{"role": "user", "content": content}])
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> EncodedPrompt:
-        """A chat of one or more turns, ready for the assistant's answer.
+        """Encode a chat of one or more turns, up to the assistant's answer.
 
         Args:
-          messages: a dict a turn, with `role` and `content`: a string, or a list of
+          messages: one dict per turn, with `role` and `content`: a string, or a list of
             `{"type": "text", "text": ...}`, `{"type": "image", "image": <PIL image>}` and
-            `{"type": "video", "video": [<PIL image>, ...]}`, the frames that are to be seen. Such a
-            part may hold `fps`, frames a second, 2 if not given; Qwen2-VL does not ask for it.
+            `{"type": "video", "video": [<PIL image>, ...]}` with the frames to show. A video may
+            give its `fps`, frames per second, 2 by default; Qwen2-VL does not use it.
 
         Raises:
-          UserError: the text holds placeholders of its own, an image is too narrow, or the frames
-            of a video are none or differ in size.
+          UserError: the text holds placeholders of its own, an image is too narrow, or a video has
+            no frames or frames of different sizes.
         """
         text = self._render(messages, asking=True)
         visuals = _visuals(messages)
@@ -207,7 +208,7 @@ class Processor:
         self._check_placeholders(short, [part["type"] for part in visuals])
         made = [patchify_video(_frames(part), self.image_settings) for part in visuals]
         merge = self.image_settings.merge_size
-        # The last patch of a frame stands in its last row and last column.
+        # The last patch of a frame lies in its last row and last column.
         grids = [(len(steps), *((where[-1] + 1) // merge).tolist()) for steps, where in made]
         intervals = [self._interval(part) for part in visuals]
         if self.timestamps:
@@ -225,14 +226,14 @@ class Processor:
         )
 
     def encode_answer(self, answer: str) -> Int[np.ndarray, " t"]:
-        """An answer of the assistant as the tokens that follow a prompt, int32.
+        """Encode an answer of the assistant as the tokens that follow a prompt, int32.
 
-        The last one ends the turn, as the chat template has it. What the template writes after it
-        is left out: a model that answers stops there.
+        The last token ends the turn, as in the chat template. Text that the template adds after it
+        is dropped: a model stops there.
 
         Raises:
-          UserError: the answer holds a token that ends a turn or that no answer has, or the chat
-            template does not go on from its own generation prompt to such an end.
+          UserError: the answer holds an end-of-sequence or never sampled token, or the chat
+            template does not continue its generation prompt to an end-of-sequence token.
         """
         asked = [{"role": "user", "content": ""}]
         answered = [*asked, {"role": "assistant", "content": answer}]
@@ -250,43 +251,43 @@ class Processor:
         return tokens[: ends[0] + 1]
 
     def shown_sizes(self, prompt: EncodedPrompt) -> tuple[tuple[int, int], ...]:
-        """Width and height of each image as the model is shown it, resized, pixels."""
+        """Width and height of each image after resizing for the model, pixels."""
         size = self.image_settings.patch_size
-        # The last patch of an image stands in its last row and last column.
+        # The last patch of an image lies in its last row and last column.
         ends = (where[-1] + 1 for where in prompt.patch_positions)
         return tuple((int(columns) * size, int(rows) * size) for rows, columns in ends)
 
     def _render(self, messages: Sequence[Mapping[str, Any]], *, asking: bool) -> str:
-        """A chat as text; `asking` for an answer of the assistant, or as it stands."""
+        """Render a chat as text; `asking` appends the generation prompt."""
         render: Any = self.tokenizer.apply_chat_template
         try:
             return render(list(messages), tokenize=False, add_generation_prompt=asking)
-        except Exception as error:  # a template is a program, which raises what it likes
+        except Exception as error:  # a template is a program and can raise anything
             raise UserError(f"the chat template fails: {first_line(error)}") from error
 
     def _tokens(self, text: str) -> Int[np.ndarray, " t"]:
-        # The Rust tokenizer itself: its encode changes nothing, so threads may share it.
+        # The Rust tokenizer itself: its encode has no side effects, so threads may share it.
         encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
         return np.asarray(encoding.ids, np.int32)
 
     def _is_visual(self, tokens: Int[np.ndarray, " p"]) -> Bool[np.ndarray, " p"]:
-        """Where the placeholders stand."""
+        """Mask of the image and video placeholders."""
         return (tokens == self.image_token_id) | (tokens == self.video_token_id)
 
     def _interval(self, part: Mapping[str, Any]) -> float:
-        """How many temporal positions the steps of an image or video are apart."""
+        """Temporal positions between consecutive time steps of an image or video."""
         if part["type"] == "image" or self.tokens_per_second is None:
             return 1
         frames_per_second = part.get("fps", _FPS)
         return self.tokens_per_second * self.image_settings.temporal_patch_size / frames_per_second
 
     def _with_times(self, text: str, visuals: Sequence[Mapping[str, Any]]) -> str:
-        """A text in which each time step of a video has a placeholder, behind its time.
+        """A text with one placeholder per time step of a video, each after its time.
 
-        That is the mean of its first and its last frame's, in seconds.
+        The time is the mean of the step's first and last frame, in seconds.
 
         Raises:
-          UserError: the chat template sets videos otherwise than between the vision tokens.
+          UserError: the chat template does not write videos as `_VIDEO`.
         """
         videos = [part for part in visuals if part["type"] == "video"]
         before, *rest = text.split(_VIDEO)
@@ -313,7 +314,7 @@ class Processor:
         the largest number of images.
 
         Raises:
-          UserError: a prompt does not fit `pad`, or `pad.patches` cuts a merge window.
+          UserError: a prompt does not fit `pad`, or `pad.patches` splits a merge window.
         """
         pad = pad or self.bucket(encoded)
         if pad.patches % self.image_settings.merge_size**2:
@@ -325,7 +326,7 @@ class Processor:
         return prompts
 
     def bucket(self, encoded: Sequence[EncodedPrompt]) -> PadTo:
-        """The shapes that these prompts need; those that `batch` pads them to, if not told."""
+        """The bucket that these prompts need, to which `batch` pads them by default."""
         return self.multiples(
             prompt_tokens=max(len(prompt.tokens) for prompt in encoded),
             image_slots=max(len(prompt.patches) for prompt in encoded),
@@ -333,7 +334,7 @@ class Processor:
         )
 
     def multiples(self, *, prompt_tokens: int, image_slots: int, patches: int) -> PadTo:
-        """The least shape whose P and K are multiples of what few shapes are made of."""
+        """The smallest bucket for these sizes: P and K rounded up to multiples."""
         unit = math.lcm(_PATCH_BUCKET, self.image_settings.merge_size**2)
         return PadTo(
             prompt_tokens=math.ceil(prompt_tokens / _PROMPT_BUCKET) * _PROMPT_BUCKET,
@@ -344,7 +345,7 @@ class Processor:
     def batch_completions(
         self, completions: Sequence[Int[np.ndarray, " t"]], length: int
     ) -> tuple[Int[np.ndarray, "B 1 T"], Bool[np.ndarray, "B 1 T"]]:
-        """One completion of each prompt, padded on the right to `length`; and where it is real."""
+        """One completion per prompt, padded on the right to `length`, and the mask of tokens."""
         tokens = np.full((len(completions), 1, length), self.pad_token_id, np.int32)
         mask = np.zeros(tokens.shape, bool)
         for row, completion in enumerate(completions):
@@ -374,7 +375,7 @@ class Processor:
             prompts.patches[row, slot, : len(image)] = image
             prompts.patch_positions[row, slot, : len(image)] = prompt.patch_positions[slot]
             prompts.patch_mask[row, slot, : len(image)] = True
-        # Placeholders and real merged patches stand in the same order, so they pair up in turn.
+        # Placeholders and real merged patches are in the same order, so they pair up one by one.
         windows = prompts.patch_mask[row].reshape(-1, self.image_settings.merge_size**2)[:, 0]
         where = np.flatnonzero(self._is_visual(prompt.tokens))
         prompts.image_index[row, where] = np.flatnonzero(windows)
@@ -401,7 +402,7 @@ def _visuals(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def _times(frames: int, fps: float, settings: ImageSettings) -> list[float]:
     """Seconds from the beginning of a video to the middle of each of its time steps.
 
-    The last frame is repeated to fill the last one.
+    The last frame is repeated to fill the last step.
     """
     size = settings.temporal_patch_size
     ends = ((first, min(first + size - 1, frames - 1)) for first in range(0, frames, size))
@@ -409,7 +410,7 @@ def _times(frames: int, fps: float, settings: ImageSettings) -> list[float]:
 
 
 def _frames(part: Mapping[str, Any]) -> Sequence[Image.Image]:
-    """Those of a video; an image has one."""
+    """Frames of a video; an image has one."""
     return [part["image"]] if part["type"] == "image" else part["video"]
 
 

@@ -1,4 +1,4 @@
-"""What a model directory says about tokens, chat turns and images, checked."""
+"""Tokenizer, chat template and image settings from the files of a model directory."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from othink_jax.data.images import ImageSettings
 from othink_jax.errors import UserError, first_line
 from othink_jax.files import read_json
 
-# Steps of the image processor that are always made, and made in this way only.
+# Steps of the image processor that are always applied; only these values are supported.
 _FIXED_STEPS = {
     "do_convert_rgb": True,
     "do_resize": True,
@@ -23,18 +23,18 @@ _FIXED_STEPS = {
     "rescale_factor": 1 / 255,
     "do_normalize": True,
 }
-_QUOTED = 300  # characters of another's error
+_QUOTED = 300  # characters quoted from a library's error
 
 
 def read_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
-    """Tokenizer and chat template.
+    """Read the tokenizer and its chat template.
 
-    The template stands in chat_template.json, chat_template.jinja or tokenizer_config.json; if in
-    several, the first of them counts, as for the processor of transformers.
+    The template comes from the first of chat_template.json, chat_template.jinja and
+    tokenizer_config.json that has one, as in the processor of transformers.
 
     Raises:
-      UserError: one of them is missing or broken, no padding or end-of-sequence token is named, or
-        tokenizer_config.json names a token that tokenizer.json lacks.
+      UserError: tokenizer or template is missing or broken, no padding or end-of-sequence token is
+        named, or tokenizer_config.json names a token that tokenizer.json lacks.
     """
     if not (directory / "tokenizer.json").is_file():
         raise UserError(f"{directory} has no tokenizer.json")
@@ -58,14 +58,14 @@ def read_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
         raise UserError(
             f"{directory}: tokenizer_config.json names {named}, tokenizer.json does not"
         )
-    # A tokenizer may have been saved with limits; a prompt is never cut, and padded by us alone.
+    # A tokenizer may be saved with limits; prompts are never truncated, and `batch` pads them.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
 
 
 def token_ids(tokenizer: Tokenizer) -> set[int]:
-    """The ids that stand for a token."""
+    """Ids of all tokens, added ones included."""
     return set(tokenizer.get_vocab(with_added_tokens=True).values())
 
 
@@ -73,7 +73,7 @@ def read_eos_token_ids(directory: Path, tokenizer: PreTrainedTokenizerFast) -> t
     """All tokens that end a completion, sorted: generation_config.json may name several.
 
     Raises:
-      UserError: it names something that is no token.
+      UserError: it names something that is not the id of a token.
     """
     path = directory / "generation_config.json"
     named = read_json(path).get("eos_token_id") if path.is_file() else None
@@ -92,10 +92,10 @@ def read_image_settings(
 
     Args:
       directory: of the model.
-      min_pixels, max_pixels: bounds of an image's size instead of the model's own.
+      min_pixels, max_pixels: bounds of an image's size that replace the model's.
 
     Raises:
-      UserError: a setting is missing, contradicts another or is not what Qwen2-VL does.
+      UserError: a setting is missing, contradicts another or differs from Qwen2-VL's fixed steps.
     """
     old, new = directory / "preprocessor_config.json", directory / "processor_config.json"
     nested = read_json(new).get("image_processor") if new.is_file() else None
@@ -135,7 +135,7 @@ def _image_settings(
 
 
 def _of_each_colour(path: Path, name: str, value: Any) -> tuple[float, float, float]:
-    """Three numbers, or one that is that of all colours, as in transformers."""
+    """One number per colour; a single number applies to all three, as in transformers."""
     values = value if isinstance(value, list) else [value] * 3
     if len(values) != 3 or not all(is_number(each) for each in values):
         raise UserError(f"{path}: {name} must be a number, or one of each colour, got {value!r}")
@@ -144,10 +144,10 @@ def _of_each_colour(path: Path, name: str, value: Any) -> tuple[float, float, fl
 
 
 def _own_bounds(path: Path, config: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Least and greatest number of pixels; None where they are not given.
+    """Least and greatest number of pixels; None if not given.
 
-    Two spellings: min_pixels and max_pixels, and `size`, whose edges are areas in spite of their
-    name. Where both stand, transformers lets the first go before.
+    Two spellings exist: min_pixels and max_pixels, and `size`, whose edges are areas despite their
+    name. The first takes precedence, as in transformers.
     """
     size = config.get("size") or {}
     if not isinstance(size, dict):

@@ -1,6 +1,6 @@
-"""Rows of strangers' data sets as examples: which columns hold what, and in which forms.
+"""Rows of external data sets as examples: roles of the columns and forms of their values.
 
-Every value of every column becomes part of an example, or the row is refused by name: training
+Every value of every column becomes part of an example, or the row is refused by its id: training
 skips it, evaluation counts it as wrong.
 """
 
@@ -31,25 +31,25 @@ Row = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Which columns hold what: names in use, of which the first that is there is taken.
+    """Column names by role; the first one that a data set has is taken.
 
-    The defaults are those of R1-V's training sets and of its test files.
+    The defaults are the names in R1-V's training sets and test files.
     """
 
     question: tuple[str, ...] = ("problem", "question")
     answer: tuple[str, ...] = ("solution", "ground_truth", "answer")
     image: tuple[str, ...] = ("images", "image", "image_path")
-    # reasoning that stands before the solution, where sets for supervised fine-tuning have it
+    # optional reasoning to put before the solution, in data sets for supervised fine-tuning
     thinking: tuple[str, ...] = ("thinking",)
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """All but the images."""
+        """Names of all roles but the image."""
         return (*self.question, *self.answer, *self.thinking)
 
     @property
     def used(self) -> tuple[str, ...]:
-        """All of them."""
+        """Names of all roles."""
         return (*self.texts, *self.image)
 
     def check(self, there: Iterable[str], where: str) -> None:
@@ -66,22 +66,22 @@ USUAL = Columns()
 
 
 class ColumnChoice:
-    """Names of columns that a user gives, each for the data sets that have it."""
+    """Column names from the user; each applies to the data sets that have it."""
 
     def __init__(self, given: Mapping[str, str]) -> None:
         """Args:
-        given: names by fields of `Columns`.
+        given: column names by field of `Columns`.
         """
         self._given = dict(given)
         self._unseen = dict(given)
         self._there: dict[str, None] = {}  # in order
 
     def among(self, there: Iterable[str]) -> Columns:
-        """The columns of a data set that has these."""
+        """The `Columns` of a data set with these column names."""
         there = list(there)
         self._there |= dict.fromkeys(there)
         self._unseen = {r: name for r, name in self._unseen.items() if name not in there}
-        # One that is not there stands before the usual ones, where an error names them.
+        # An absent name goes before the usual ones, so that an error lists it too.
         found = {
             role: (name,) if name in there else (name, *getattr(USUAL, role))
             for role, name in self._given.items()
@@ -89,7 +89,7 @@ class ColumnChoice:
         return dataclasses.replace(USUAL, **found)
 
     def check(self) -> None:
-        """Raise UserError if no data set had one of them."""
+        """Raise UserError if a given name was in no data set."""
         for role, name in self._unseen.items():
             columns = quoted(", ".join(self._there)) or "none that could be named"
             raise UserError(
@@ -97,29 +97,29 @@ class ColumnChoice:
             )
 
 
-# Where an image stands: in sets for EasyR1, verl, LLaVA and ms-swift, and in those for Qwen2-VL.
+# Image placeholders: that of EasyR1, verl, LLaVA and ms-swift, and that of Qwen2-VL.
 _PLACE = rf"(?:{PLACEHOLDER}|<\|vision_start\|><\|image_pad\|><\|vision_end\|>)"
 _EDGES = re.compile(rf"^(?:\s*{_PLACE})+\s*|\s*(?:{_PLACE}\s*)+$")
 _OTHER_MEDIA = ("<video>", "<audio>")
-# How files of images begin: what is base64 of one of these is no path.
+# First bytes of image files: a text that decodes to one of them is base64, not a path.
 _BEGINNINGS = (
     *(b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*"),
     *(b"P5\n", b"P6\n", b"\0\0\0\x0cjP  "),
 )
-_DEEPEST = 20  # lists and dicts within each other in a further column
-_SHORTEST = 32  # bytes of a file that shows something; a short path may be base64 by chance
-_FROM_URL = str.maketrans("-_", "+/")  # base64 has another alphabet in addresses
+_DEEPEST = 20  # nesting depth of lists and dicts in a further column
+_SHORTEST = 32  # bytes; an image file is longer, and a short path may be base64 by chance
+_FROM_URL = str.maketrans("-_", "+/")  # from the alphabet of URL-safe base64
 
 
 class RowReader:
     """Makes examples of the rows of one data set.
 
-    Questions lose the placeholders of their images where these stand at an edge: our prompts have
-    the images before the text. Where one stands between words, all images of the row stand where
-    their placeholders do, written `<image>`.
+    If all image placeholders stand at the edges of a question, they are removed: prompts show the
+    images before the text. If one stands between words, all are kept as `<image>`, and the images
+    go there.
     """
 
-    placeholders: int  # rows read so far whose questions had them
+    placeholders: int  # number of rows read so far whose questions had placeholders
 
     def __init__(
         self,
@@ -131,11 +131,11 @@ class RowReader:
         answers: AnswerFormat = ANSWER_TAGS,
     ) -> None:
         """Args:
-        name: of the data set, for people.
-        folder: that paths of images are relative to; None if there is none.
-        columns: which of them hold what.
+        name: of the data set, for messages.
+        folder: base of relative image paths; None if there is none.
+        columns: names of the columns by role.
         further: whether examples hold the further columns of their rows, for reward functions.
-        answers: in whose tags a solution may hold its answer, too.
+        answers: a solution may also mark its answer in this format.
         """
         self.columns = columns
         self._further = further
@@ -145,7 +145,7 @@ class RowReader:
         self.placeholders = 0
 
     def example(self, row: Row, identifier: str) -> Example:
-        """Raises UnreadableExample if the row cannot be used."""
+        """The example of a row; raises UnreadableExample if the row cannot be used."""
         read = Example(id=writable(identifier), images=(), question="", answer="", solution="")
         try:
             read = dataclasses.replace(read, question=_question(row, self.columns))
@@ -159,9 +159,9 @@ class RowReader:
             raise UnreadableExample(f"{read.id}: {error}", read) from error
 
     def further(self, row: Row) -> dict[str, Any]:
-        """Of the columns that nothing else is read from, those that hold plain data, if asked for.
+        """Columns of a row that have no role and hold plain data; empty unless `further` is set.
 
-        What is None is left out: in a stream it also stands for what is no plain data.
+        None is left out: in a stream it also stands for data that are not plain.
         """
         if not self._further:
             return {}
@@ -174,7 +174,7 @@ class RowReader:
         }
 
     def _placed(self, question: str, images: int, identifier: str) -> str:
-        """The question without placeholders at its edges, or with one an image."""
+        """The question without placeholders, or with one `<image>` per image."""
         found = len(re.findall(_PLACE, question))
         if found:
             if found != images:
@@ -204,7 +204,7 @@ class RowReader:
 
 
 def _is_plain(value: Any, depth: int) -> bool:
-    """Whether it consists of truth values, finite numbers, texts, None, lists and dicts."""
+    """Whether a value consists of booleans, finite numbers, texts, None, lists and dicts."""
     if isinstance(value, float):
         return math.isfinite(value)
     if value is None or isinstance(value, bool | int | str):
@@ -219,7 +219,7 @@ def _column(columns: Iterable[str], names: tuple[str, ...]) -> str | None:
 
 
 def _entry(row: Row, names: tuple[str, ...]) -> tuple[str, Any]:
-    """Name and content of the first of these columns that the row has."""
+    """Name and value of the first of these columns that the row has."""
     name = _column(row, names)
     held = None if name is None else row[name]
     blank = isinstance(held, str | bytes) and not held.strip()
@@ -229,7 +229,7 @@ def _entry(row: Row, names: tuple[str, ...]) -> tuple[str, Any]:
 
 
 def _text(held: Any, name: str) -> str:
-    """Also one that a column of bytes holds."""
+    """A value as text; bytes are decoded as UTF-8."""
     if isinstance(held, bytes):
         try:
             return held.decode("utf-8")
@@ -246,7 +246,7 @@ def _question(row: Row, columns: Columns) -> str:
 
 
 def _solution(row: Row, columns: Columns, answers: AnswerFormat) -> tuple[str, str]:
-    """The ground truth, and the solution that holds it in its answer tag."""
+    """The ground truth, and the solution with the ground truth in its answer tag."""
     name, held = _entry(row, columns.answer)
     solution = answers.in_usual_tags(_truth(held, name))
     answer = extract_answer(solution)
@@ -264,17 +264,17 @@ def _solution(row: Row, columns: Columns, answers: AnswerFormat) -> tuple[str, s
 
 
 def _truth(held: Any, name: str) -> str:
-    """As a text; a number in the fewest digits that its own type tells from its neighbours."""
+    """A ground truth as text; a number in the fewest digits that round-trip in its own type."""
     if isinstance(held, bytes):
         held = _text(held, name)
     elif isinstance(held, np.floating):
-        held = float(str(held))  # not float(held): of 32 bits, 3.14 would be 3.140000104904175
+        held = float(str(held))  # not float(held): a 32-bit 3.14 would be 3.140000104904175
     elif isinstance(held, np.generic):
         held = held.item()
     elif isinstance(held, Decimal) and held.is_finite():
         digits = f"{held:f}"
         return digits.rstrip("0").rstrip(".") if "." in digits else digits
-    elif type(held) is datetime.date:  # of a time of day, nobody could guess how it is written
+    elif type(held) is datetime.date:  # no datetime: nobody could guess its spelling
         return held.isoformat()
     elif isinstance(held, list | tuple | Mapping):  # may be nested deeper than Python can print
         kind = type(held).__name__
@@ -291,9 +291,9 @@ def _image_parts(row: Row, columns: Columns) -> Sequence[Any]:
 
 
 def _image(held: Any, folder: Path | None) -> Image.Image:
-    """The image of a cell: bytes, text, or a struct of `bytes` and `path`, one of which is enough.
+    """The image of a cell: bytes, a text, or a struct with `bytes` or `path`.
 
-    A text is a path, a data URI, or base64; the bytes of a struct may be one of the latter two.
+    A text is a path, a data URI or base64. The `bytes` of a struct may be one of the latter two.
     """
     if isinstance(held, Mapping):
         content = held.get("bytes")
@@ -314,7 +314,7 @@ def _image(held: Any, folder: Path | None) -> Image.Image:
 
 
 def _decoded(text: str) -> bytes | None:
-    """The image that a text is, as a data URI or base64 (also of the alphabet for URLs)."""
+    """Image bytes of a data URI or of base64 (also URL-safe); None if the text is neither."""
     head, _, digits = text.partition(",") if text[:5].lower() == "data:" else ("", "", text)
     digits = "".join(digits.split()).translate(_FROM_URL).rstrip("=")
     try:

@@ -1,4 +1,4 @@
-"""Where examples come from: synthetic tasks, files, the hub; all as sized, indexable sources."""
+"""Sized, indexable sources of examples: synthetic tasks, files, the hub."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,9 +30,9 @@ _ROWS_AT_A_TIME = 1000
 
 
 class Source(Protocol):
-    """Examples by number, the same at every call (a grain RandomAccessDataSource).
+    """Examples by index, the same at every call (a grain RandomAccessDataSource).
 
-    Indexing raises UnreadableExample where an image or an entry is missing or broken.
+    Indexing raises UnreadableExample if an image or an entry is missing or broken.
     """
 
     def __len__(self) -> int: ...
@@ -40,21 +40,21 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
     def texts(self) -> Iterator[str]:
-        """What tells these examples from others, without their images; nothing of a stream."""
+        """Texts that identify the examples, without their images; nothing for a stream."""
 
     def further(self, index: int) -> Mapping[str, Any]:
-        """`Example.columns` of an example, whose images are not read; none without a row."""
+        """`Example.columns` of an example without reading its images; empty if it has no row."""
 
 
 def open_source(config: DataConfig, *, size: int | None = None, columns: bool = False) -> Source:
-    """The examples that the settings ask for.
+    """Open the source of examples that a configuration names.
 
     Args:
       config: a task, or data sets, each a JSONL file whose rows name image files, a parquet file, a
         folder of parquet files, a folder written by `datasets.save_to_disk`, a folder of CLEVR or
-        SuperCLEVR, or a hub id. Several make a `Mixture`. One that is streamed is a `Stream`,
+        SuperCLEVR, or a hub id. Several data sets make a `Mixture`. A streamed one is a `Stream`,
         unless `config.limit` is given.
-      size: how many examples of a synthetic task; `config.limit` goes before it.
+      size: number of examples of a synthetic task; `config.limit` takes precedence.
       columns: whether examples hold the further columns of their rows, for reward functions.
 
     Raises:
@@ -76,7 +76,7 @@ def open_source(config: DataConfig, *, size: int | None = None, columns: bool = 
 
 
 class _Opener:
-    """Opens the data sets of some settings."""
+    """Opens the data sets of a configuration."""
 
     def __init__(self, config: DataConfig, *, further: bool) -> None:
         self.choice = ColumnChoice(config.column_names)
@@ -85,7 +85,7 @@ class _Opener:
         self._answers = answer_format(config)
 
     def open(self, name: str) -> Source:
-        """One of them, or as many of its examples as there may be."""
+        """Open one data set, cut down to `config.limit` examples if that is given."""
         if is_cloud(name):
             check_readable(as_path(name))
         source = self._whole(name)
@@ -147,7 +147,7 @@ def _check_limit(limit: int, found: int, name: str) -> None:
 
 
 def drawn(source: Source, count: int, seed: int) -> "Subset":
-    """A subset of `count` examples of a source, chosen by a seed."""
+    """A random subset of `count` examples of a source."""
     return Subset(source, np.random.default_rng(seed).permutation(len(source))[:count].tolist())
 
 
@@ -156,8 +156,8 @@ class Subset:
 
     def __init__(self, source: Source, chosen: Sequence[int]) -> None:
         """Args:
-        source: of all of them.
-        chosen: numbers of those that are meant, in their order here.
+        source: the whole source.
+        chosen: indices into it, in the order of the subset.
         """
         self._source = source
         self._chosen = chosen
@@ -169,25 +169,25 @@ class Subset:
         return self._source[self._chosen[index]]
 
     def texts(self) -> Iterator[str]:
-        """Those of the whole source."""
+        """Texts of the whole source."""
         return self._source.texts()
 
     def further(self, index: int) -> Mapping[str, Any]:
-        """That of the whole source."""
+        """See `Source`."""
         return self._source.further(self._chosen[index])
 
 
 class _JsonLines:
-    """Rows of question, ground_truth and image_path, as R1-V evaluates."""
+    """A JSONL file, such as R1-V's tests (question, ground_truth, image_path)."""
 
     def __init__(self, path: Path, rows: Sequence[tuple[int, Row]], reader: RowReader) -> None:
         """Args:
-        path: of the file.
-        rows: by their lines.
-        reader: of the rows.
+          path: of the file.
+          rows: line numbers and rows.
+          reader: makes examples of the rows.
 
         Raises:
-          UserError: a row lacks an entry.
+          UserError: a row lacks a question, an answer or an image.
         """
         self._name = path.name
         self._reader = reader
@@ -234,7 +234,7 @@ class _Rows:
 
 
 class _Table:
-    """R1-V's training sets: image, problem, solution."""
+    """A table, such as R1-V's training sets (image, problem, solution)."""
 
     def __init__(self, table: Any, name: str, reader: RowReader, *, further: bool) -> None:
         columns = reader.columns
@@ -245,7 +245,7 @@ class _Table:
         self._texts = [one for one in columns.texts if one in table.column_names] + others
         self._others = table.select_columns(others).with_format("arrow")
         self._used = [one for one in columns.used if one in table.column_names] + others
-        # As Arrow: images stay bytes, so that a broken one is named and not fatal.
+        # In Arrow format images stay bytes, so a broken one is reported by its id and not fatal.
         self._table = table.select_columns(self._used).with_format("arrow")
         self._name = name
         self._reader = reader
@@ -257,7 +257,7 @@ class _Table:
         identifier = f"{self._name}:{index}"
         try:
             (row,) = plain(self._table[index : index + 1], self._used).to_pylist()
-        except Exception as error:  # whatever the library or a broken file comes up with
+        except Exception as error:  # library and broken files can raise anything
             read = Example(id=writable(identifier), images=(), question="", answer="", solution="")
             reason = quoted(first_line(error))
             raise UnreadableExample(f"{read.id}: it cannot be read: {reason}", read) from error
@@ -273,6 +273,6 @@ class _Table:
             return {}
         try:
             (row,) = plain(self._others[index : index + 1], names).to_pylist()
-        except Exception:  # as above; whoever reads the example is told
+        except Exception:  # as above; reading the example reports it
             return {}
         return self._reader.further(row)

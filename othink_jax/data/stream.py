@@ -1,4 +1,4 @@
-"""A data set that is read while it is used, and never stored."""
+"""Streamed data sets, which are read during use and never stored."""
 
 import atexit
 import contextlib
@@ -13,23 +13,23 @@ from othink_jax.data.example import Example
 from othink_jax.data.rows import Row
 from othink_jax.errors import UserError, first_line
 
-# The length of what has no end: more than any run draws, and grain shuffles 32-bit numbers.
+# Nominal length of an endless source: more than any run draws; grain shuffles 32-bit indices.
 ENDLESS = 2**31
 
-# Rows that are held in memory to be shuffled, and as many that have just been drawn.
+# Rows in the shuffle buffer; as many of the rows drawn last are kept.
 WINDOW = 1000
 
 _OPEN: "weakref.WeakSet[Stream]" = weakref.WeakSet()
 
 
 class Stream:
-    """The rows of a table, pass after pass, each in another order; a `Source` without an end.
+    """An endless `Source` over the rows of a table, reshuffled every epoch.
 
-    The order of a pass is that of `datasets`: the files are shuffled, ten of them are read in turn,
-    and what comes is shuffled in a window of 1000 rows. Examples are named after their place in the
-    stream, not after that of their row in its file. The n-th is the same at every call, as long as
-    the data set and the version of `datasets` are. The next one and the last thousand are at hand;
-    for one further on, the rows before it are read too, for one further back, all from the first.
+    `datasets` defines the order of an epoch: it shuffles the files, reads ten of them in turn, and
+    shuffles their rows in a buffer of 1000. The id of an example holds its index in the stream, not
+    its row in the file. The n-th example is the same at every call for the same data set and
+    version of `datasets`. The next example and the last thousand are cheap. A later example also
+    reads all rows before it; an earlier one reads all rows from the first.
     """
 
     def __init__(
@@ -37,20 +37,20 @@ class Stream:
     ) -> None:
         """Args:
         table: a `datasets.IterableDataset`; its images are not decoded.
-        name: of the data set, for people.
-        example: makes one of a row and its name.
-        seed: of the order.
+        name: of the data set, for messages and ids.
+        example: makes an example from a row and an id.
+        seed: of the shuffle.
         """
         self._table = table
         self._name = name
         self._example = example
         self._seed = seed
-        self._lock = threading.Lock()  # a thread that prepares prompts may still be at work
+        self._lock = threading.Lock()  # a prefetching thread may still be reading
         self._begin()
         _OPEN.add(self)
 
     def close(self) -> None:
-        """End reading. It goes on from the first row, if it goes on."""
+        """Stop reading. Further use starts again from the first row."""
         with self._lock:
             self._rows.close()
             self._begin()
@@ -78,15 +78,15 @@ class Stream:
         return self._example(row, f"{self._name}:{index}")
 
     def texts(self) -> Iterator[str]:
-        """Nothing: it would take reading all of it."""
+        """Nothing: it would mean reading the whole data set."""
         return iter(())
 
     def further(self, index: int) -> Mapping[str, Any]:
-        """As of any source; here its images are read as well."""
+        """See `data.sources.Source`; here the images are read too."""
         return self[index].columns
 
     def first(self, count: int) -> list[Row]:
-        """Rows of the first pass, fewer if there are not so many."""
+        """The first rows of the first epoch, at most `count`."""
         return list(itertools.islice(self._pass(0), count))
 
     def _passes(self) -> Generator[Row, None, None]:
@@ -110,7 +110,7 @@ class Stream:
 
 
 def first_columns(table: Any, name: str) -> list[str]:
-    """Those of the first row of an IterableDataset; UserError if there is none."""
+    """Column names of the first row of an IterableDataset; raises UserError if it has no row."""
     with _named(name):
         first = next(iter(table), None)
     if first is None:
@@ -122,7 +122,7 @@ def first_columns(table: Any, name: str) -> list[str]:
 def _named(name: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # whatever the library, the network or the files come up with
+    except Exception as error:  # library, network and files can raise anything
         raise UserError(f"the data set {name} cannot be read: {first_line(error)}") from error
 
 

@@ -1,4 +1,4 @@
-"""Parquet files, folders written by `datasets`, and the hub, through `datasets`."""
+"""Tables from parquet files, folders written by `datasets`, and the hub."""
 
 import functools
 from collections.abc import Collection, Iterator
@@ -18,14 +18,14 @@ _FILES = (".parquet", ".csv", ".tsv", ".json", ".arrow", ".zip")
 
 
 def open_table(name: str, split: str) -> Any:
-    """A `datasets.Dataset`, which stays on disk: its size does not matter to memory.
+    """Open a `datasets.Dataset`, which stays on disk and so may exceed the memory.
 
-    A set of the hub is downloaded whole, or taken from the hub's cache.
+    A data set of the hub is downloaded whole, or taken from the hub's cache.
 
     Args:
-      name: a parquet file, a folder of parquet files (whose names tell their splits, as on the
+      name: a parquet file, a folder of parquet files (whose names give their splits, as on the
         hub), a folder written by `datasets.save_to_disk`, or a hub id.
-      split: which split, where there are several; a single file has none.
+      split: the split to open; ignored for a single file.
 
     Raises:
       UserError: there is no such data set or split, it cannot be read, or `datasets` is missing.
@@ -34,17 +34,17 @@ def open_table(name: str, split: str) -> Any:
 
 
 def open_stream(name: str, split: str) -> Any:
-    """A `datasets.IterableDataset`, of which nothing is stored.
+    """Open a `datasets.IterableDataset`, which stores nothing.
 
-    Args and what is raised: as of `open_table`; a folder must have parquet files.
+    Arguments and errors are those of `open_table`; a folder must hold parquet files.
     """
     return _open(name, split, streaming=True)
 
 
 def further_columns(schema: pa.Schema, used: Collection[str]) -> list[str]:
-    """Names of the columns beside those `used` that hold plain data: numbers, texts, truth values.
+    """Names of the columns outside `used` that hold plain data: numbers, texts, booleans.
 
-    Lists and structs of these are plain too, and dates, which become texts.
+    Lists and structs of these are plain too. So are dates, which become texts.
     """
     return [
         field.name
@@ -76,9 +76,9 @@ def plain_stream(table: Any, name: str, *, used: Collection[str], further: bool 
 
     Args:
       table: the stream.
-      name: of the data set, for people.
-      used: the columns that matter, those that are there; others are read as None.
-      further: read `further_columns` as well.
+      name: of the data set, for messages.
+      used: names of the columns to read; absent ones are ignored, all other columns become None.
+      further: read `further_columns` too.
 
     Raises:
       UserError: see `check_types`.
@@ -90,12 +90,12 @@ def plain_stream(table: Any, name: str, *, used: Collection[str], further: bool 
     if further:
         used = (*used, *further_columns(schema, used))
     table = table.decode(False).with_format("arrow").map(functools.partial(plain, used=used))
-    # No Arrow from here on: of that, `datasets` cannot shuffle more than 2 GiB in a window.
+    # No Arrow from here on: `datasets` cannot shuffle more than 2 GiB of it in a buffer.
     return table.with_format(None).map(dict)
 
 
 def local_folder(name: str) -> Path | None:
-    """The folder that paths in a data set are relative to; None for one of the hub."""
+    """Base folder of the relative paths in a data set; None for a data set of the hub."""
     path = as_path(name)
     if not path.exists():
         return None
@@ -103,10 +103,10 @@ def local_folder(name: str) -> Path | None:
 
 
 def plain(table: pa.Table, used: Collection[str]) -> pa.Table:
-    """The rows in types whose every value Python can hold; columns that are not `used` are null.
+    """The rows in types whose values Python can hold; columns outside `used` become null.
 
-    Numbers of 16 and 32 bits become the ones of 64 bits that are written with the same digits, and
-    dates texts. A text that is not UTF-8 becomes bytes.
+    16- and 32-bit floats become the 64-bit floats that are written with the same digits. Dates
+    become texts. A column with a text that is not UTF-8 becomes bytes.
     """
     columns = {
         name: _plain(table[name]) if name in used else pa.nulls(len(table))
@@ -122,12 +122,12 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
         kind = column.type
     if pa.types.is_float16(kind) or pa.types.is_float32(kind):
         own = np.float16 if pa.types.is_float16(kind) else np.float32
-        # Not Arrow's own text of a number: that of 16 bits has too many digits.
+        # Not Arrow's cast to text: it gives 16-bit floats too many digits.
         held = [None if value is None else float(str(own(value))) for value in column.to_pylist()]
         return pa.chunked_array([pa.array(held, pa.float64())])
     if pa.types.is_date(kind):
         text = column.cast(pa.string())
-        out_of_range = pc.starts_with(text, "<")  # Arrow says so in the place of the date
+        out_of_range = pc.starts_with(text, "<")  # Arrow's text for such a date
         return pc.if_else(out_of_range, pa.scalar(None, pa.string()), text)
     try:
         column.validate(full=True)
@@ -137,7 +137,7 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _of_bytes(kind: pa.DataType) -> pa.DataType:
-    """A type with bytes in the place of texts."""
+    """The type with bytes instead of texts."""
     if pa.types.is_string(kind):
         return pa.binary()
     if pa.types.is_large_string(kind):
@@ -152,7 +152,7 @@ def _of_bytes(kind: pa.DataType) -> pa.DataType:
 
 
 def check_types(schema: pa.Schema, name: str, used: Collection[str]) -> None:
-    """Refuse times in a column: they would be the answer in a form that nobody could guess."""
+    """Raise UserError if a used column holds times: nobody could guess their text as an answer."""
     for field in schema:
         if field.name in used and any(
             pa.types.is_temporal(kind) and not (pa.types.is_date(kind) and kind == field.type)
@@ -203,24 +203,24 @@ def _open(name: str, split: str, *, streaming: bool) -> Any:
         elif path.is_dir() or streaming:
             table = datasets.load_dataset(name, streaming=streaming)
         else:
-            # Not by its id: `datasets` does not look into the hub's cache when it is offline.
+            # Not by hub id: `datasets` does not look into the hub's cache when offline.
             table = datasets.load_dataset(snapshot_download(name, repo_type="dataset"))
     except UserError:
         raise
-    except Exception as error:  # whatever the library, the network or the files come up with
+    except Exception as error:  # library, network and files can raise anything
         raise UserError(f"the data set {name} cannot be read: {first_line(error)}") from error
     if isinstance(table, datasets.DatasetDict | datasets.IterableDatasetDict):
         if split not in table:
             raise UserError(f"{name} has no split {split!r}; it has {', '.join(table)}")
         return table[split]
-    # One that was saved alone may still know which split it was.
+    # A split that was saved alone may still know its name.
     if table.split is not None and str(table.split) != split:
         raise UserError(f"{name} has no split {split!r}; it is {table.split}")
     return table
 
 
 def _has_parquet(folder: Path) -> bool:
-    if is_cloud(folder):  # where `**` would list all of the bucket
+    if is_cloud(folder):  # here `**` would list the whole bucket
         return any(any(folder.glob(pattern)) for pattern in ("*.parquet", "*/*.parquet"))
     return any(folder.rglob("*.parquet"))
 
@@ -231,7 +231,7 @@ def _is_local(name: str) -> bool:
 
 
 def _parquet_in_bucket(name: str, *, streaming: bool) -> Any:
-    """As `datasets.load_dataset` of a folder, which it takes from a disk or the hub alone."""
+    """Load a folder as `datasets.load_dataset` does, which itself takes only disk or hub."""
     import datasets
     from datasets.data_files import get_data_patterns
 

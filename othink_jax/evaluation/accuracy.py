@@ -24,30 +24,30 @@ from othink_jax.training.rewards import load_rewards
 def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
     """Evaluate a model and write `predictions.jsonl` and `result.json` into `config.out`.
 
-    With `lm_eval_json` the results also stand there as other tools read them, see `harness`.
+    With `lm_eval_json` the results are also written in the format of other tools, see `harness`.
 
-    Answers are kept there as they come. An evaluation that was interrupted goes on from them, and
-    its result is that of one that was not.
+    Answers are stored there as they are generated. An interrupted evaluation continues from them,
+    and its result is that of an uninterrupted one.
 
     Args:
-      config: what to evaluate, on what, and how.
-      checkpoint: the model, if it is loaded already; else `config.model` is loaded.
+      config: model, test set and settings.
+      checkpoint: the model, if it is already loaded; else `config.model` is loaded.
 
     Returns:
-      The contents of result.json: `accuracy` by the chosen grader, `interval` (95%, over questions,
-      see `share_interval`), the accuracy by each grader (R1-V's only where it is known what a data
-      set asks for), share of right format, of cut completions, counts and seconds. A question that
-      cannot be read counts as answered wrongly, and in `unreadable`. Of several samples a question,
-      all these are means over completions, but for the counts `n` and `unreadable` of questions,
-      and there are `samples`, and what `Sampled.summary` says. With `--by` there is `by`, see
-      `over_groups`. With `--reward` also `rewards`: of each by name, and of `total`, their weighted
-      sum, what `statistics.summaries` says.
+      The contents of result.json: `accuracy` by the chosen grader; `interval` (95%, over questions,
+      see `share_interval`); the accuracy by each grader (R1-V's only if the task of the data set is
+      known); the shares of right format and of truncated completions; counts; and seconds. A
+      question that cannot be read counts as wrong, and in `unreadable`. With several samples per
+      question, all these are means over completions, except `n` and `unreadable`, which count
+      questions; `samples` and the entries of `Sampled.summary` are added. `--by` adds `by`, see
+      `over_groups`. `--reward` adds `rewards`: `statistics.summaries` of each function by name, and
+      of `total`, their weighted sum.
 
     Raises:
-      UserError: there is a result in `config.out` already, or answers of another evaluation;
-        nothing can be written there; not one question can be read; some do not fit into memory; a
-        stream has no limit; a column does not exist or has too many values; a reward function
-        cannot be loaded, or fails on every answer.
+      UserError: `config.out` already holds a result, or answers of another evaluation; it cannot be
+        written; not one question can be read; some do not fit into memory; a stream has no limit; a
+        column does not exist or has too many values; a reward function cannot be loaded, or fails
+        on every answer.
     """
     return evaluated(config, checkpoint=checkpoint)[0]
 
@@ -55,12 +55,12 @@ def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) ->
 def evaluated(
     config: EvaluateConfig, *, checkpoint: Checkpoint | None = None, keep: bool = False
 ) -> tuple[dict[str, Any], Judged]:
-    """What `evaluate` does; returns the answers and the verdicts on them as well.
+    """As `evaluate`; also returns the answers and the verdicts on them.
 
     Args:
-      config, checkpoint: as of `evaluate`.
-      keep: leave the file of kept answers, so that the same evaluation again answers nothing anew,
-        and takes none of another model, of other data or settings. Its result is then replaced.
+      config, checkpoint: as in `evaluate`.
+      keep: leave the file of stored answers. Repeating the same evaluation then generates no answer
+        again, uses none of another model, data or settings, and replaces the result.
     """
     rewards = load_rewards(config.reward)
     check_place(config, keep=keep)
@@ -73,7 +73,7 @@ def evaluated(
         checkpoint = load(
             config.model,
             dtype=config.dtype,
-            unread=config.parallel.strategy != "jit",  # no device, and not the host, has it twice
+            unread=config.parallel.strategy != "jit",  # neither device nor host holds it twice
             min_pixels=config.data.min_pixels,
             max_pixels=config.data.max_pixels,
         )
@@ -105,7 +105,7 @@ def evaluated(
 
 
 def check_place(config: EvaluateConfig, *, keep: bool = False) -> None:
-    """Raise UserError if no result can be written, or there is one; see `evaluated`."""
+    """Raise UserError if no result can be written, or if one exists; see `evaluated`."""
     check_output_directory(config.out)
     if (config.out / RESULT).exists() and not (keep and (config.out / PARTIAL).exists()):
         raise UserError(f"{config.out} holds a result already; give another --out or remove it")

@@ -21,7 +21,7 @@ from othink_jax.rewards import RewardExample
 from othink_jax.sampling import prompt_keys
 from othink_jax.training.parallel import Parallel
 
-# Questions too large for the memory that the log names; further ones are only counted.
+# Maximum number of questions too large for memory that the log names; others are only counted.
 _NAMED = 10
 
 _log = logging.getLogger(__name__)
@@ -31,33 +31,33 @@ _log = logging.getLogger(__name__)
 class Prediction:
     """One completion of a test question."""
 
-    number: int  # of the question, in its source
-    sample: int = 0  # of the completion, among those of the question
+    number: int  # index of the question in its source
+    sample: int = 0  # index of the completion among those of the question
     id: str
     question: str
     ground_truth: str
     model_output: str
     tokens: int  # length of the completion, its end-of-sequence token included
-    finished: bool  # false where the length limit cut it
-    readable: bool = True  # false where the question could not be read: no answer, so a wrong one
-    example: RewardExample | None = None  # what reward functions know of it; None if not readable
+    finished: bool  # false if the length limit cut it
+    readable: bool = True  # false if the question could not be read: no answer, counted as wrong
+    example: RewardExample | None = None  # input of reward functions; None if not readable
 
 
 def predict(
     checkpoint: Checkpoint, source: Source, config: EvaluateConfig, parallel: Parallel, kept: Kept
 ) -> list[Prediction]:
-    """Answer every question of `source` `config.samples` times, but for those that are kept.
+    """Answer every question of `source` `config.samples` times, except those already stored.
 
-    An answer is kept as soon as it is there. What is drawn for a question is a function of the
+    An answer is stored as soon as it is generated. The samples of a question depend only on the
     seed, the batch size and the question's number, however batches are cut.
 
     Returns:
-      Answers in the order of the source, all those of a question in a row. Questions that cannot be
-      read (a broken image, a prompt that is too long) come last, unanswered, as often.
+      Answers in the order of the source, those of a question consecutive. Questions that cannot be
+      read (a broken image, a prompt that is too long) come last, unanswered, as many times each.
 
     Raises:
-      UserError: a kept answer is to another question than the source's, or questions do not fit
-        into memory. All others have been answered then, and their answers are kept.
+      UserError: a stored answer is to another question than the source's, or questions do not fit
+        into memory. In the latter case, all others have been answered and stored.
     """
     batch_size = min(config.batch_size, len(source))
     batches = Batches(
@@ -69,7 +69,7 @@ def predict(
     asked: dict[int, tuple[str, RewardExample]] = {}
     for batch in batches(_questions(checkpoint, source, config, batch_size, unreadable)):
         answering(batch)
-        for question in batch.questions:  # the images have been seen, and take memory
+        for question in batch.questions:  # keep no images: they take memory
             example, shown = question.example, checkpoint.processor.shown_sizes(question.prompt)
             asked[question.number] = example.id, example.for_rewards(shown, marked)
     if answering.too_large:
@@ -109,7 +109,7 @@ def _questions(
 
 
 class _Answering:
-    """Has batches answered, and keeps the answers."""
+    """Answers batches, and stores the answers."""
 
     def __init__(
         self,
@@ -132,14 +132,14 @@ class _Answering:
         pairs = list(zip(batch.questions, digests, strict=True))
         if all(self._kept.holds(question.number, digest) for question, digest in pairs):
             return
-        # All of it, so that it is the batch of an evaluation that was never interrupted.
+        # The whole batch, so that it is the same as in an uninterrupted evaluation.
         prompts = [self._prompt(question) for question in batch.questions]
         for count, drawn in self._sampler(prompts, batch.pad, batch.rows):
             part, pairs = pairs[:count], pairs[count:]
             if isinstance(drawn, DoesNotFitError):
                 self._leave_out([question for question, _ in part], drawn)
                 continue
-            # The rows that fill up a batch have no question.
+            # The padding rows of a batch have no question.
             rows = zip(part, drawn.tokens, drawn.mask, drawn.finished, strict=False)
             self._kept.add(
                 [
@@ -151,7 +151,7 @@ class _Answering:
     def _completions(
         self, tokens: np.ndarray, mask: np.ndarray, finished: np.ndarray
     ) -> list[dict[str, Any]]:
-        """What is kept of the completions of a question, [G, T] and [G]."""
+        """Completions of a question as they are stored, from arrays [G, T] and [G]."""
         return [
             {
                 "model_output": self._decode(row, real),
@@ -172,7 +172,7 @@ class _Answering:
                 _log.warning("does not fit into memory: %s", self.too_large[-1])
 
     def what_to_do(self, examples: int) -> str:
-        """About the questions that are too large."""
+        """Error message about the questions that are too large."""
         count = len(self.too_large)
         fewer = ", and fewer --samples take less" if self._samples > 1 else ""
         return (

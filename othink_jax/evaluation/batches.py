@@ -1,4 +1,4 @@
-"""Questions in batches of one size: a large picture or a long question costs no other anything."""
+"""Batches of questions of similar size: a large image or a long question pads no others."""
 
 import dataclasses
 import hashlib
@@ -13,25 +13,25 @@ from othink_jax.data.processing import EncodedPrompt, PadTo, Processor
 from othink_jax.model.config import VLMConfig
 from othink_jax.training.shapes import round_up
 
-# Prompt tokens of a question, and patches of all its images: up to here, padding costs less than
-# the programs that it saves.
+# Prompt tokens of a question, and patches of all its images: up to this size, padding costs less
+# than compiling more programs.
 _SMALL = 256
-# Attention scores (f32) of a batch on one device, bytes: those of 16 images of R1-V's largest size,
-# 2048 patches, in the vision tower of Qwen2-VL.
+# Maximum bytes of a batch's attention scores (f32) on one device: those of 16 images of R1-V's
+# largest size, 2048 patches, in the vision tower of Qwen2-VL.
 _SCORE_BYTES = 4 * 2**30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Question:
-    """One that can be read."""
+    """A question that can be read."""
 
-    number: int  # in its source
+    number: int  # index in its source
     example: Example
     prompt: EncodedPrompt
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that the model is shown and the graders compare with."""
+        """SHA-256 of everything that the model is shown and that the graders compare with."""
         example, prompt = self.example, self.prompt
         made = hashlib.sha256(json.dumps([example.id, example.question, example.answer]).encode())
         arrays = (prompt.tokens, prompt.positions, *prompt.patches, *prompt.patch_positions)
@@ -46,17 +46,17 @@ class Batch:
     """Questions that are answered together."""
 
     questions: list[Question]
-    pad: PadTo  # shapes
-    rows: int  # of the program that answers them, over all devices; not less than questions
+    pad: PadTo  # shapes that prompts are padded to
+    rows: int  # of the compiled program, over all devices; at least the number of questions
 
 
 class Batches:
-    """Cuts questions into batches, by their sizes alone: the same ones wherever they are cut.
+    """Cuts questions into batches, by their sizes alone: equal questions give equal batches.
 
-    A question of few tokens and patches goes with others like it, padded as `Processor.batch` does
-    it. What is larger goes with questions whose sizes round up to the same shapes, at most a
-    quarter more: few shapes, few compilations. How many, is bounded by their attention scores,
-    which grow with the square of a size.
+    Small questions (few tokens and patches) share batches, padded as `Processor.batch` does it. A
+    larger question shares a batch with those whose sizes round up to the same shapes, at most a
+    quarter more: few shapes, few compilations. The attention scores, which grow with the square of
+    a size, bound the number of large questions in a batch.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class Batches:
         """Args:
         processor: of the model.
         config: of the model.
-        batch_size: questions of a batch, at most, but at least one a shard.
-        shards: pieces that a batch is cut into, one a device; its rows divide by them.
+        batch_size: maximum number of questions of a batch, but at least one per shard.
+        shards: pieces that a batch is cut into, one per device; they divide its rows.
         """
         self._processor = processor
         self._config = config
@@ -74,7 +74,7 @@ class Batches:
         self._shards = shards
 
     def __call__(self, questions: Iterable[Question]) -> Iterator[Batch]:
-        """Every question once; those of a batch in their order, batches as they become full."""
+        """Batches as they become full: every question once, in order within a batch."""
         waiting: dict[PadTo | None, list[Question]] = {}
         begun = set()
         for question in questions:
@@ -85,7 +85,7 @@ class Batches:
                 begun.add(size)
                 yield self._batch(waiting.pop(size), size, self._rows(size))
         for size, group in waiting.items():
-            # What is left is filled up where a smaller batch would be compiled anew.
+            # A partial batch is padded to full rows if their program is already compiled.
             fewest = math.ceil(len(group) / self._shards) * self._shards
             yield self._batch(group, size, self._rows(size) if size in begun else fewest)
 

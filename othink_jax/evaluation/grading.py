@@ -1,4 +1,4 @@
-"""Verdicts and values of an evaluation's answers."""
+"""Verdicts on an evaluation's answers, and reward values of them."""
 
 from collections.abc import Sequence
 from typing import get_args
@@ -20,7 +20,7 @@ def grade(predictions: Sequence[Prediction], config: EvaluateConfig, grader: Gra
 
 
 def answers_of(predictions: Sequence[Prediction], config: EvaluateConfig) -> list[str | None]:
-    """What each prediction answers; None where it has no answer."""
+    """The extracted answer of each prediction; None if it has none."""
     with _pool(config, config.reward.grader) as pool:
         return pool.extract_all([prediction.model_output for prediction in predictions])
 
@@ -28,7 +28,7 @@ def answers_of(predictions: Sequence[Prediction], config: EvaluateConfig) -> lis
 def score(
     predictions: Sequence[Prediction], config: EvaluateConfig, rewards: Sequence[Reward]
 ) -> list[Scores]:
-    """Values of functions over predictions; 0 where the question could not be read.
+    """Values of reward functions over predictions; 0 if the question could not be read.
 
     Raises:
       UserError: a function fails on every answer.
@@ -53,7 +53,7 @@ def _pool(config: EvaluateConfig, grader: Grader, rewards: Sequence[Reward] = ()
 
 
 def graders(config: EvaluateConfig) -> tuple[Grader, ...]:
-    """All that can be asked."""
+    """All graders that apply to an evaluation."""
     known = config.reward.task_of(config.data) in ("counting", "geometry")
     tagged = answer_format(config.data) == ANSWER_TAGS
     return get_args(Grader) if known and tagged else ("strict",)

@@ -1,4 +1,4 @@
-"""The accuracy of an evaluation by the values of a column of its rows."""
+"""Accuracy of an evaluation, grouped by the values of a column of its rows."""
 
 import itertools
 import json
@@ -12,13 +12,13 @@ from othink_jax.errors import UserError, quoted
 from othink_jax.statistics import share_interval
 
 WITHOUT = "(none)"  # the value of a row without the column
-_MOST = 50  # values of a column: more are no table
+_MOST = 50  # maximum number of values of a column; more do not make a table
 
 
 def read_groups(source: Source, by: Sequence[str]) -> dict[str, list[str]]:
-    """Of each of these columns the value for every question, in the order of the source.
+    """Values of each column, one per question, in the order of the source.
 
-    Values that are no texts are written in JSON.
+    Values other than strings are written in JSON.
 
     Raises:
       UserError: no row has such a column, or it has more than 50 values.
@@ -51,15 +51,15 @@ def _text(value: Any) -> str:
 def over_groups(
     groups: Mapping[str, Sequence[str]], shares: Mapping[int, float]
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """The accuracy by the values of columns.
+    """Accuracy by column and value.
 
     Args:
       groups: see `read_groups`.
-      shares: by the number of a question the share of its answers that are right.
+      shares: by the number of a question, the share of its answers that are right.
 
     Returns:
-      By column and value, in rising order, `n` questions, their `accuracy` and its 95% `interval`.
-      Rows without the column are the last one, `(none)`.
+      By column and value, in ascending order, `n` questions, their `accuracy` and its 95%
+      `interval`. Rows without the column come last, as `(none)`.
     """
     made = {}
     for column, values in groups.items():
@@ -78,7 +78,7 @@ def over_groups(
 
 
 def _rank(value: str) -> tuple[bool, float, str]:
-    """Numbers by their size, then texts, then what there is not."""
+    """Sort key: numbers by their size, then strings, then rows without the column."""
     try:
         number = float(value)
     except ValueError:

@@ -1,8 +1,8 @@
-"""Results in the form of lm-evaluation-harness (0.4), for tools that read its files.
+"""Results in the format of lm-evaluation-harness (0.4), for tools that read its files.
 
-Of its file `results_DATE.json`, what an evaluation here can say: `results` by task, with values and
-standard errors under `METRIC,FILTER` and `METRIC_stderr,FILTER`; `configs`, `versions`, `n-shot`,
-`higher_is_better`, `n-samples`; `config`, and what identifies the model.
+These are the fields of `results_DATE.json` that an evaluation here can fill: `results` by task,
+with values and standard errors under `METRIC,FILTER` and `METRIC_stderr,FILTER`; `configs`,
+`versions`, `n-shot`, `higher_is_better`, `n-samples`; `config`, and what identifies the model.
 https://github.com/EleutherAI/lm-evaluation-harness/blob/main/lm_eval/loggers/evaluation_tracker.py
 """
 
@@ -22,7 +22,7 @@ from othink_jax.statistics import clustered_error, means_of
 HARNESS_RESULTS = "results_lm_eval.json"
 
 _NO_WORD = re.compile(r"[^\w.-]+")
-_NO_FILE_NAME = re.compile(r"[\"<>:/|\\?*\[\]]+")  # as the harness has it
+_NO_FILE_NAME = re.compile(r"[\"<>:/|\\?*\[\]]+")  # as in the harness
 
 
 def write_harness_results(
@@ -37,14 +37,14 @@ def write_harness_results(
 def harness_results(
     config: EvaluateConfig, judged: Judged, result: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """An evaluation as lm-evaluation-harness writes its results.
+    """Results of an evaluation, as lm-evaluation-harness writes them.
 
-    Metrics are `acc`, the share of right answers, and of several samples a question `pass@k` and
-    `maj@SAMPLES`. Each is a mean over questions, and its standard error is that of what they show:
-    questions of a synthetic task about the same thing are a cluster, see `clustered_error`.
+    Metrics are `acc`, the share of right answers, and with several samples per question `pass@k`
+    and `maj@SAMPLES`. Each is a mean over questions, with a clustered standard error (see
+    `clustered_error`): questions of a synthetic task that show the same thing are a cluster.
 
     Args:
-      config: of the evaluation.
+      config: settings of the evaluation.
       judged: its answers.
       result: contents of its result.json.
     """
@@ -86,7 +86,7 @@ def harness_results(
 
 
 def _by_question(config: EvaluateConfig, judged: Judged) -> dict[str, Sequence[float]]:
-    """Each metric of each question."""
+    """Values of each metric, one per question."""
     values: dict[str, Sequence[float]] = {"acc": means_of(judged.right, config.samples)}
     if judged.sampled is not None:
         values |= {f"pass@{k}": shares for k, shares in judged.sampled.pass_at.items()}

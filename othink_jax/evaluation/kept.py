@@ -1,4 +1,4 @@
-"""Answers of an evaluation that has not ended, kept as they come, and taken up again."""
+"""Storage of an unfinished evaluation's answers, from which it is continued."""
 
 import hashlib
 import json
@@ -22,13 +22,14 @@ from othink_jax.training.run_directory import environment
 
 PARTIAL = "predictions.partial.jsonl"
 
-# Settings that no answer depends on. The model is told by its weights and not by its place, and
+# Settings that no answer depends on. The model is identified by its weights, not by its path, and
 # the devices by the environment.
 _MAY_CHANGE = ("model", "out", "stage", "by", "lm_eval_json", "reward", "parallel")
-# Which questions are answered, but not how; each kept answer is told by its question's digest.
+# Settings that say which questions are answered, but not how. A stored answer is identified by its
+# question's digest.
 _MAY_CHANGE_OF_DATA = ("max_prompt_tokens", "answer_tag", "answer_pattern")
 
-# Of an answer; and of each completion, which stand in the answer itself where there is only one.
+# Keys of an answer, and of each completion. A single completion's keys are in the answer itself.
 _ANSWER = {"number", "digest", "seconds"}
 _COMPLETION = {"model_output", "tokens", "finished"}
 
@@ -36,19 +37,18 @@ _log = logging.getLogger(__name__)
 
 
 class Kept:
-    """The file of an evaluation's answers so far; a context manager, within which it is locked.
+    """The file of an evaluation's answers so far; as a context manager, it locks the file.
 
-    Its first line says what is evaluated, and each further one holds an answer, each with its
-    checksum. It is made with the first answer. A last line that an interruption cut short is
-    dropped.
+    The first line says what is evaluated, and each further one holds an answer. Every line has a
+    checksum. The file is created with the first answer. A truncated last line is dropped.
     """
 
-    answers: dict[int, dict[str, Any]]  # by the question's number; of earlier attempts, and since
+    answers: dict[int, dict[str, Any]]  # by question number; of earlier attempts and this one
 
     def __init__(self, directory: Path, begun: Mapping[str, Any]) -> None:
         """Args:
-        directory: of the evaluation's result.
-        begun: what is evaluated, see `what_is_evaluated`.
+        directory: directory of the evaluation's result.
+        begun: description of the evaluation, see `what_is_evaluated`.
         """
         self.path = directory / PARTIAL
         self.answers = {}
@@ -59,10 +59,11 @@ class Kept:
         self._start = time.perf_counter()
 
     def __enter__(self) -> Self:
-        """Take up what is there.
+        """Load the stored answers, if there are any.
 
         Raises:
-          UserError: it is of another evaluation, it is damaged, or one that is going on writes it.
+          UserError: they are of another evaluation, the file is damaged, or another evaluation is
+            writing it.
         """
         if self.path.exists():
             try:
@@ -82,11 +83,11 @@ class Kept:
 
     @property
     def seconds(self) -> float:
-        """That this attempt has taken so far, and those before it up to their last answers."""
+        """Seconds of this attempt so far, plus earlier attempts up to their last answers."""
         return self._earlier + time.perf_counter() - self._start
 
     def add(self, answers: Sequence[Mapping[str, Any]]) -> None:
-        """Keep answers: on the disk when this returns, and in a bucket within half a minute.
+        """Store answers: on disk when this returns, in a bucket within half a minute.
 
         Args:
           answers: see `answer`.
@@ -102,16 +103,16 @@ class Kept:
         self.answers |= {row["number"]: row for row in rows}
 
     def completions(self, number: int) -> list[dict[str, Any]]:
-        """What is kept of the completions of a question, as `answer` takes them."""
+        """The stored completions of a question, as `answer` takes them."""
         kept = self.answers[number]
         completions: list[dict[str, Any]] = kept.get("samples", [kept])
         return [{name: one[name] for name in _COMPLETION} for one in completions]
 
     def holds(self, number: int, digest: str) -> bool:
-        """Whether the answer to a question is kept.
+        """Whether the answer to a question is stored.
 
         Raises:
-          UserError: it is an answer to another question.
+          UserError: the stored answer is to another question.
         """
         answer = self.answers.get(number)
         if answer is not None and answer["digest"] != digest:
@@ -158,11 +159,11 @@ class Kept:
         return row
 
     def _check(self, begun: Any) -> None:
-        """Raise UserError if what has begun here is not what goes on."""
+        """Raise UserError if the stored answers are of another evaluation."""
         anew = f"give another --out, or remove {self.path} to begin anew"
         if not isinstance(begun, dict) or begun.keys() != self._begun.keys():
             raise UserError(f"{self.path} is not of an evaluation: {anew}")
-        # A file that does not say how many samples there are has one a question.
+        # A file that does not say how many samples there are has one per question.
         before = {"samples": 1} | dict(flat(begun["settings"]))
         now = dict(flat(self._begun["settings"]))
         for name in before | now:
@@ -185,7 +186,7 @@ class Kept:
 
     def _write(self, rows: Any) -> None:
         assert self._file is not None
-        # ASCII: a text that is no valid Unicode is kept like any other.
+        # ASCII: a text that is no valid Unicode is stored like any other.
         texts = map(json.dumps, rows)
         lines = (f'{{"crc32": {_checksum(text)}, "row": {text}}}\n' for text in texts)
         self._file.append("".join(lines).encode("ascii"))
@@ -198,7 +199,7 @@ class Kept:
 
 
 def discard_kept(directory: Path) -> None:
-    """Remove the file of kept answers of an evaluation that has ended, if there is one."""
+    """Remove the file of stored answers of an evaluation that has ended, if there is one."""
     (directory / PARTIAL).unlink(missing_ok=True)
     Path(_lock_in(directory).lock_file).unlink(missing_ok=True)
 
@@ -208,11 +209,11 @@ def _lock_in(directory: Path) -> filelock.BaseFileLock:
 
 
 def answer(number: int, digest: str, completions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What is kept of a question's answer.
+    """A question's answer as it is stored.
 
     Args:
       number, digest: of the question.
-      completions: at least one, each with what a `Prediction` says of it: `model_output`, `tokens`
+      completions: at least one, each with these fields of a `Prediction`: `model_output`, `tokens`
         and `finished`.
     """
     held = completions[0] if len(completions) == 1 else {"samples": completions}
@@ -227,7 +228,7 @@ def _is_answer(row: Mapping[str, Any]) -> bool:
 def what_is_evaluated(
     config: EvaluateConfig, checkpoint: Checkpoint, examples: int
 ) -> dict[str, Any]:
-    """All that the answers depend on but the questions themselves, as a JSON object."""
+    """Everything the answers depend on except the questions themselves, as a JSON object."""
     settings = {name: value for name, value in to_dict(config).items() if name not in _MAY_CHANGE}
     for name in _MAY_CHANGE_OF_DATA:
         del settings["data"][name]
@@ -240,7 +241,7 @@ def what_is_evaluated(
 
 
 def _digest(checkpoint: Checkpoint) -> str:
-    """SHA-256 of a model: configuration, tokens that end an answer or never occur, weights."""
+    """SHA-256 of a model: configuration, EOS and never-sampled tokens, weights."""
     processor = checkpoint.processor
     told = (checkpoint.config, processor.eos_token_ids, processor.never_sampled)
     made = hashlib.sha256(repr(told).encode())

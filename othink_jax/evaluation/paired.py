@@ -14,23 +14,23 @@ from othink_jax.evaluation.kept import flat
 from othink_jax.evaluation.result import Judged
 from othink_jax.statistics import difference_interval, holm, mcnemar
 
-# Of a result, what the comparison repeats.
+# Entries of each result that the comparison repeats.
 _SHOWN = ("model", "accuracy", "interval", "pass_at", "majority")
-# Of all results of a comparison.
+# Entries that all results of a comparison share.
 _SHARED = ("examples", "n", "grader", "decoding", "samples")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answered:
-    """What is compared of a model's answers."""
+    """A model's answers, as far as they are compared."""
 
     result: Mapping[str, Any]  # contents of result.json
     questions: Mapping[int, tuple[str, str, str]]  # by number: id, question, ground truth
-    right: Mapping[int, Sequence[bool]]  # by the number of a question, sample after sample
+    right: Mapping[int, Sequence[bool]]  # by question number, one per sample
 
     @classmethod
     def of(cls, result: Mapping[str, Any], judged: Judged) -> Self:
-        """Of an evaluation."""
+        """From the result and the judged answers of an evaluation."""
         questions: dict[int, tuple[str, str, str]] = {}
         right: dict[int, list[bool]] = {}
         for one, verdict in zip(judged.predictions, judged.chosen, strict=True):
@@ -40,20 +40,20 @@ class Answered:
 
 
 def compared(answered: Mapping[str, Answered], config: EvaluateConfig) -> dict[str, Any]:
-    """All pairs of models, by McNemar's test, corrected for being several (Holm).
+    """McNemar's test between all pairs of models, corrected for multiple tests (Holm).
 
-    Questions that show the same thing, as far as that is known (of a synthetic task), are taken
-    together, and so are all samples of a question: see `mcnemar`.
+    Questions that show the same thing, if that is known (in a synthetic task), form a cluster, and
+    so do all samples of a question: see `mcnemar`.
 
     Args:
-      answered: by the names of the models, at least two.
-      config: of one of them, for what the questions show.
+      answered: by model name, at least two.
+      config: settings of one evaluation, which say what the questions show.
 
     Returns:
-      What all results share, `models` by name, and `pairs`: of each `first` and `second`, the
-      `difference` of their accuracies (second minus first) and its 95% `interval` (None, where no
-      question tells them apart), how many questions the `first_better` and the `second_better`
-      answers, and `p`, and `p_holm`.
+      The entries that all results share, `models` by name, and `pairs`. A pair has `first` and
+      `second`; the `difference` of their accuracies (second minus first) and its 95% `interval`
+      (None if no question tells them apart); `first_better` and `second_better`, the number of
+      questions that each answers better; and the p-values `p` and `p_holm`.
 
     Raises:
       UserError: they have not answered the same questions.
@@ -87,9 +87,9 @@ def _check_same(answered: Mapping[str, Answered]) -> None:
 
 
 def contents_of(config: EvaluateConfig, numbers: Iterable[int]) -> dict[int, Hashable]:
-    """What each question shows, by its number.
+    """Content that each question shows, by the question's number.
 
-    Of a data set that is not known, and a question stands for itself.
+    For a data set it is unknown, and each question is its own content.
     """
     data = config.data
     if data.task is None:
@@ -123,7 +123,7 @@ def _pair(first: Answered, second: Answered, contents: Mapping[int, Hashable]) -
 
 
 def asked_otherwise(configs: Mapping[str, EvaluateConfig]) -> dict[str, dict[str, Any]]:
-    """By name of a setting what each model has, where they are not asked in the same way."""
+    """Settings by which the models are asked differently: by setting, the value of each model."""
     asked = {
         name: dict(flat(asked_settings(to_dict(config), greedy=config.sampling.temperature == 0)))
         for name, config in configs.items()

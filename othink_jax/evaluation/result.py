@@ -1,4 +1,4 @@
-"""What an evaluation says of a model's answers, and the files that it leaves behind."""
+"""The result of an evaluation, and the files that it writes."""
 
 import dataclasses
 import json
@@ -32,15 +32,15 @@ RESULT = "result.json"
 class Judged:
     """The answers of an evaluation, with all verdicts on them."""
 
-    predictions: Sequence[Prediction]  # all those of a question in a row
+    predictions: Sequence[Prediction]  # those of a question are consecutive
     verdicts: Mapping[Grader, Sequence[Grade]]
-    chosen: Sequence[Grade]  # those of the grader that counts
+    chosen: Sequence[Grade]  # verdicts of the chosen grader
     scores: Sequence[Scores]  # of the reward functions
-    sampled: Sampled | None  # if there are several completions a question
+    sampled: Sampled | None  # None for a single completion per question
 
     @property
     def right(self) -> list[float]:
-        """1 where an answer is right, else 0."""
+        """1 if an answer is right, else 0."""
         return [verdict.accuracy for verdict in self.chosen]
 
 
@@ -55,11 +55,11 @@ def result_of(
     """The contents of result.json, see `evaluate`.
 
     Args:
-      config: of the evaluation.
+      config: settings of the evaluation.
       judged: its answers.
       rewards: the functions that have scored them.
       groups: see `read_groups`.
-      seconds: that it has taken.
+      seconds: duration of the evaluation.
     """
     samples = config.samples
     result = _result(config, judged, seconds)
@@ -123,7 +123,7 @@ def write_result(out: Path, judged: Judged, result: Mapping[str, Any]) -> None:
 def _rows(
     predictions: Sequence[Prediction], verdicts: Sequence[Grade], scores: Sequence[Scores]
 ) -> list[dict[str, Any]]:
-    """Of predictions.jsonl: one a completion."""
+    """Rows of predictions.jsonl, one per completion."""
     several = any(prediction.sample for prediction in predictions)
     return [
         {
@@ -139,7 +139,7 @@ def _rows(
 
 
 def _row(prediction: Prediction, *, with_example: bool) -> dict[str, Any]:
-    """Of a prediction; with what its row and its images have beside it, if functions may ask."""
+    """Row of a prediction; with solution, columns and image sizes if rewards may need them."""
     row = dataclasses.asdict(prediction)
     example = row.pop("example")
     del row["number"], row["sample"]
@@ -154,6 +154,6 @@ def _line(row: dict[str, Any]) -> str:
     text = json.dumps(row, ensure_ascii=False)
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON has an escape for
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can escape
         text = json.dumps(row)
     return text + "\n"

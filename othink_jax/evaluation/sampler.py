@@ -1,4 +1,4 @@
-"""Completions of batches on the devices of an evaluation, as far as their memory goes."""
+"""Sampling of batches on the devices of an evaluation, within their memory."""
 
 import dataclasses
 import os
@@ -18,7 +18,7 @@ from othink_jax.training.parallel import OneDevice, Parallel
 from othink_jax.types import Rollout
 
 _MEMORY_OF_HOST = Path("/proc/meminfo")
-# Of a container, in both versions of Linux's control groups.
+# Memory limits of a container, in both versions of Linux's control groups.
 _LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -27,20 +27,20 @@ _LIMITS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What completions are drawn from."""
+    """An encoded prompt, and the key of its completions."""
 
     encoded: EncodedPrompt
     key: UInt32[np.ndarray, " 2"]
 
 
 class DoesNotFitError(Exception):
-    """The memory of the devices is too small; says what is needed, if it is known."""
+    """The memory of the devices is too small; the message says what is needed, if it is known."""
 
 
 class Sampler:
-    """Draws completions of prompts, of as many prompts at once as fit into memory.
+    """Samples completions, of as many prompts at once as fit into memory.
 
-    All completions of a prompt are drawn together: it is computed once for them.
+    All completions of a prompt are sampled together: its prefill is computed once.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class Sampler:
     ) -> None:
         """Args:
         checkpoint: the model.
-        config: how completions are drawn.
+        config: sampling settings.
         parallel: the devices.
-        samples: completions of each prompt.
+        samples: completions per prompt.
         """
         parallel.check_model(checkpoint.config)
         self._processor = checkpoint.processor
@@ -72,16 +72,16 @@ class Sampler:
     def __call__(
         self, prompts: Sequence[Prompt], pad: PadTo, rows: int
     ) -> Iterator[tuple[int, Rollout | DoesNotFitError]]:
-        """Completions of prompts, as they are drawn; [B, samples, T].
+        """Completions of prompts [B, samples, T], as they are sampled.
 
         Args:
           prompts: at most `rows`.
           pad: shapes that they are padded to.
-          rows: that they are filled up to. Where so many do not fit, half of them are tried.
+          rows: number of rows that they are padded to. If these do not fit, half of them are tried.
 
         Returns:
-          how many of the next prompts, and their completions on the host, B of them or more. An
-          error stands for prompts that do not fit even one a device.
+          Pairs: the number B of next prompts, and their completions on the host, B rows or more. An
+          error replaces the completions of prompts that do not fit even at one per device.
         """
         try:
             yield len(prompts), self._sample(prompts, pad, rows)
@@ -111,10 +111,10 @@ class Sampler:
             raise DoesNotFitError("a device has no memory for it") from None
 
     def _program(self, shapes: tuple[int, PadTo], given: Any) -> Any:
-        """Compiled for these shapes, and known to fit: Linux kills a process that takes too much.
+        """The program for these shapes, known to fit: Linux kills a process that takes too much.
 
         Raises:
-          DoesNotFitError: it would not.
+          DoesNotFitError: it does not fit.
         """
         if shapes not in self._programs:
             program = self._draw.lower(self._params, None, *given).compile()
@@ -132,7 +132,7 @@ class Sampler:
 
 
 def _running_bytes(program: Any) -> int:
-    """What a program needs on a device beside its arguments; 0 where the compiler does not say."""
+    """Bytes that a program needs on a device beside its arguments; 0 if the compiler gives none."""
     memory = program.memory_analysis()
     if memory is None:
         return 0
@@ -140,7 +140,7 @@ def _running_bytes(program: Any) -> int:
 
 
 def free_bytes(devices: Sequence[jax.Device]) -> int:
-    """Memory that is left on each device; simulated ones share that of the host."""
+    """Free bytes of each device; simulated devices share the memory of the host."""
     stats = devices[0].memory_stats()
     if stats is not None and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
@@ -151,7 +151,7 @@ def _free_bytes_of_host() -> int:
     try:
         lines = _MEMORY_OF_HOST.read_text().splitlines()
         in_use = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:  # not Linux: nobody kills the process there, it slows down
+    except OSError:  # not Linux: the process is not killed there, it slows down
         return 2**63
     (available,) = (int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     limits = [file.read_text().strip() for file in _LIMITS if file.is_file()]

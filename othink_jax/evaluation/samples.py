@@ -1,4 +1,4 @@
-"""Several completions a question: pass@k, and the answer that most of them give."""
+"""Metrics of several completions per question: pass@k and majority vote."""
 
 import dataclasses
 import math
@@ -11,13 +11,13 @@ from othink_jax.statistics import share_interval
 
 
 def pass_at_k(right: int, samples: int, k: int) -> float:
-    """Chance that at least one of k samples is right, without bias.
+    """Unbiased estimate of the probability that at least one of k samples is right.
 
     Eq. 1 of Chen et al. 2021 (arXiv 2107.03374): 1 - C(n - c, k) / C(n, k).
 
     Args:
-      right: c, how many of the samples are.
-      samples: n.
+      right: c, the number of right samples.
+      samples: n, the number of samples.
       k: at most `samples`.
 
     Raises:
@@ -29,16 +29,16 @@ def pass_at_k(right: int, samples: int, k: int) -> float:
 
 
 def measured_ks(samples: int) -> list[int]:
-    """1, 2, 4 and so on, and the number of samples itself."""
+    """The k of pass@k: powers of two below the number of samples, and that number itself."""
     return [*(2**power for power in range((samples - 1).bit_length())), samples]
 
 
 def majority(answers: Sequence[str | None]) -> int | None:
-    """Which completion bears the answer that most of them give; None where none has an answer.
+    """Index of a completion with the most frequent answer; None if there is no answer.
 
     Self-consistency (arXiv 2203.11171). Answers are the same if they read the same, see
-    `same_answer_key`. Of answers with equally many votes the one that came first wins, and of the
-    completions that bear it the first one stands for it.
+    `same_answer_key`. Of answers with equally many votes, the first wins. The index is that of the
+    first completion with this answer.
 
     Args:
       answers: of the completions of a question; None, or an empty one, does not vote.
@@ -53,23 +53,22 @@ def majority(answers: Sequence[str | None]) -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class Sampled:
-    """What several completions say of each question."""
+    """pass@k and majority vote of each question."""
 
     pass_at: Mapping[int, Sequence[float]]  # by k, see `measured_ks`
-    # 1 where the answer that most completions give is right by the verdict on the first of them,
-    # else 0; None where none has an answer
+    # 1 if the majority answer is right, by the verdict on the first completion that gives it, else
+    # 0; None if no completion has an answer
     majority: Sequence[float | None]
 
     @property
     def voted(self) -> list[float]:
-        """The majority, where a question without an answer is answered wrongly."""
+        """`majority`, with 0 for a question without an answer."""
         return [right or 0.0 for right in self.majority]
 
     def summary(self) -> dict[str, dict[str, Any]]:
-        """`pass_at`, by k (as a text), and `majority`: mean over questions, and its 95% interval.
+        """`pass_at`, by k (as a string), and `majority`: mean over questions, and its 95% interval.
 
-        Of the majority also `without`, the number of questions of which no completion has an
-        answer.
+        `majority` also has `without`, the number of questions without an answer.
         """
         return {
             "pass_at": {str(k): _mean(shares) for k, shares in self.pass_at.items()},
@@ -78,11 +77,11 @@ class Sampled:
 
 
 def over_samples(answers: Sequence[str | None], grades: Sequence[Grade], samples: int) -> Sampled:
-    """What several completions say of each question.
+    """pass@k and majority vote of each question.
 
     Args:
-      answers, grades: of all completions, those of a question in a row.
-      samples: how many a question has.
+      answers, grades: of all completions, those of a question consecutive.
+      samples: completions per question.
     """
     first = range(0, len(answers), samples)
     rights = [int(sum(one.accuracy for one in grades[at : at + samples])) for at in first]

@@ -24,22 +24,22 @@ _log = logging.getLogger(__name__)
 def evaluate_several(
     configs: Sequence[EvaluateConfig], *, done: Callable[[str, Mapping[str, Any]], None]
 ) -> dict[str, Any]:
-    """Evaluate models on the same questions and compare them, into `out` of the settings.
+    """Evaluate models on the same questions, compare them, and write into the configs' `out`.
 
-    Each has a folder there, as `evaluate` writes it, and `comparison.json` stands beside them. One
-    model is loaded at a time. All answers are kept until the comparison is written: the same call
-    again goes on where it stopped, and takes no answer of another model, other data or settings.
+    Each model has a folder there, as `evaluate` writes it, beside `comparison.json`. One model is
+    loaded at a time. All answers stay stored until the comparison is written: the same call
+    continues an interrupted one, and uses no answer of another model, data or settings.
 
     Args:
-      configs: of the models, at least two; `out` is the same, and so are data and samples.
-      done: is told the name of each model and its result, as soon as there is one.
+      configs: one per model, at least two; they have the same `out`, data and samples.
+      done: called with each model's name and result, as soon as there is one.
 
     Returns:
       The contents of comparison.json: see `compared`, and `asked_otherwise`.
 
     Raises:
-      UserError: as of `evaluate`, and whatever can be seen before a model is loaded is; a model is
-        given twice; there is a comparison already; the data changed meanwhile.
+      UserError: as for `evaluate`, before a model is loaded if possible; a model is given twice;
+        there is a comparison already; the data changed meanwhile.
     """
     out = configs[0].out
     check_output_directory(out)
@@ -70,7 +70,7 @@ def evaluate_several(
 
 
 def folder_names(models: Sequence[str]) -> list[str]:
-    """Of each model a name of its own: the last parts of its place, as many as tell all apart.
+    """A unique name for each model: the last parts of its path, as many as tell all apart.
 
     Raises:
       UserError: a model is given twice.
@@ -84,7 +84,7 @@ def folder_names(models: Sequence[str]) -> list[str]:
 
 
 def _parts(model: str) -> tuple[str, ...]:
-    """Of a model's place; a checkpoint of a run is one part with the run."""
+    """Parts of a model's path; a checkpoint of a run is one part with the run."""
     place, checkpoint = run_and_checkpoint(Path(os.path.abspath(model)))
     name = place.name if checkpoint is None else f"{place.name}-{checkpoint}"
     return (*place.parts[1:-1], name)

@@ -1,7 +1,7 @@
-"""Model families: how each maps its config.json and its tensors to ours, and back.
+"""Model families: how the config.json and the tensors of each map to ours, and back.
 
-A family is a file that makes a `Family`, and a line of `FAMILIES`. Its parts are settings of
-`model.config`; what no family has had yet, `model` has to learn first.
+A family is a module that defines a `Family`, and an entry of `FAMILIES`. Its parts are settings of
+`model.config`. A part that no family has yet must first be added to `model`.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ FAMILIES: Mapping[str, Family] = {
 
 
 def family_of(config: VLMConfig) -> Family:
-    """The family of a shape."""
+    """The family of a model config."""
     return FAMILIES[config.model_type]
 
 
@@ -30,7 +30,7 @@ def from_hf(config: Mapping[str, Any]) -> VLMConfig:
     """Read a config.json, in the flat layout of the hub or the nested one of transformers 5.
 
     Raises:
-      UserError: another model type, a missing entry, or a feature that the models lack.
+      UserError: unknown model type, missing entry, or a feature that the models lack.
     """
     model_type = str(config.get("model_type"))
     if model_type not in FAMILIES:
@@ -47,10 +47,10 @@ def from_hf(config: Mapping[str, Any]) -> VLMConfig:
 
 
 def to_hf(config: VLMConfig) -> dict[str, Any]:
-    """A config.json as the hub has it, which transformers loads too.
+    """The config.json in the hub's layout, which transformers also loads.
 
     Raises:
-      UserError: there is no model of this shape, or none of its family.
+      UserError: the config is invalid, or its family has no such model.
     """
     config.check()
     family = family_of(config)
@@ -66,5 +66,5 @@ def to_hf(config: VLMConfig) -> dict[str, Any]:
 
 
 def entries(config: VLMConfig) -> list[Entry]:
-    """Every tensor of a model of this shape, in the hub's layout and order."""
+    """Every tensor of a model with this config, in the hub's layout and order."""
     return list(family_of(config).entries(config))

@@ -1,4 +1,4 @@
-"""What a model family is to the rest of the package."""
+"""The interface of a model family to the rest of the package."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -10,17 +10,17 @@ from othink_jax.model.config import VLMConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-    """One model type of the hub: how it maps to ours, and back."""
+    """One model type of the hub, and its mapping to ours and back."""
 
-    model_type: str  # as config.json names it
+    model_type: str  # name in config.json
     architecture: str  # the class in transformers
-    # The shape that a config.json describes, not checked. KeyError and TypeError are taken for a
-    # missing entry
+    # Reads a config.json without checking it. KeyError and TypeError are reported as a missing
+    # entry
     read: Callable[[Mapping[str, Any]], VLMConfig]
-    # A config.json without `model_type` and `architectures`
+    # Makes a config.json without `model_type` and `architectures`
     write: Callable[[VLMConfig], dict[str, Any]]
     entries: Callable[[VLMConfig], Iterable[Entry]]  # every tensor, in the hub's order
-    # Of the vision tower and of the language model: parts that all shapes of the family have
+    # Settings that all models of the family share: of the vision tower, of the language model
     vision: Mapping[str, Any]
     text: Mapping[str, Any]
-    timestamps: bool = False  # whether the time of a video's frames stands in the text
+    timestamps: bool = False  # whether the text states the time of a video's frames

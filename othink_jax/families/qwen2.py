@@ -72,10 +72,10 @@ def _read(
 
 
 def _head_dim(text: Mapping[str, Any]) -> int:
-    """Width of a head, which the file does not say."""
+    """Width of a head, which config.json does not state."""
     width, heads = text["hidden_size"], text["num_attention_heads"]
     if not all(type(number) is int and number > 0 for number in (width, heads)):
-        return 1  # `VLMConfig.check` says which of them it is
+        return 1  # `VLMConfig.check` reports which of them is wrong
     if width % heads:
         raise UserError("config.json: hidden_size is not a multiple of num_attention_heads")
     return int(width // heads)
@@ -88,7 +88,7 @@ def _common(vision: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write_2(config: VLMConfig) -> dict[str, Any]:
     vision = config.vision
-    if vision.intermediate_size % vision.embed_dim:  # the file has the quotient only
+    if vision.intermediate_size % vision.embed_dim:  # config.json states only the quotient
         raise UserError("config.json: vision: the MLP's width is not a multiple of the tower's")
     return _write(
         config,
@@ -118,7 +118,7 @@ def _write_2_5(config: VLMConfig) -> dict[str, Any]:
 
 
 def _write(config: VLMConfig, **vision: Any) -> dict[str, Any]:
-    """The hub's flat layout, which transformers loads too."""
+    """The config.json in the hub's flat layout, which transformers also loads."""
     text = config.text
     if text.head_dim * text.num_attention_heads != text.hidden_size:
         raise UserError("head_dim times num_attention_heads is not hidden_size, as it has to be")
@@ -140,7 +140,7 @@ def _write(config: VLMConfig, **vision: Any) -> dict[str, Any]:
 
 
 def _entries(mlp: Callable[[str, Path, VisionConfig], Iterator[Entry]]) -> Callable[..., Any]:
-    """Every tensor, with the MLP of the family's vision tower."""
+    """`Family.entries` for a vision tower with this MLP."""
 
     def entries(config: VLMConfig) -> Iterator[Entry]:
         v = config.vision

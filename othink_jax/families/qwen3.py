@@ -1,8 +1,8 @@
 """Qwen3-VL (arXiv 2511.21631), the dense sizes.
 
-Beside Qwen2-VL it has learned positions of patches, the states of some vision layers added after
-the first text layers (DeepStack, arXiv 2406.04334), axes of M-RoPE that take turns, norms of
-queries and keys, and the time of a video's frames as text.
+Beyond Qwen2-VL it has learned positions of patches, the states of some vision layers added after
+the first text layers (DeepStack, arXiv 2406.04334), interleaved axes of M-RoPE, normalised queries
+and keys, and the time of a video's frames as text.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Reading a config.json: entries that are checked, and what the families have in common."""
+"""Reading a config.json: checked entries, and the parts that the families share."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ TEXT_NAMES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
     *("num_attention_heads", "num_key_value_heads", "rms_norm_eps"),
 )
-# In older files not all of them stand.
+# Older files lack some of them.
 VISION_NAMES = ("depth", "num_heads", "patch_size", "temporal_patch_size", "spatial_merge_size")
 TOKEN_NAMES = (
     *("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"),
@@ -18,7 +18,7 @@ TOKEN_NAMES = (
 
 
 def object_of(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """An entry that is an object itself; an empty one if it is not there."""
+    """An entry that is a JSON object; an empty one if it is missing."""
     found = config.get(name) or {}
     if not isinstance(found, Mapping):
         raise UserError(f"config.json: {name} is no JSON object")
@@ -26,7 +26,7 @@ def object_of(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def flag(config: Mapping[str, Any], name: str) -> bool:
-    """An entry that is true or false; false if it is not there."""
+    """An entry that is true or false; false if it is missing."""
     found = config.get(name) or False
     if not isinstance(found, bool):
         raise UserError(f"config.json: {name} is {found!r}, neither true nor false")
@@ -42,7 +42,7 @@ def rope_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The entries of rotary positions.
 
     Raises:
-      UserError: an entry stands in several places and is not the same in all.
+      UserError: an entry occurs in several places with different values.
     """
     text = text_of(config)
     places = [object_of(text, name) for name in ("rope_parameters", "rope_scaling")]
@@ -51,10 +51,10 @@ def rope_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _check_agreement(*places: Mapping[str, Any]) -> None:
-    """Raise UserError where an entry stands in several places and is not the same in all.
+    """Raise UserError if an entry occurs in several places with different values.
 
-    Most files have each once. Whichever was taken could be a stale one, of a model whose weights
-    have the same shapes and whose numbers are others.
+    Most files state each entry once. If two values differ, either could be stale: that of another
+    model, whose weights have the same shapes but which computes other numbers.
     """
     for name in (*TEXT_NAMES, "head_dim", "rope_theta", "mrope_section"):
         stated = [place[name] for place in places if place.get(name) is not None]
@@ -65,16 +65,16 @@ def _check_agreement(*places: Mapping[str, Any]) -> None:
 
 
 def read_text(config: Mapping[str, Any], *, head_dim: int, **parts: bool) -> TextConfig:
-    """The language model.
+    """Read the config of the language model.
 
     Args:
-      config: of config.json, flat or nested.
+      config: content of config.json, flat or nested.
       head_dim: width of a head.
-      **parts: that it has, of `TextConfig`.
+      **parts: further settings of `TextConfig`.
 
     Raises:
       KeyError: an entry is missing.
-      UserError: one is no number.
+      UserError: an entry is not a number, or occurs with different values.
     """
     text, rope = text_of(config), rope_of(config)
     theta = rope.get("rope_theta") or text["rope_theta"]
@@ -90,9 +90,9 @@ def read_text(config: Mapping[str, Any], *, head_dim: int, **parts: bool) -> Tex
 
 
 def read_rest(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What joins the towers: tokens, and whether the embedding is the head."""
+    """The settings that join the towers: special tokens, and whether the embedding is the head."""
     return {
-        # transformers 5 keeps the flag at the top; older nested files, with the text.
+        # transformers 5 keeps the flag at the top level; older nested files, with the text.
         "tie_word_embeddings": flag(config, "tie_word_embeddings")
         or flag(text_of(config), "tie_word_embeddings"),
         **{name: config[name] for name in TOKEN_NAMES},
@@ -100,11 +100,11 @@ def read_rest(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_features(config: Mapping[str, Any], *, activation: str) -> None:
-    """Raise UserError where a file asks for what no family here has.
+    """Raise UserError if a config.json asks for a feature that no family here has.
 
     Args:
-      config: of config.json.
-      activation: that of the vision tower's MLP.
+      config: content of config.json.
+      activation: activation of the vision tower's MLP.
     """
     text, rope = text_of(config), rope_of(config)
     if flag(text, "use_sliding_window"):

@@ -1,4 +1,4 @@
-"""Rows of an invertible table: tensors by their names on the hub, and by their paths here."""
+"""Rows of an invertible table: name of each tensor on the hub, and its path here."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ from jaxtyping import Shaped
 from othink_jax.model.config import VisionConfig, VLMConfig
 
 Path = tuple[Any, ...]  # keys of the nested parameter dict; layers are numbered by int
-HEAD = ("text", "head", "kernel")  # of the output head
+HEAD = ("text", "head", "kernel")  # path of the output head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,39 +25,39 @@ class Entry:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Ours."""
+        """Shape of the tensor here."""
         if not self.transposed:
             return self.hub_shape
-        # The Conv3d kernel of the patch embedding becomes the matrix it is on flattened patches.
+        # The Conv3d kernel of the patch embedding becomes a matrix that acts on flattened patches.
         outputs, *inputs = self.hub_shape
         return (math.prod(inputs), outputs)
 
-    # Not `nbytes`: Orbax, which is handed entries, would take it for the attribute of an array.
+    # Not `nbytes`: Orbax gets entries too, and would take it for the attribute of an array.
     def bytes_in(self, dtype: np.dtype) -> int:
-        """Its size in this dtype."""
+        """Size of the tensor in this dtype, bytes."""
         return math.prod(self.hub_shape) * dtype.itemsize
 
     def to_hub(self, tensor: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
-        """Our tensor as Hugging Face has it: transposed back, in its own shape."""
+        """Convert our tensor to the hub's layout: transposed back, in the hub's shape."""
         return (tensor.T if self.transposed else tensor).reshape(self.hub_shape)
 
 
 def linear(name: str, path: Path, inputs: int, outputs: int, *, bias: bool) -> Iterator[Entry]:
-    """Of a linear layer."""
+    """Entries of a linear layer."""
     yield Entry(f"{name}.weight", (*path, "kernel"), True, (outputs, inputs))
     if bias:
         yield Entry(f"{name}.bias", (*path, "bias"), False, (outputs,))
 
 
 def norm(name: str, path: Path, width: int, *, bias: bool) -> Iterator[Entry]:
-    """Of a norm."""
+    """Entries of a norm."""
     yield Entry(f"{name}.weight", (*path, "scale"), False, (width,))
     if bias:
         yield Entry(f"{name}.bias", (*path, "bias"), False, (width,))
 
 
 def patch_embedding(name: str, config: VLMConfig) -> Iterator[Entry]:
-    """Of the convolution whose windows do not overlap."""
+    """Entries of the patch embedding, a convolution whose windows do not overlap."""
     v, path = config.vision, ("visual", "patch_embed")
     kernel = (v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size)
     yield Entry(f"{name}.weight", (*path, "kernel"), True, (v.embed_dim, *kernel))
@@ -66,18 +66,18 @@ def patch_embedding(name: str, config: VLMConfig) -> Iterator[Entry]:
 
 
 def merger(first: str, second: str, path: Path, config: VisionConfig) -> Iterator[Entry]:
-    """Of the two linear layers that join a window of patches, by their names."""
+    """Entries of a merger's two linear layers, named `first` and `second` on the hub."""
     window = config.embed_dim * config.spatial_merge_size**2
     yield from linear(first, (*path, "merger_fc1"), window, window, bias=True)
     yield from linear(second, (*path, "merger_fc2"), window, config.hidden_size, bias=True)
 
 
 def text_tower(prefix: str, config: VLMConfig) -> Iterator[Entry]:
-    """Of the language model, which all families call alike.
+    """Entries of the language model, whose names all families share.
 
     Args:
-      prefix: before the names of its parts, but for the head's.
-      config: the shape.
+      prefix: prefix of the names, except of the head's.
+      config: config of the model.
     """
     t = config.text
     width, queries = t.hidden_size, t.num_attention_heads * t.head_dim

@@ -1,14 +1,14 @@
-"""Communication between the devices of a mesh; all of it is in this file.
+"""All communication between the devices of a mesh.
 
-Inside of `per_device` and `mean_gradient` a function sees what its device holds: its rows of the
-batch, and its shards of the parameters, cut as `model.sharding` says.
+Inside `per_device` and `mean_gradient`, a function sees its device's rows of the batch, and its
+device's shards of the parameters as `model.sharding` defines them.
 
 Along `fsdp`, a layer's matrices are all-gathered when it runs, and again in the backward pass;
 their gradients are reduce-scattered (ZeRO stage 3, arXiv 1910.02054). No row leaves its device.
-Along `tensor`, a block of layers is entered and left: f and g of Megatron-LM (arXiv 1909.08053,
-figure 3).
+Along `tensor`, `enter` and `leave` bracket a block of layers: f and g of Megatron-LM (arXiv
+1909.08053, figure 3).
 
-Outside of a mesh, every function here is the identity, or what it is on one device.
+Without a mesh, every function here is the identity or its equivalent on one device.
 """
 
 import functools
@@ -32,12 +32,12 @@ _T = TypeVar("_T")
 
 
 def over(mesh: Mesh) -> AbstractContextManager[None]:
-    """Context in which a program of this mesh is traced."""
+    """Context for tracing a program that runs on this mesh."""
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def axis_size(axis: str) -> int:
-    """Number of devices along an axis of the mesh that is traced; 1 without a mesh."""
+    """Number of devices along an axis of the mesh that is being traced; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.shape[axis] if axis in mesh.axis_names else 1  # `pmap` has an axis of its own
 
@@ -45,11 +45,11 @@ def axis_size(axis: str) -> int:
 def per_device(
     fn: Callable[..., _T], rules: Sequence[Callable[..., PyTree]] = (shardings,)
 ) -> Callable[..., _T]:
-    """fn(params, *batches) on each device, for its own rows; results lead with the rows.
+    """Run fn(params, *batches) on each device for its own rows; results have a leading row axis.
 
     Args:
-      fn: sees the shards of its device.
-      rules: how parameters are cut; one for each of its first arguments, which are such.
+      fn: the function, which sees its device's shards.
+      rules: sharding rules, one for each tree of parameters; these are fn's first arguments.
     """
     rows = PartitionSpec(FSDP)
 
@@ -64,10 +64,10 @@ def per_device(
 def mean_gradient(
     fn: Callable[..., tuple[_T, Any]], params: _T, frozen: PyTree, batch: PyTree
 ) -> tuple[_T, Any]:
-    """The mean, over blocks of rows, of fn(params, frozen, batch) -> (gradient, metrics).
+    """Mean of fn(params, frozen, batch) -> (gradient, metrics) over blocks of rows.
 
-    Outside of a mesh there is one block. A figure of the whole batch, such as its number of tokens,
-    is computed before and closed over by `fn`.
+    Each device along `fsdp` has one block; without a mesh there is one. A quantity of the whole
+    batch, such as its number of tokens, is computed beforehand and closed over by `fn`.
     """
     blocks = axis_size(FSDP)
     if blocks * axis_size(TENSOR) == 1:
@@ -78,7 +78,7 @@ def mean_gradient(
         gradient, metrics = fn(params, frozen, batch)
 
         def mean(leaf: Array, spec: PartitionSpec) -> Array:
-            # Where a parameter is cut along `fsdp`, `gather_matrix` has summed its gradient.
+            # `gather_matrix` has summed the gradient of a parameter sharded along `fsdp` already.
             summed = any(FSDP in names(along) for along in spec)
             return (leaf if summed else jax.lax.psum(leaf, FSDP)) / blocks
 
@@ -96,8 +96,8 @@ def _specs(params: PyTree, rule: Callable[..., PyTree]) -> PyTree:
 
 
 def _shard_map(fn: Callable[..., _T], **specs: Any) -> Callable[..., _T]:
-    # Without the check of what varies over an axis, which would ask each loop of a function to say
-    # of its constants that they might.
+    # No check of axes along which values vary: it would require every loop in `fn` to mark its
+    # constants as varying.
     return jax.shard_map(fn, check_vma=False, **specs)
 
 
@@ -112,9 +112,9 @@ def gather_matrix(matrix: Float[Array, "i o"], shape: tuple[int, ...]) -> Float[
 def gather_for(
     uses: int, matrix: Float[Array, "i o"], shape: tuple[int, ...]
 ) -> tuple[Float[Array, "I O"], ...]:
-    """All-gather a parameter once, for so many uses of it: one copy each.
+    """All-gather a parameter once for several uses; returns one copy for each use.
 
-    The backward pass sums the cotangents of uses and devices in at least float32, and each device
+    The backward pass sums the cotangents over uses and devices in at least float32. Each device
     keeps its shard of the sum.
     """
     for axis, size in enumerate(shape):
@@ -149,7 +149,7 @@ _gather_fsdp.defvjp(_gather_fsdp_forward, _gather_fsdp_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _gather_tensor(axis: int, matrix: Array) -> Array:
-    """Along `tensor`; every device has the same cotangent, so each takes its shard of it."""
+    """All-gather along `tensor`; every device has the same cotangent and takes its shard of it."""
     return jax.lax.all_gather(matrix, TENSOR, axis=axis, tiled=True)
 
 
@@ -171,10 +171,11 @@ def embed_tokens(
     shape: tuple[int, int],
     dtype: DTypeLike,
 ) -> Float[Array, "*b D"]:
-    """table[index], cast, of a table [V, D] that may be cut along both.
+    """table[index], cast to `dtype`, for a table [V, D] that may be sharded along both axes.
 
-    Along D, each device looks up its columns for the tokens of all devices, then they exchange
-    columns for rows (all-to-all): less than the table. Along V, each adds the rows that it has.
+    Sharded along D: each device looks up its columns for the tokens of all devices, then an
+    all-to-all exchanges columns for rows. This moves less data than an all-gather of the table.
+    Sharded along V: each device looks up the rows it has, and the results are summed.
     """
     vocabulary, width = shape
     cut_columns = table.shape[1] != width
@@ -191,7 +192,7 @@ def embed_tokens(
 
 
 def _local_tokens(index: Array, count: int) -> tuple[Array, Array]:
-    """Indices into this device's shard of the vocabulary, and which of them are in it."""
+    """Token indices within this device's vocabulary shard (0 if outside), and which are inside."""
     own = index - count * jax.lax.axis_index(TENSOR)
     here = (own >= 0) & (own < count)
     return jnp.where(here, own, 0), here
@@ -201,9 +202,9 @@ def _local_tokens(index: Array, count: int) -> tuple[Array, Array]:
 
 
 def local_size(size: int) -> int:
-    """Number of hidden units on a device; raises ValueError if they do not divide.
+    """Number of hidden units per device; raises ValueError if `size` is not divisible.
 
-    `sharding.check_tensor` says it to a user before.
+    `sharding.check_tensor` reports this to the user earlier.
     """
     count = axis_size(TENSOR)
     if size % count:
@@ -212,18 +213,18 @@ def local_size(size: int) -> int:
 
 
 def local_vocabulary(size: int) -> int:
-    """Number of tokens in a device's shard of the vocabulary; one that does not divide is whole."""
+    """Vocabulary size per device; a vocabulary that is not divisible stays unsharded."""
     count = axis_size(TENSOR)
     return size if size % count else size // count
 
 
 def enter(x: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
-    """Input of a block that is cut along `tensor`: the identity, whose cotangents are summed."""
+    """Input of a block sharded along `tensor`: the identity; its cotangents are summed."""
     return x if axis_size(TENSOR) == 1 else _enter(x)
 
 
 def leave(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """Output of a block that is cut along `tensor`: the sum over its devices."""
+    """Output of a block sharded along `tensor`: the sum over the devices."""
     return x if axis_size(TENSOR) == 1 else _leave(x)
 
 
@@ -242,14 +243,14 @@ _leave.defvjp(lambda x: (_leave(x), None), lambda _, cotangent: (cotangent,))
 
 
 def local_heads(heads: int) -> int:
-    """Number of heads that a device computes: one, where there are fewer heads than devices."""
+    """Number of heads per device; one if there are fewer heads than devices."""
     return max(1, heads // axis_size(TENSOR))
 
 
 def local_columns(x: Float[Array, "*b n"], heads: int, parts: int) -> Float[Array, "*b m"]:
-    """Columns of a device's heads, of a matrix [..., parts * heads * n] that every device has.
+    """Columns of this device's heads, from a matrix [..., parts * heads * n] that all devices have.
 
-    Neighbours share a head where there are fewer heads than devices.
+    Neighbouring devices share a head if there are fewer heads than devices.
     """
     count = axis_size(TENSOR)
     if count == 1:
@@ -261,7 +262,7 @@ def local_columns(x: Float[Array, "*b n"], heads: int, parts: int) -> Float[Arra
 
 
 def gather_vocabulary(logits: Float[Array, "*b v"], vocabulary: int) -> Float[Array, "*b V"]:
-    """Logits [..., V], from a device's shard of them; not differentiable."""
+    """All-gather logits from vocabulary shards [..., v] to [..., V]; not differentiable."""
     if logits.shape[-1] == vocabulary:
         return logits
     return jax.lax.all_gather(logits, TENSOR, axis=logits.ndim - 1, tiled=True)
@@ -270,7 +271,7 @@ def gather_vocabulary(logits: Float[Array, "*b v"], vocabulary: int) -> Float[Ar
 def log_prob_of(
     logits: Float[Array, "n v"], targets: Int[Array, " n"], vocabulary: int
 ) -> Float[Array, " n"]:
-    """log_softmax(logits)[targets] in f32, of logits [n, V] or a device's shard of them."""
+    """log_softmax(logits)[targets] in f32, for logits [n, V] or a vocabulary shard of them."""
     if logits.shape[-1] == vocabulary:
         chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
         return chosen - jax.nn.logsumexp(logits, axis=-1)
@@ -281,18 +282,18 @@ def log_prob_of(
 
 
 def log_softmax_of(logits: Float[Array, "n v"], vocabulary: int) -> Float[Array, "n v"]:
-    """log_softmax(logits) in f32: [n, V], or a device's shard of them."""
+    """log_softmax(logits) in f32, for logits [n, V] or a vocabulary shard of them."""
     if logits.shape[-1] == vocabulary:
         return jax.nn.log_softmax(logits, axis=-1)
     top, log_total = _normaliser(logits)
-    # Each device subtracts the sum from its own shard.
+    # `enter`, since each device subtracts the sum from its own shard.
     return logits - top[:, None] - enter(log_total)[:, None]
 
 
 def _normaliser(logits: Array) -> tuple[Array, Array]:
     """Maximum, and log of the sum of exp(logits - maximum), over the shards [n, v] of all devices.
 
-    The maximum cancels, so it has no gradient.
+    The maximum cancels, so it needs no gradient.
     """
     top = jax.lax.pmax(jax.lax.stop_gradient(logits.max(axis=-1)), TENSOR)
     total = leave(jnp.exp(logits - top[:, None]).sum(axis=-1))
@@ -300,6 +301,6 @@ def _normaliser(logits: Array) -> tuple[Array, Array]:
 
 
 def sum_over_vocabulary(values: Float[Array, "n v"], vocabulary: int) -> Float[Array, " n"]:
-    """values.sum(axis=-1), of values [n, V] or a device's shard of them."""
+    """values.sum(axis=-1), for values [n, V] or a vocabulary shard of them."""
     total = values.sum(axis=-1)
     return total if values.shape[-1] == vocabulary else leave(total)

@@ -1,4 +1,4 @@
-"""The shape of a vision-language model of the Qwen families, and which of their parts it has."""
+"""Architecture of a vision-language model of the Qwen families: sizes and optional parts."""
 
 import dataclasses
 import math
@@ -7,16 +7,16 @@ from typing import Literal
 from othink_jax.errors import UserError
 
 Norm = Literal["layer", "rms"]
-# GELU as CLIP approximates it, or by a tanh; or a gated MLP.
+# GELU as CLIP approximates it, GELU approximated by a tanh, or a gated MLP.
 VisionMLP = Literal["quick_gelu", "gelu_tanh", "swiglu"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WindowsConfig:
-    """Attention of most layers inside square windows of an image (Qwen2.5-VL)."""
+    """Window attention of most vision layers, in square windows of an image (Qwen2.5-VL)."""
 
     window_size: int  # side of a window, pixels
-    full_layers: tuple[int, ...]  # numbers of the layers that attend to the whole image
+    full_layers: tuple[int, ...]  # indices of the layers that attend to the whole image
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,27 +27,27 @@ class VisionConfig:
     embed_dim: int  # width
     intermediate_size: int  # width of the MLP
     num_heads: int
-    hidden_size: int  # width of what a merger puts out: that of the text tower
+    hidden_size: int  # output width of a merger; equals the width of the text tower
     in_channels: int = 3
     patch_size: int = 14  # pixels
     temporal_patch_size: int = 2  # frames
     spatial_merge_size: int = 2  # patches along each side of a merge window
     norm: Norm = "layer"
     mlp: VisionMLP = "quick_gelu"
-    patch_bias: bool = False  # whether the patch embedding has one
+    patch_bias: bool = False  # whether the patch embedding has a bias
     windows: WindowsConfig | None = None  # None: every layer attends to the whole image
-    position_grid: int | None = None  # side of the square of learned positions, if there are any
-    # Numbers of the layers whose states are merged as well, for the first text layers (DeepStack)
+    position_grid: int | None = None  # side of the square grid of learned positions; None: none
+    # Indices of the layers whose states are also merged, for the first text layers (DeepStack)
     deepstack: tuple[int, ...] = ()
 
     @property
     def patch_dim(self) -> int:
-        """Numbers of a patch (C)."""
+        """Values per patch (C)."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
     @property
     def feature_dim(self) -> int:
-        """Numbers of what the tower says of a merge window (F)."""
+        """Values per merge window (F): `hidden_size`, and again for each DeepStack layer."""
         return self.hidden_size * (1 + len(self.deepstack))
 
 
@@ -63,18 +63,18 @@ class TextConfig:
     num_key_value_heads: int
     head_dim: int  # width of an attention head
     rope_theta: float
-    mrope_section: tuple[int, int, int]  # rotary frequencies for time, height, width
+    mrope_section: tuple[int, int, int]  # number of rotary frequencies for time, height, width
     rms_norm_eps: float
-    mrope_interleaved: bool = False  # whether the axes take turns; else one follows the other
+    mrope_interleaved: bool = False  # whether axes alternate by frequency; else each has a block
     qkv_bias: bool = True
-    qk_norm: bool = False  # whether queries and keys are normed, head by head
+    qk_norm: bool = False  # whether queries and keys are normalised, head by head
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VLMConfig:
-    """Both towers and the tokens that join them."""
+    """Both towers, and the special tokens that join them."""
 
-    model_type: str  # of the family, as config.json names it; see `othink_jax.families`
+    model_type: str  # name of the family in config.json; see `othink_jax.families`
     text: TextConfig
     vision: VisionConfig
     tie_word_embeddings: bool
@@ -82,11 +82,11 @@ class VLMConfig:
     video_token_id: int
     vision_start_token_id: int
     vision_end_token_id: int
-    # M-RoPE positions that a second of a video takes (Qwen2.5-VL); None: one for each time step
+    # M-RoPE positions per second of a video (Qwen2.5-VL); None: one per time step
     tokens_per_second: int | None = None
 
     def check(self) -> None:
-        """Raise UserError if there is no model of this shape."""
+        """Raise UserError if sizes are invalid or do not go together."""
         self._check_numbers()
         self._check_sizes()
 
@@ -131,7 +131,7 @@ class VLMConfig:
             ),
             f"mrope_section {text.mrope_section} does not add up to half the head dimension"
             f" {text.head_dim}": 2 * sum(text.mrope_section) != text.head_dim,
-            # A quarter of a head's numbers turn with the row, as many with the column, in pairs.
+            # Half of a head's rotary pairs follow the row, the other half the column.
             f"vision: a width of {vision.embed_dim} is not a multiple of 4 * num_heads": (
                 vision.embed_dim % (4 * vision.num_heads)
             ),

@@ -23,24 +23,24 @@ from othink_jax.model.sharding import FSDP, Cut
 
 _M = TypeVar("_M", bound=nnx.Module)
 
-# The name of linear layers' outputs, which `--remat dots` keeps. A policy that looks for products
-# instead does not see those inside `wide_einsum`, and keeps the float32 before the rounding.
+# Checkpoint name of the outputs of linear layers, which `--remat dots` keeps. A policy that looks
+# for products instead misses those inside `wide_einsum`, and keeps float32 before the rounding.
 PRODUCT = "product"
 
-# U(-1, 1) / sqrt(inputs), as PEFT draws it.
+# U(-1, 1) / sqrt(inputs), as in PEFT.
 _init_lora_a = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Linear(nnx.Linear):
-    """`nnx.Linear` as one product of two matrices, however many axes lead, rounded once.
+    """`nnx.Linear` as one product of two matrices, for any leading axes, rounded once.
 
-    On a CPU a training step of the embedded model is a quarter faster this way, for XLA is slow at
-    gradients of weights that sum over several axes; elsewhere the reshapes cost nothing. Rounded
-    before the bias as well as after it, bf16 is a tenth farther from f32.
+    On a CPU this makes a training step of the embedded model a quarter faster: XLA is slow at
+    weight gradients that sum over several axes. Elsewhere the reshapes cost nothing. A bf16 result
+    that is rounded before the bias as well as after it is a tenth farther from f32.
 
-    With `lora`, the layer is that of x W + b + scale (x A) B (arXiv 2106.09685), whose A [In, rank]
-    and B [rank, Out] are float32 parameters of their own. B begins as zero, and then not a bit of
-    the output differs.
+    With `lora`, the layer computes x W + b + scale (x A) B (arXiv 2106.09685). A [In, rank] and
+    B [rank, Out] are additional float32 parameters. B starts at zero, which leaves every bit of the
+    output unchanged.
     """
 
     def __init__(
@@ -55,17 +55,17 @@ class Linear(nnx.Linear):
         lora: LoRAConfig | None = None,
         **settings: Any,
     ) -> None:
-        """Random weights.
+        """Initialise random weights.
 
         Args:
           in_features: In.
           out_features: Out.
-          rngs: for the weights.
-          cut: what of the layer the axis `tensor` of a mesh cuts. With outputs and heads, inputs
-            have to be `enter`ed.
-          heads, parts: outputs are [parts, heads, size of a head], for a cut by heads.
+          rngs: random keys of the weights.
+          cut: axis of the layer that the mesh axis `tensor` shards. With `outputs` and `heads`, the
+            caller must pass the input through `enter`.
+          heads, parts: the output axis is [parts, heads, size of a head], for the cut `heads`.
           lora: adapters; None for none.
-          **settings: of `nnx.Linear`.
+          **settings: arguments of `nnx.Linear`.
         """
         super().__init__(in_features, out_features, rngs=rngs, **settings)
         self.cut: Cut = cut
@@ -96,12 +96,12 @@ class Linear(nnx.Linear):
         return checkpoint_name(out, PRODUCT)
 
     def _adapted(self, flat: Float[Array, "n In"]) -> Float[Array, "n Out"]:
-        """(x A) B, without its scale."""
-        # Compilers for GPUs merge products of one x: they would write [W, A] anew at each token.
+        """(x A) B, without the scale."""
+        # GPU compilers merge products that share x: they would build [W, A] anew at each token.
         flat = jax.lax.optimization_barrier(flat)
         a = self._matrix("lora_a")
         b = self._matrix("lora_b")
-        # A device that computes some of the outputs has a share of A's gradient.
+        # `enter`: a device that computes some of the outputs has a part of A's gradient.
         low = self._sum(flat @ (enter(a) if self.cut in ("outputs", "heads") else a))
         b = self._local_columns(b) if self.cut == "heads" else b
         return checkpoint_name(low, PRODUCT) @ b
@@ -113,7 +113,7 @@ class Linear(nnx.Linear):
         return leave(product) if self.cut == "inputs" else product
 
     def put_together(self, uses: int) -> list[dict[str, Float[Array, "..."]]]:
-        """The whole matrices of so many uses of the layer, by name, each gathered once."""
+        """All-gather each matrix once for several uses; returns the matrices by name for each."""
         names = ("kernel",) if self.lora is None else ("kernel", "lora_a", "lora_b")
         made = {name: gather_for(uses, self._shard(name), self._shape(name)) for name in names}
         return [{name: made[name][use] for name in names} for use in range(uses)]
@@ -125,7 +125,7 @@ class Linear(nnx.Linear):
         return getattr(self, name)[...].astype(self.dtype)
 
     def _shape(self, name: str) -> tuple[int, int]:
-        """Of a matrix in a device's product."""
+        """Shape of a matrix in the product of one device."""
         rank = 0 if self.lora is None else self.lora.lora_rank
         rows = local_size(self.in_features) if self.cut == "inputs" else self.in_features
         columns = local_size(self.out_features) if self.cut == "outputs" else self.out_features
@@ -133,9 +133,9 @@ class Linear(nnx.Linear):
 
 
 def for_uses(module: _M, uses: int) -> tuple[_M, ...]:
-    """A module for each of several uses in one program, whose matrices are gathered once for all.
+    """Copies of a module for several uses in one program; they share one all-gather of matrices.
 
-    Called by itself, every use would gather them anew, and scatter its own gradient.
+    Otherwise every use would all-gather the matrices again and reduce-scatter its own gradient.
     """
     if axis_size(FSDP) == 1:
         return (module,) * uses

@@ -1,12 +1,12 @@
-"""Log-probabilities of completions, without ever holding logits of a whole batch.
+"""Log-probabilities of completions, without ever holding the logits of a whole batch.
 
-What needs the whole next-token distribution, such as its entropy, is computed with them.
+Statistics of the whole next-token distribution, such as its entropy, come from the same logits.
 
-Three ways to compute the same. Training takes `shared`; the others are what it is measured against,
-in tests and benchmarks:
+Three modes compute the same numbers. Training uses `shared`; tests and benchmarks compare it with
+the others:
 
-    naive        prompt and completion as one text, for each completion anew, images and all: what
-                 R1-V and TRL do
+    naive        prompt and completion as one sequence, for each completion anew, images included,
+                 as in R1-V and TRL
     vision_once  the same, but a prompt's images are encoded once
     shared       a prompt and its images once; its completions extend it
 """
@@ -28,7 +28,7 @@ Mode = Literal["naive", "vision_once", "shared"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reference:
-    """A model, and the divergence from it that is measured over the whole vocabulary."""
+    """A reference model, and the full-vocabulary divergence that is measured from it."""
 
     model: VLM
     terms: DivergenceTerms  # one of `rl.KL_DIVERGENCES`
@@ -50,8 +50,8 @@ def completion_logp(
       model: the policy or the reference.
       prompts: B prompts.
       completions: G completions of each, padded on the right.
-      chunk: tokens whose logits exist at one time; the backward pass computes them again.
-      mode: how the states are computed that predict the tokens; the numbers are the same.
+      chunk: number of tokens whose logits exist at one time; the backward pass recomputes them.
+      mode: how the hidden states are computed; the numbers are the same.
     """
     return completion_stats(model, prompts, completions, chunk=chunk, mode=mode).logp
 
@@ -66,15 +66,15 @@ def completion_stats(
     entropy: bool = False,
     reference: Reference | None = None,
 ) -> TokenStats:
-    """`completion_logp` and, if asked for, what the whole next-token distribution tells.
+    """`completion_logp` and, on request, entropy and divergence of the next-token distribution.
 
     Args:
-      model, prompts, completions, chunk, mode: as of `completion_logp`.
+      model, prompts, completions, chunk, mode: as for `completion_logp`.
       entropy: whether to compute the entropy too, from the same chunks of logits.
-      reference: if given, the divergence from it is computed too, from such chunks of both models.
+      reference: if given, also compute the divergence from it, in chunks of both models' logits.
 
     Returns:
-      [B, G, T] all.
+      Statistics, each [B, G, T].
     """
 
     def states(model: VLM) -> Float[Array, "n D"]:
@@ -99,7 +99,7 @@ def completion_stats(
 def _states_by_extending(
     model: VLM, prompts: Prompts, completions: Int[Array, "B G T"]
 ) -> Float[Array, "B G T D"]:
-    """The final state before each completion token, from prompts and completions together."""
+    """Final state before each completion token; prompts and completions are computed together."""
     _, group, length = completions.shape
     if length == 1:  # the last token predicts nothing
         _, prefix = model.prefill(prompts)
@@ -115,10 +115,10 @@ def _each_completion(last: Float[Array, "B D"], group: int) -> Float[Array, "B G
 def _states_of_whole_texts(
     model: VLM, prompts: Prompts, completions: Int[Array, "B G T"], mode: Mode
 ) -> Float[Array, "B*G T D"]:
-    """The final state before each completion token, from B * G texts of P + T - 1 tokens.
+    """Final state before each completion token, from B * G sequences of P + T - 1 tokens.
 
-    The padding of a prompt stays between it and its completion, hidden by the mask; positions
-    go on from the prompt's own.
+    The padding of a prompt stays between prompt and completion, hidden by the mask. Positions
+    continue from the prompt's.
     """
     batch, group, length = completions.shape
     rows, later = batch * group, length - 1  # the last token predicts nothing
@@ -159,13 +159,13 @@ def token_stats(
     reference: Reference | None = None,
     ref_hidden: Float[Array, "n D"] | None = None,
 ) -> TokenStats:
-    """`token_logp` and, if asked for, entropy and divergence after each state; [n] all.
+    """`token_logp` and, on request, entropy and divergence after each state; each [n].
 
     Args:
-      model, hidden, targets, chunk: as of `token_logp`.
+      model, hidden, targets, chunk: as for `token_logp`.
       entropy: whether to compute the entropy.
-      reference: if given, the divergence from it is computed.
-      ref_hidden: states of the reference, with one.
+      reference: if given, compute the divergence from it.
+      ref_hidden: hidden states of the reference, if there is one.
     """
     vocabulary = model.config.text.vocab_size
     matrix = model.text.head_matrix()

@@ -1,4 +1,4 @@
-"""What is computed in float32 whatever the model's dtype is, and in float64 in a float64 model."""
+"""Computation in at least float32, whatever the model's dtype; float64 in a float64 model."""
 
 import functools
 from typing import Any
@@ -20,11 +20,11 @@ def at_least_f32(dtype: DTypeLike) -> Any:
 def wide_einsum(subscripts: str, x: Array, y: Array) -> Array:
     """`jnp.einsum` of two arrays, accumulated and returned in at least float32.
 
-    Its gradient rounds the cotangent to the dtype of `x` first, as the cotangent of any other layer
-    is. A product of float32 by bfloat16 is none that matrix units know: it would run as float32, at
-    a fraction of their speed.
+    The backward pass first rounds the cotangent to the dtype of `x`, as any other layer does.
+    Matrix units have no float32 by bfloat16 product: it would run as float32, at a fraction of
+    their speed.
 
-    The products are those of the dtype of `x`. `y` may be wider: then so is its gradient, which is
+    Products are computed in the dtype of `x`. If `y` is wider, so is its gradient. That gradient is
     never rounded, for callers that sum it over several products.
     """
     return jnp.einsum(
@@ -56,7 +56,7 @@ wide_einsum.defvjp(_forward, _backward)
 
 
 def dtypes_of(compute: ComputeConfig) -> dict[str, Any]:
-    """The arguments of a layer of Flax that say them."""
+    """The dtype arguments of a Flax layer."""
     return {
         "dtype": jnp.dtype(compute.dtype),
         "param_dtype": jnp.dtype(compute.param_dtype or compute.dtype),

@@ -36,8 +36,8 @@ def text_angles(
       positions: temporal, height and width position of each token.
       section: how many frequencies follow each axis, in that order.
       theta: base of the frequencies.
-      interleaved: whether the axes take turns, from high frequencies to low ones (Qwen3-VL), so
-        that each has some of all; once an axis has its share, its turns are the temporal one's.
+      interleaved: whether frequencies alternate between the axes, from high to low (Qwen3-VL), so
+        that each axis has both. After an axis has its share, its turns go to the temporal axis.
     """
     axis_of_frequency = np.repeat(np.arange(3), section)
     if interleaved:
@@ -52,7 +52,7 @@ def text_angles(
 def rotate(
     x: Float[Array, "*b heads H"], angles: Float[Array, "*#b half"]
 ) -> Float[Array, "*b heads H"]:
-    """Turn each pair (x[i], x[i + H/2]) by angle i, in f32; the result has the dtype of `x`."""
+    """Rotate each pair (x[i], x[i + H/2]) by angle i, in f32; the result has the dtype of `x`."""
     cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
     first, second = jnp.split(x.astype(at_least_f32(x.dtype)), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -1,9 +1,9 @@
-"""How parameters are cut over a mesh of devices: one rule a kind of layer, written once.
+"""Sharding of parameters over a mesh of devices: one rule for each kind of layer.
 
-The mesh has two axes. `fsdp` cuts the rows of a batch, and every matrix. `tensor` cuts matrices the
-way Megatron-LM does (arXiv 1909.08053, section 3): layers that open a block by their outputs and
-layers that close it by their inputs, so that between the two no device needs what another one
-computed. What devices tell each other is written in `model.collectives`.
+The mesh has two axes. `fsdp` shards the rows of a batch and every matrix. `tensor` shards matrices
+as Megatron-LM does (arXiv 1909.08053, section 3): the layers that open a block by their outputs,
+the layers that close it by their inputs. Between the two, no device needs the result of another.
+`model.collectives` holds the communication.
 """
 
 import math
@@ -20,12 +20,12 @@ from othink_jax.model.config import VLMConfig
 
 FSDP, TENSOR = "fsdp", "tensor"
 
-# Axis of a linear layer that `tensor` cuts. `heads`: nothing, but a device takes the columns of its
-# heads, where a cut would not follow them: of queries, keys and values side by side, and of
-# key-value heads, which may be fewer than devices.
+# Axis of a linear layer that `tensor` shards. `heads`: none, but each device computes the columns
+# of its own heads. A shard would not follow the heads: queries, keys and values lie side by side,
+# and there may be fewer key-value heads than devices.
 Cut = Literal["outputs", "inputs", "heads", "nothing"]
 
-_Axis = str | tuple[str, ...] | None  # axes of the mesh along one of an array
+_Axis = str | tuple[str, ...] | None  # mesh axes that shard one array axis
 
 _CLOSING = ("o", "down", "proj", "fc2", "merger_fc2")  # the last layers of their blocks
 
@@ -38,8 +38,8 @@ _KERNEL: dict[Cut, tuple[_Axis, _Axis]] = {
 
 
 def cut_of(layer: Any) -> Cut:
-    """Of a linear layer of this name."""
-    if layer == "patch_embed":  # what follows it is no block
+    """How a linear layer of this name is sharded along `tensor`."""
+    if layer == "patch_embed":  # it opens no block
         return "nothing"
     if layer in ("k", "v", "qkv"):
         return "heads"
@@ -49,14 +49,15 @@ def cut_of(layer: Any) -> Cut:
 def partition(
     path: Sequence[Any], shape: Sequence[int], mesh: Mesh | AbstractMesh
 ) -> NamedSharding:
-    """How one array is cut: a parameter, or what an optimizer keeps of it under the same path.
+    """Sharding of one array: a parameter, or optimizer state under the same path.
 
-    An axis of the array that does not divide stays whole, and so does all that is no parameter's.
+    An array axis is sharded only over mesh axes that divide it. An array without a rule is
+    replicated.
 
     Args:
       path: keys of JAX's tree utilities; the last two name layer and parameter.
-      shape: of the array, which leads with the layer where layers are scanned.
-      mesh: with the axes `fsdp` and `tensor`.
+      shape: shape of the array, with a leading layer axis if layers are scanned.
+      mesh: mesh with the axes `fsdp` and `tensor`.
     """
     keys = [getattr(key, "key", None) for key in path[-2:]]
     rule = _rule(*keys) if len(keys) == 2 else ()
@@ -67,7 +68,7 @@ def partition(
 
 
 def _fitting(along: _Axis, size: int, mesh: Mesh | AbstractMesh) -> _Axis:
-    """The first of these axes of the mesh, as far as they divide."""
+    """The longest prefix of these mesh axes whose sizes divide `size`."""
     axes = names(along)
     while size % math.prod(mesh.shape[axis] for axis in axes):
         axes = axes[:-1]
@@ -75,14 +76,14 @@ def _fitting(along: _Axis, size: int, mesh: Mesh | AbstractMesh) -> _Axis:
 
 
 def names(along: Any) -> tuple[str, ...]:
-    """The axes of the mesh in one entry of a `PartitionSpec`."""
+    """Mesh axes in one entry of a `PartitionSpec`."""
     if along is None:
         return ()
     return (along,) if isinstance(along, str) else along
 
 
 def _rule(layer: Any, parameter: Any) -> tuple[_Axis, ...]:
-    """The axes of the mesh along the last axes of a parameter."""
+    """Mesh axes that shard the last axes of a parameter."""
     if parameter == "embedding":
         return (TENSOR, FSDP)
     inputs, outputs = _KERNEL[cut_of(layer)]
@@ -98,7 +99,7 @@ def _rule(layer: Any, parameter: Any) -> tuple[_Axis, ...]:
 
 
 def gathered(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
-    """As `shardings`, but cut along `tensor` alone: whole along `fsdp`, so that no device waits."""
+    """As `shardings`, but replicated along `fsdp`, so that no device waits for an all-gather."""
 
     def whole(cut: NamedSharding) -> NamedSharding:
         axes = (None if FSDP in names(along) else along for along in cut.spec)
@@ -108,24 +109,24 @@ def gathered(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
 
 
 def shardings(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
-    """How each leaf of a tree of parameters, or of a training state, is cut."""
+    """Sharding of each leaf of a tree of parameters, or of a training state."""
     return jax.tree.map_with_path(lambda path, leaf: partition(path, leaf.shape, mesh), tree)
 
 
 def cut(x: Any, sharding: NamedSharding) -> Shaped[jax.Array, "..."]:
-    """An array cut over the devices of a mesh, of which this process reads the part of its own.
+    """Shard an array over a mesh; this process reads only its own part.
 
     Args:
-      x: in memory, or one whose parts can be read by an index.
-      sharding: how it is cut.
+      x: an array in memory, or an object that reads a part when it is indexed.
+      sharding: target sharding.
     """
     shape = x.shape
 
     def spans(index: tuple[slice, ...] | None) -> list[tuple[int, int]]:
-        assert index is not None  # it is of a device of this process
+        assert index is not None  # the device belongs to this process
         return [axis.indices(size)[:2] for axis, size in zip(index, shape, strict=True)]
 
-    # Once, and not for each device: to cut columns, the whole of what is stored by rows is read.
+    # Read once, not once per device: slicing columns of row-major storage reads all of its rows.
     own = [spans(index) for index in sharding.addressable_devices_indices_map(shape).values()]
     begins = [min(begin for begin, _ in axis) for axis in zip(*own, strict=True)]
     ends = [max(end for _, end in axis) for axis in zip(*own, strict=True)]
@@ -140,7 +141,7 @@ def cut(x: Any, sharding: NamedSharding) -> Shaped[jax.Array, "..."]:
 
 
 def check_tensor(config: VLMConfig, tensor: int) -> None:
-    """Raise UserError if a model cannot be cut into so many along `tensor`."""
+    """Raise UserError if a model cannot be sharded over `tensor` devices along `tensor`."""
     text, vision = config.text, config.vision
     shared = text.num_key_value_heads if tensor % text.num_key_value_heads else tensor
     sizes = {

@@ -1,7 +1,7 @@
-"""A stack of equal layers, unrolled or scanned, behind one call.
+"""A stack of equal layers, unrolled or scanned, behind one interface.
 
-Unrolled layers compile longer and run faster; scanned ones hold their parameters stacked, with a
-leading layer axis, and compile once for any depth.
+Unrolled layers take longer to compile and run faster. Scanned layers compile once for any depth;
+their parameters are stacked along a leading layer axis.
 """
 
 import functools
@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 def make_stack(
     make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs, compute: ComputeConfig
 ) -> nnx.Module:
-    """`depth` layers as an `nnx.List`, or one module whose parameters lead with the layer."""
+    """`depth` layers as an `nnx.List`, or one module whose parameters have a leading layer axis."""
     if not compute.scans(depth):
         return nnx.List([make(rngs) for _ in range(depth)])
     return nnx.vmap(make, in_axes=0)(rngs.split(depth))
@@ -40,17 +40,17 @@ def run_stack(
     *,
     remat: Remat = "none",
 ) -> tuple[_T, tuple[Any, ...]]:
-    """Send `x` through the layers.
+    """Run `x` through the layers.
 
     Args:
       stack: from `make_stack`.
-      x: what the first layer gets; a tree of arrays.
+      x: input of the first layer; a tree of arrays.
       apply: `(layer, x, extra of this layer) -> (x, output of this layer)`.
-      extras: one entry a layer, such as its keys and values; None gives every layer None.
+      extras: one entry per layer, such as its keys and values; None gives every layer None.
       remat: what each layer keeps for the backward pass; the numbers are the same.
 
     Returns:
-      what the last layer puts out, and the layers' outputs, one entry a layer.
+      `x` after the last layer, and the layers' outputs, one entry per layer.
     """
     if isinstance(stack, nnx.List):
         outputs = []
@@ -74,13 +74,13 @@ def run_stack_keeping(
     layers: tuple[int, ...],
     remat: Remat = "none",
 ) -> tuple[Float[Array, "..."], tuple[Float[Array, "..."], ...]]:
-    """As `run_stack`, but returns the states that some layers put out, in the place of outputs.
+    """As `run_stack`, but returns the states after some layers instead of the layers' outputs.
 
-    Of scanned layers no other state is held for it.
+    Scanned layers hold no other states for this.
 
     Args:
-      stack, x, apply, extras, remat: as of `run_stack`; `x` is one array.
-      layers: their numbers, in rising order.
+      stack, x, apply, extras, remat: as for `run_stack`; `x` is one array.
+      layers: indices of these layers, in ascending order.
     """
 
     def state_as_output(layer: Any, x: Array, extra: Any) -> tuple[Array, Array]:
@@ -92,7 +92,7 @@ def run_stack_keeping(
         return x, tuple(states[number] for number in layers)
 
     step, rows, depth = _scanned(stack, apply, extras, remat)
-    places = np.full(depth, len(layers))  # of what is not wanted: one more place, written over
+    places = np.full(depth, len(layers))  # other layers overwrite one additional slot
     places[list(layers)] = np.arange(len(layers))
 
     def body(carry: tuple[Array, Array], row: Any) -> tuple[tuple[Array, Array], None]:
@@ -111,7 +111,7 @@ def _scanned(
     extras: tuple[Any, ...] | None,
     remat: Remat,
 ) -> tuple[Callable[[_T, Any], tuple[_T, Any]], Any, int]:
-    """One step of a scan over layers, what it scans over, and how many layers there are."""
+    """Step function of a scan over layers, the scanned inputs, and the number of layers."""
     graphdef, params = nnx.split(stack)
     depth = jax.tree.leaves(params)[0].shape[0]
     stacked = None if extras is None else jax.tree.map(lambda *rows: jnp.stack(rows), *extras)
@@ -126,24 +126,24 @@ def _scanned(
 
 def _checkpointed(run: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
     if remat == "none":
-        # On a mesh, a layer's matrices are put together again for the backward pass.
+        # On a mesh, the backward pass all-gathers a layer's matrices again.
         return jax.checkpoint(run, policy=_not_gathered) if axis_size(FSDP) > 1 else run
     keep = jax.checkpoint_policies.save_only_these_names(PRODUCT) if remat == "dots" else None
     return jax.checkpoint(run, policy=keep)
 
 
 def _not_gathered(_: Any, *__: Any, **settings: Any) -> bool:
-    """For `jax.checkpoint`: all may be kept but what `gather_matrix` gives, which is one call."""
+    """Checkpoint policy: keep everything except the results of `gather_matrix`, which is a call."""
     called = settings.get("call_jaxpr")
     return called is None or all(each.primitive.name != "all_gather" for each in called.eqns)
 
 
 def laid_out(tree: _T, *, like: PyTree) -> _T:
-    """A tree of parameters, or of what is kept of them, with layers stacked or not as `like` has.
+    """Convert a tree of parameters, or of optimizer moments, to the layer layout of `like`.
 
     Args:
-      tree: of numpy or JAX arrays, in which each tower is a dict with the key `layers`.
-      like: the same but for the layers' layout; its leaves may be anything.
+      tree: numpy or JAX arrays; each tower is a dict with the key `layers`.
+      like: the same tree with layers stacked or not, as wanted; its leaves may be anything.
     """
 
     def convert(tower: Any, wanted: Any) -> Any:
@@ -156,7 +156,7 @@ def laid_out(tree: _T, *, like: PyTree) -> _T:
 
 
 def unrolled(tree: _T) -> _T:
-    """The same with no layers stacked."""
+    """Convert a tree, as `laid_out` does, to unstacked layers."""
 
     def convert(tower: Any) -> Any:
         if not _is_tower(tower) or not _is_stacked(tower):

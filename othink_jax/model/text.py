@@ -1,4 +1,4 @@
-"""The language model, in the two motions of this project: prefill and extend."""
+"""The language model, with two passes: prefill and extend."""
 
 import functools
 from collections.abc import Callable
@@ -29,9 +29,9 @@ KeyValue = tuple[Float[Array, "..."], Float[Array, "..."]]
 
 
 class Embed(nnx.Embed):
-    """`nnx.Embed` that casts the rows it has taken, not the table it takes them from.
+    """`nnx.Embed` that casts the looked-up rows, not the table.
 
-    So the gradients of a token's occurrences are added up in the dtype of the parameters. In
+    The gradients of a token's occurrences are then summed in the dtype of the parameters. In
     bfloat16, the sum for a token that occurs hundreds of times stops growing.
     """
 
@@ -42,7 +42,7 @@ class Embed(nnx.Embed):
 
 
 class HeadNorm(nnx.Module):
-    """Norm without mean of each head, in f32; on a mesh, of the heads of a device."""
+    """RMSNorm of each head, in f32; on a mesh, of the device's own heads."""
 
     def __init__(self, width: int, *, epsilon: float, param_dtype: Any) -> None:
         self.scale = nnx.Param(jnp.ones(width, param_dtype))
@@ -51,7 +51,7 @@ class HeadNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*b heads H"]) -> Float[Array, "*b heads H"]:
         wide = x.astype(at_least_f32(x.dtype))
         inverse = jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + self.epsilon)
-        # Entered, for its gradient is the sum over all heads, and a device has some.
+        # `enter`: the gradient is the sum over all heads, and a device has only some of them.
         return (wide * inverse * enter(self.scale[...])).astype(x.dtype)
 
 
@@ -118,7 +118,7 @@ class TextBlock(nnx.Module):
     def prefill(
         self, x: Float[Array, "B P D"], angles: Float[Array, "B P half"], mask: SelfMask
     ) -> tuple[Float[Array, "B P D"], KeyValue]:
-        """The layer over prompts; also their keys and values, for `extend`."""
+        """Apply the layer to prompts; also returns their keys and values, for `extend`."""
         query, key, value = self._project(x, angles)
         mixed = attention(query, key, value, mask, self.compute)
         return self._finish(x, mixed), (key, value)
@@ -132,7 +132,7 @@ class TextBlock(nnx.Module):
         own: KeyValue | None,
         start: Int[Array, ""] | int,
     ) -> tuple[Float[Array, "B G T D"], KeyValue]:
-        """The layer over completions behind their prompts; also their own keys and values."""
+        """Apply the layer to completions behind prompts; also returns their own keys and values."""
         query, key, value = self._project(x, angles)
         if own is None:
             mixed = shared_prefix_attention(query, *prefix, prefix_mask, key, value, self.compute)
@@ -140,7 +140,7 @@ class TextBlock(nnx.Module):
             write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2)
             key = write(own[0], key.astype(own[0].dtype), start)
             value = write(own[1], value.astype(own[1].dtype), start)
-            # Of a token a completion, there are few scores.
+            # Decoding has one token per completion, so few scores.
             mixed = reference.shared_prefix_attention(
                 query, *prefix, prefix_mask, key, value, first=start
             )
@@ -184,13 +184,13 @@ class TextTower(nnx.Module):
         mask: Bool[Array, "B P"],
         deep: Float[Array, "B J P D"] | None = None,
     ) -> tuple[Float[Array, "B P D"], tuple[KeyValue, ...]]:
-        """Final states of prompt tokens, padded on the right, and each layer's keys and values.
+        """Final states of prompt tokens (padded on the right), and each layer's keys and values.
 
         Args:
           x: embedded tokens.
-          positions: of the tokens.
+          positions: M-RoPE positions of the tokens.
           mask: true where a token is real.
-          deep: what is added to the states after each of the first J layers (DeepStack).
+          deep: DeepStack features, added to the states after each of the first J layers.
         """
         angles, causal = self._angles(positions), SelfMask(real=mask, causal=True)
 
@@ -230,11 +230,11 @@ class TextTower(nnx.Module):
         later_positions: Int[Array, "B 1 3 T"],
         deep: Float[Array, "B J P D"] | None = None,
     ) -> tuple[Float[Array, "B P D"], Float[Array, "B G T D"]]:
-        """Final states of prompts and of whole completions, layer by layer together.
+        """Final states of prompts and of complete completions, computed together layer by layer.
 
-        The numbers are those of `prefill` and then `extend`. Here a layer's matrices are gathered
-        once for both, scanned layers have one stack of gradients, and no layer's keys and values
-        outlive it.
+        The numbers are those of `prefill` followed by `extend`. Here a layer's matrices are
+        all-gathered once for both, scanned layers have one stack of gradients, and a layer's keys
+        and values are freed after it.
         """
         angles = self._angles(positions)
         later_angles = self._angles(later_positions)
@@ -251,7 +251,7 @@ class TextTower(nnx.Module):
         return self.norm(states[0]), self.norm(states[1])
 
     def _numbers(self, deep: Array | None) -> tuple[int, ...] | None:
-        """Of the layers, where they have to know them."""
+        """Layer indices, if the layers need them for DeepStack; else None."""
         return None if deep is None else tuple(range(self.config.num_hidden_layers))
 
     def _angles(self, positions: Int[Array, "*b 3 S"]) -> Float[Array, "*b S half"]:
@@ -264,9 +264,10 @@ class TextTower(nnx.Module):
         )
 
     def head_matrix(self) -> Float[Array, "..."]:
-        """The matrix of the head, whole along `fsdp`: [V, D] if it is the embedding, else [D, V].
+        """Head matrix, all-gathered along `fsdp`: [V, D] if tied to the embedding, else [D, V].
 
-        Put together, it has the dtype of the parameters again, in which its gradient is summed up.
+        It is gathered in the dtype of the computation, then cast back to that of the parameters, in
+        which its gradient is summed.
         """
         matrix = self.embed.embedding[...] if self.tied else self.head.kernel[...]
         shape = (local_vocabulary(self.config.vocab_size), self.config.hidden_size)
@@ -278,7 +279,7 @@ class TextTower(nnx.Module):
     def logits(
         self, hidden: Float[Array, "*b D"], matrix: Float[Array, "..."]
     ) -> Float[Array, "*b V"]:
-        """Next-token logits, accumulated and returned in f32, of this device's share of V."""
+        """Next-token logits of this device's vocabulary shard, accumulated and returned in f32."""
         kernel = matrix.T if self.tied else matrix
         if kernel.shape[1] != self.config.vocab_size:
             hidden = enter(hidden)
@@ -288,7 +289,7 @@ class TextTower(nnx.Module):
 def _deepened(
     x: Float[Array, "B P D"], deep: Float[Array, "B J P D"] | None, number: Any
 ) -> Float[Array, "B P D"]:
-    """States after the layer of this number, with what is added there."""
+    """States after layer `number`, plus its DeepStack features if it has any."""
     if deep is None:
         return x
     count = deep.shape[1]

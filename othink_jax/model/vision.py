@@ -1,9 +1,9 @@
-"""The vision tower: patches in, one vector a merge window out.
+"""The vision tower: patches in, one vector per merge window out.
 
-Which of its parts a model has, `VisionConfig` says. Qwen2.5-VL (arXiv 2502.13923, section 2.1.1)
-norms without mean, gates its MLP, and lets all but a few layers attend inside square windows of the
-image only. Qwen3-VL (arXiv 2511.21631) has learned positions, and the states of some layers merged
-too, each for one of the first layers of the language model (DeepStack, arXiv 2406.04334).
+`VisionConfig` selects the parts of a model. Qwen2.5-VL (arXiv 2502.13923, section 2.1.1) uses
+RMSNorm, a gated MLP, and attention inside square windows in all but a few layers. Qwen3-VL (arXiv
+2511.21631) has learned positions. It also merges the states of some layers, each for one of the
+first layers of the language model (DeepStack, arXiv 2406.04334).
 """
 
 import functools
@@ -25,13 +25,13 @@ from othink_jax.model.rope import rotate, vision_angles
 from othink_jax.model.stack import make_stack, run_stack, run_stack_keeping
 from othink_jax.types import Array
 
-# Not the fast variance, E[x^2] - E[x]^2: it cancels where a state's mean outweighs its spread, and
-# is off by 1e-3 at a hundred times.
+# Not the fast variance E[x^2] - E[x]^2: it cancels if the mean of a state exceeds its spread. At a
+# factor of a hundred it is off by 1e-3.
 _NORMS: dict[Norm, Callable[..., nnx.Module]] = {
     "layer": functools.partial(nnx.LayerNorm, epsilon=1e-6, use_fast_variance=False),
     "rms": functools.partial(nnx.RMSNorm, epsilon=1e-6),
 }
-_MOST_WINDOWS = 2**15  # along a side of an image
+_MOST_WINDOWS = 2**15  # maximum number of windows along a side of an image
 
 
 def quick_gelu(x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
@@ -86,7 +86,7 @@ class VisionBlock(nnx.Module):
 
 
 class Merger(nnx.Module):
-    """Joins each window of patches into one token, of the states of a layer before the last."""
+    """Merges each window of patches into one token, for the states of an intermediate layer."""
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, compute: ComputeConfig) -> None:
         window = config.embed_dim * config.spatial_merge_size**2
@@ -112,7 +112,7 @@ def _merged(x: Float[Array, "N M W"], first: Linear, second: Linear) -> Float[Ar
 
 
 class VisionTower(nnx.Module):
-    """Patch embedding, blocks, and the merger that joins each window of patches into one token."""
+    """Patch embedding, blocks, and the merger that turns each window of patches into one token."""
 
     def __init__(
         self,
@@ -157,10 +157,10 @@ class VisionTower(nnx.Module):
     ) -> Float[Array, "N M F"]:
         """Features of the K / merge^2 windows of each image, in the order of the patches.
 
-        F is D of the last layer's states, and then D of each of `config.deepstack`.
+        F is D for the last layer's states, plus D for each layer of `config.deepstack`.
         """
         config = self.config
-        # Padding may hold anything, even nan; nothing of it may enter a sum, not even times zero.
+        # Padding may hold anything, even nan, and nan times zero is nan: keep it out of all sums.
         x = self.patch_embed(jnp.where(mask[..., None], patches, 0.0))
         if config.position_grid is not None:
             table = self.position_table[...]
@@ -199,22 +199,22 @@ def interpolated(
     positions: Int[Array, "N K 2"],
     mask: Bool[Array, "N K"],
 ) -> Float[Array, "N K E"]:
-    """Learned positions of patches, in f32: the table stretched over each image, bilinearly.
+    """Learned positions of patches, in f32: the table resized bilinearly to each image.
 
-    The corners of the table lie on those of the image, however large that is.
+    The corners of the table align with the corners of the image, whatever its size.
 
     Args:
-      table: of a square of positions, row by row; S = side^2.
-      side: of the square.
+      table: embeddings of a square grid of positions, row by row; S = side^2.
+      side: side of the grid.
       positions: row and column of each patch.
       mask: true where a patch is real.
     """
     real = mask[..., None]
-    last = jnp.where(real, positions, 0).max(axis=1, keepdims=True)  # row and column of a corner
+    last = jnp.where(real, positions, 0).max(axis=1, keepdims=True)  # row, column of last patch
     at = jnp.where(real, positions, 0) * (side - 1) / jnp.maximum(last, 1)  # f32
     low = jnp.clip(jnp.floor(at).astype(jnp.int32), 0, side - 1)
     high = jnp.minimum(low + 1, side - 1)
-    share = at - low  # of the higher one
+    share = at - low  # weight of the higher neighbour
     rows, columns = ((low[..., axis], high[..., axis]) for axis in (0, 1))
     weights = [(1 - share[..., axis], share[..., axis]) for axis in (0, 1)]
     total = jnp.zeros((*mask.shape, table.shape[-1]), jnp.float32)
@@ -226,6 +226,6 @@ def interpolated(
 
 
 def _window_numbers(positions: Int[Array, "N K 2"], side: int) -> Int[Array, "N K"]:
-    """Number of the window of `side` patches a side that each patch stands in, from the corner."""
+    """Index of the window that holds each patch; windows are `side` by `side` patches."""
     window = positions // side
     return window[..., 0] * _MOST_WINDOWS + window[..., 1]

@@ -1,4 +1,4 @@
-"""The model, complete: images and tokens to hidden states, in two motions.
+"""The complete model: from images and tokens to hidden states, in two passes.
 
     prefill(prompts)            a prompt and its images, once          -> states and a Prefix
     extend(completions, prefix) G completions of each prompt           -> states
@@ -26,7 +26,7 @@ _MATRICES = ("kernel", "embedding", "lora_a", "lora_b")
 
 
 class VLM(nnx.Module):
-    """The model. `split` it once after loading; from there on its parameters are a plain dict."""
+    """The model. Call `split` once after loading; from then on, parameters are a plain dict."""
 
     def __init__(
         self,
@@ -35,12 +35,12 @@ class VLM(nnx.Module):
         rngs: nnx.Rngs,
         compute: ComputeConfig = DEFAULT_COMPUTE,
     ) -> None:
-        """Random weights.
+        """Initialise random weights.
 
         Args:
-          config: the shape.
-          rngs: for the weights.
-          compute: how it is computed. The numbers are the same for all but `dtype`.
+          config: architecture of the model.
+          rngs: random keys of the weights.
+          compute: computation settings. All but `dtype` leave the numbers unchanged.
         """
         self.config = config
         self.dtype = jnp.dtype(compute.dtype)
@@ -49,10 +49,10 @@ class VLM(nnx.Module):
         self.text = TextTower(config.text, tied=tied, rngs=rngs, compute=compute)
 
     def encode_images(self, prompts: Prompts) -> Float[Array, "B M F"]:
-        """Merged features of each prompt's images, slot after slot (M = I * K / merge^2).
+        """Merged features of each prompt's images, slot by slot (M = I * K / merge^2).
 
-        F is D, for the embeddings, and D more for each of the first text layers that get features
-        of their own (DeepStack).
+        F is D for the embeddings, plus D for each of the first text layers that have features of
+        their own (DeepStack).
         """
         batch, slots = prompts.patches.shape[:2]
 
@@ -69,10 +69,10 @@ class VLM(nnx.Module):
     def embed(
         self, prompts: Prompts
     ) -> tuple[Float[Array, "B P D"], Float[Array, "B J P D"] | None]:
-        """Token embeddings, with image features in the place of the placeholders.
+        """Token embeddings with image features in place of placeholders, and DeepStack features.
 
-        And the features that are added to the placeholders' states after the first J layers, 0
-        elsewhere; None in a model without such, or without images.
+        The DeepStack features are added to the placeholders' states after the first J layers. They
+        are 0 at other tokens, and None in a model without DeepStack or a batch without images.
         """
         x = self.text.embed(prompts.tokens)
         if prompts.patches.shape[1] == 0:
@@ -90,7 +90,7 @@ class VLM(nnx.Module):
         return jnp.where(index >= 0, first, x), jnp.stack(shown, axis=1)
 
     def prefill(self, prompts: Prompts) -> tuple[Float[Array, "B P D"], Prefix]:
-        """Final states of the prompts' tokens, and all that completions need of them."""
+        """Final states of the prompt tokens, and the prefix that completions need."""
         x, deep = self.embed(prompts)
         hidden, kept = self.text.prefill(x, prompts.positions, prompts.mask, deep)
         return hidden, Prefix(
@@ -106,17 +106,17 @@ class VLM(nnx.Module):
     ) -> tuple[Float[Array, "B G T D"], Cache | None]:
         """Final states of completion tokens.
 
-        Token t of a completion sees the whole prompt and its completion up to itself, so padding on
-        the right changes nothing. Positions go on from the prompt's, equal on the three axes.
+        Token t of a completion sees the whole prompt and the completion up to itself, so padding on
+        the right changes nothing. Positions continue from the prompt's, equal on the three axes.
 
         Args:
-          tokens: completion tokens; with a cache, the T that follow those in it.
+          tokens: completion tokens; with a cache, the T tokens that follow those in it.
           prefix: from `prefill`.
-          cache: keys and values of the completion so far, from `init_cache`; None for a completion
-            given whole.
+          cache: keys and values of the completion so far, from `init_cache`; None for complete
+            completions.
 
         Returns:
-          the states and, with a cache, the cache with these tokens in it.
+          The states and, with a cache, the cache extended by these tokens.
         """
         start: Any = 0 if cache is None else cache.length
         own = None if cache is None else tuple(zip(cache.keys, cache.values, strict=True))
@@ -139,9 +139,9 @@ class VLM(nnx.Module):
     def states(
         self, prompts: Prompts, completions: Int[Array, "B G T"]
     ) -> tuple[Float[Array, "B D"], Float[Array, "B G T D"]]:
-        """Final states of each prompt's last token and of completion tokens, given whole.
+        """Final states of each prompt's last token and of complete completions.
 
-        Equal to `prefill` and then `extend`; see `TextTower.prefill_and_extend`.
+        Equal to `prefill` followed by `extend`; see `TextTower.prefill_and_extend`.
         """
         x, deep = self.embed(prompts)
         hidden, later = self.text.prefill_and_extend(
@@ -155,7 +155,7 @@ class VLM(nnx.Module):
         return _last_of_prompt(hidden, prompts), later
 
     def logits(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:
-        """Next-token logits in f32; on a mesh, without a gradient."""
+        """Next-token logits in f32; not differentiable on a mesh."""
         logits = self.text.logits(hidden, self.text.head_matrix())
         return gather_vocabulary(logits, self.config.text.vocab_size)
 
@@ -166,13 +166,13 @@ def _last_of_prompt(hidden: Float[Array, "B P D"], prompts: Prompts) -> Float[Ar
 
 
 def _completion_positions(first: Int[Array, " B"], start: Any, count: int) -> Int[Array, "B 1 3 T"]:
-    """Positions go on from the prompt's, equal on the three axes."""
+    """Positions that continue from the prompt's, equal on the three axes."""
     positions = first[:, None] + start + jnp.arange(count)
     return jnp.broadcast_to(positions[:, None, None], (len(positions), 1, 3, count))
 
 
 def init_cache(config: VLMConfig, batch: int, group: int, capacity: int, dtype: DTypeLike) -> Cache:
-    """An empty cache for `group` completions of up to `capacity` tokens of each prompt."""
+    """An empty KV cache for `group` completions of up to `capacity` tokens per prompt."""
     text = config.text
     shape = (batch, group, capacity, local_heads(text.num_key_value_heads), text.head_dim)
     layers = range(text.num_hidden_layers)
@@ -190,10 +190,10 @@ def split(model: VLM) -> tuple[Any, dict[str, Any]]:
 
 
 def computing_weights(params: PyTree, dtype: DTypeLike) -> PyTree:
-    """Parameters with all matrices in the dtype of the computation.
+    """Parameters with all matrices cast to the dtype of the computation.
 
-    Layers cast their matrices themselves at each call. To decode, which reads them at each token,
-    they are better cast once; the numbers are the same.
+    Layers cast their matrices at each call. Decoding reads them at each token, so it casts them
+    once instead; the numbers are the same.
     """
 
     def computed(path: Sequence[Any], leaf: Array) -> Array:
@@ -203,5 +203,5 @@ def computing_weights(params: PyTree, dtype: DTypeLike) -> PyTree:
 
 
 def merge(graphdef: Any, params: PyTree) -> VLM:
-    """The model again; cheap, and meant to be called inside jit."""
+    """The inverse of `split`; cheap, and meant to be called inside jit."""
     return nnx.merge(graphdef, params)

@@ -1,1 +1,1 @@
-"""What a run takes on a machine that is not here, by the compiler of that machine."""
+"""Memory and least time of a run on an absent machine, from that machine's own compiler."""

@@ -1,4 +1,4 @@
-"""The largest arrays that a compiled program makes, and the lines of our code that ask for them."""
+"""The largest arrays that a compiled program allocates, and the lines of our code behind them."""
 
 import dataclasses
 import re
@@ -8,9 +8,9 @@ from othink_jax.plan.costs import results
 from othink_jax.plan.hlo import Program
 from othink_jax.plan.text import ArrayType, Computation, Instruction
 
-_OURS = "othink_jax"  # the package, in the name of a file
+_OURS = "othink_jax"  # the package's directory in a file's path
 _FRAMES = 3
-# They give what others made, or what the program was given.
+# Ops that allocate nothing: they return arrays of other instructions, or the program's arguments.
 _NOT_MADE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
     *("call", "dynamic-update-slice", "async-start", "async-update", "opt-barrier"),
@@ -19,18 +19,18 @@ _NOT_MADE = {
 
 @dataclasses.dataclass(frozen=True)
 class Buffer:
-    """Arrays of one type that one place of our code asks for."""
+    """Arrays of one type that one place of our code allocates."""
 
     array: str  # such as f32[8,1024]
     nbytes: int  # of one of them
     count: int  # instructions that make one
-    lines: tuple[str, ...]  # of our code, the innermost call first; none if the compiler's own
+    lines: tuple[str, ...]  # of our code, the innermost call first; empty if the compiler's own
 
 
 def largest(program: Program, count: int = 8) -> tuple[Buffer, ...]:
-    """The largest arrays in the device's memory, beside what the program is given.
+    """The largest arrays in the device's memory, except the program's arguments.
 
-    Not all exist at one time.
+    They do not all exist at the same time.
     """
     sources = Sources(program.text)
     found: dict[tuple[ArrayType, tuple[str, ...]], int] = {}
@@ -55,13 +55,13 @@ def _made(program: Program, each: Instruction) -> Iterator[ArrayType]:
     given: Iterator[tuple[ArrayType, int]] = ((array, array.nbytes) for array in each.results)
     if each.op == "fusion":
         given = results(program, program.computations[each.called[0]], each)
-    elif each.op.endswith("-start"):  # leads with what it was given
+    elif each.op.endswith("-start"):  # its results begin with its operands
         given = ((array, array.nbytes) for array in each.results[-1:])
     yield from (array for array, new in given if array.in_memory and new == array.nbytes)
 
 
 def _origin(program: Program, each: Instruction) -> Instruction:
-    """The instruction whose line is meant: of a fusion that says none, one inside."""
+    """The instruction that names the source line; for a fusion that names none, one inside it."""
     while "stack_frame_id" not in each.attributes and each.op == "fusion":
         inside = program.computations.get(each.called[0], Computation())
         said = [one for one in inside if "stack_frame_id" in one.attributes]
@@ -72,7 +72,7 @@ def _origin(program: Program, each: Instruction) -> Instruction:
 
 
 class Sources:
-    """The lines of our code behind instructions, by the tables at the head of the text."""
+    """The lines of our code behind instructions, from the tables at the head of the HLO text."""
 
     def __init__(self, text: str) -> None:
         self._files = {key: name.strip('"') for key, name in _table(text, "FileNames").items()}
@@ -80,7 +80,7 @@ class Sources:
         self._frames = {key: _numbers(row) for key, row in _table(text, "StackFrames").items()}
 
     def of(self, instruction: Instruction) -> tuple[str, ...]:
-        """Such as `model/attention.py:26`, the innermost call first; not all of the stack."""
+        """Lines such as `model/attention.py:26`, the innermost call first, at most `_FRAMES`."""
         found = re.search(r"stack_frame_id=(\d+)", instruction.attributes)
         if found:
             return self._stack(int(found[1]))
@@ -98,7 +98,7 @@ class Sources:
             line = _ours(self._files[location[0]], location[2])
             if line is not None and line not in lines:
                 lines.append(line)
-            frame = above - 1  # it is counted from one more, so that 1 is none
+            frame = above - 1  # the parent's number is stored plus one; 1 means none
         return tuple(lines)
 
 
@@ -113,6 +113,6 @@ def _numbers(row: str) -> list[int]:
 
 
 def _ours(file: str, line: int) -> str | None:
-    """A line of the package, by its place in it; None for a line of others."""
+    """`PATH:LINE` within the package; None for a file outside of it."""
     inside = file.rpartition(f"/{_OURS}/")
     return f"{inside[2]}:{line}" if inside[1] else None

@@ -1,4 +1,4 @@
-"""What a compiler says of a program: bytes by kind, work, exchange; or why it refuses it."""
+"""Compiling a program and reporting its memory, FLOPs and traffic, or why it is refused."""
 
 import dataclasses
 import re
@@ -24,50 +24,50 @@ class Memory:
 
     arguments: int
     results: int
-    aliased: int  # results that take the place of arguments
+    aliased: int  # results that reuse the buffers of donated arguments
     temporaries: int
     code: int
 
     @property
     def running(self) -> int:
-        """All but the code, which is there before and after."""
+        """All except the code, which is loaded before and after as well."""
         return self.arguments + self.results - self.aliased + self.temporaries
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """Of one run of a program, on each device."""
+    """Work of one run of a program, on each device."""
 
-    flops: int  # of products of matrices
+    flops: int  # of matrix products
     traffic: int  # bytes from and to the device's memory
     moved: dict[str, int]  # bytes of the results of collectives, by kind
-    sent: int  # the least bytes that these make a device send, or receive
-    unknown_loops: tuple[str, ...]  # counted as if they ran once
-    uncounted_kernels: tuple[str, ...]  # whose FLOPs are not known
+    sent: int  # least bytes that a device sends, or receives, for these
+    unknown_loops: tuple[str, ...]  # loops of unknown trip count, counted as one trip
+    uncounted_kernels: tuple[str, ...]  # kernels whose FLOPs are unknown
 
     def bound(self, chip: Chip) -> float:
-        """Seconds that a run takes at least, at the peaks of the device."""
+        """Lower bound of a run in seconds, from the peaks of the device."""
         return max(self.flops / chip.flops, self.traffic / chip.bandwidth, self.sent / chip.link)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """One program. Of one that the compiler refuses, memory and work are not known."""
+    """One program; memory and work are None if the compiler refuses it."""
 
     name: str
-    times: int  # runs of it in a step; 0 for one that runs between steps
+    times: int  # runs per step; 0 for a program that runs between steps
     held: int  # bytes of its arguments that stay between steps
     compile_seconds: float
     memory: Memory | None
     work: Work | None
     buffers: tuple[Buffer, ...]  # the largest first
-    refused: str | None = None  # what the compiler says
-    refused_bytes: int = 0  # that it says the program needs
-    without_triton: bool = False  # products by cuBLAS alone
+    refused: str | None = None  # the compiler's message
+    refused_bytes: int = 0  # bytes that the program needs, from this message
+    without_triton: bool = False  # matrix products by cuBLAS alone
 
 
 def compiled(program: RunProgram) -> Report:
-    """Compile a program and read what came of it."""
+    """Compile a program and report on it."""
     lowered = program.lower()
     began = time.perf_counter()
     known: dict[str, Any] = {"name": program.name, "times": program.times, "held": program.held}
@@ -98,9 +98,9 @@ def compiled(program: RunProgram) -> Report:
 
 
 def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, bool]:
-    """The program, and whether it had to do without products in Triton.
+    """The compiled program, and whether matrix products in Triton had to be disabled.
 
-    On a GPU, their tiles are found by trying; without one, the default ones fit not all products.
+    Their tiles are autotuned on a GPU; without one, the default tiles do not fit all products.
     """
     try:
         return lowered.compile(), False
@@ -132,13 +132,13 @@ def _work(program: Program) -> Work:
 
 
 def _needed(message: str) -> int:
-    """Bytes that a compiler says a program needs, of which there are fewer."""
+    """Bytes that a program needs, from the compiler's out-of-memory message; 0 if it gives none."""
     found = re.search(r"(?:Used|temporaries \()\s*([\d.]+)([KMGT]?)", message)
     return int(float(found[1]) * _UNITS[found[2]]) if found else 0
 
 
 def _named_buffers(message: str) -> tuple[Buffer, ...]:
-    """The largest allocations, where the compiler lists them."""
+    """The largest allocations, if the compiler lists them."""
     found = re.findall(r"Size: [\d.]+[KMGT]?\n(?:.*\n)*?\s*Shape: (\S+)", message)
     made = [array for text in found for array in arrays(text)[:1]]
     return tuple(Buffer(str(array), array.nbytes, 1, ()) for array in made)

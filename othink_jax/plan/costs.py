@@ -1,8 +1,8 @@
-"""What a compiled program computes and moves in one run, on one device, counted from its text.
+"""FLOPs and memory traffic of one run of a compiled program on one device, from its HLO text.
 
-FLOPs are those of products of matrices, two for each multiplication that is added. Bytes are what
-instructions read from the device's memory and write to it, were each to read its operands anew: a
-cache that holds an array from one instruction to the next is not seen.
+FLOPs are those of matrix products, two per multiply-add. Bytes are what instructions read from the
+device's memory and write to it, as if each read its operands anew: a cache that holds an array from
+one instruction to the next is not modelled.
 """
 
 import math
@@ -12,19 +12,19 @@ from collections.abc import Iterator
 from othink_jax.plan.hlo import Program, received
 from othink_jax.plan.text import ArrayType, Computation, Instruction
 
-# They move nothing: they name arrays, or wait, or what they call is counted itself.
+# Ops that move nothing: they name arrays, or wait, or call computations that are counted instead.
 _NOTHING = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "reshape", "after-all"),
     *("while", "conditional", "call", "opt-barrier", "iota", "partition-id", "replica-id"),
     *("async-start", "async-update", "async-done", "copy-done", "slice-done", "domain"),
 }
-_PART_READ = ("dynamic-slice", "slice", "gather")  # no more of the first operand than the result
-_PASSED = ("bitcast", "reshape", "copy", "convert", "transpose")  # inside a fusion
+_PART_READ = ("dynamic-slice", "slice", "gather")  # read as much of the first operand as they give
+_PASSED = ("bitcast", "reshape", "copy", "convert", "transpose")  # looked through inside a fusion
 _MARKERS = ("AllocateBuffer", "AsyncCollectiveStart", "AsyncCollectiveDone", "Sharding")
 
 
 def flops(program: Program) -> int:
-    """FLOPs of products of matrices."""
+    """FLOPs of matrix products."""
     return sum(
         program.runs[name] * _product(computation, each)
         for name, computation in program.computations.items()
@@ -33,7 +33,7 @@ def flops(program: Program) -> int:
 
 
 def uncounted_kernels(program: Program) -> tuple[str, ...]:
-    """Targets of custom calls that may compute what `flops` cannot see."""
+    """Targets of custom calls that may compute products that `flops` cannot count."""
     return tuple(
         sorted(
             {
@@ -65,7 +65,7 @@ def _product(computation: Computation, each: Instruction) -> int:
     if each.op == "convolution":
         return _convolution(computation, each)
     if each.op == "custom-call":
-        if found := re.search(r'"flops":"?(\d+)', each.attributes):  # said by the kernel
+        if found := re.search(r'"flops":"?(\d+)', each.attributes):  # declared by the kernel
             return int(found[1])
         if "$" in _target(each) and "lhs_contracting_dimensions" in each.attributes:
             return _dot(computation, each, r'"lhs_contracting_dimensions":\[([\d",]*)\]')
@@ -85,7 +85,7 @@ def _dot(computation: Computation, each: Instruction, contracted: str) -> int:
 
 
 def _convolution(computation: Computation, each: Instruction) -> int:
-    """A TPU computes every product so: its batch is an axis of the window, dilated or padded."""
+    """TPUs express every matrix product so: its batch is a window axis, dilated or padded."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", each.attributes)
     assert labels is not None
     inputs, kernel, output = labels.groups()
@@ -103,7 +103,7 @@ def _convolution(computation: Computation, each: Instruction) -> int:
 
 
 def _met(size: int, window: int, places: int, words: dict[str, str], axis: int) -> int:
-    """How often an element of the window meets one of the input, along an axis of the window."""
+    """Pairs of a window element and an input element that meet, along one axis of the window."""
 
     def number(name: str, default: str) -> int:
         found = words.get(name)
@@ -148,15 +148,15 @@ def _in_memory(each: Instruction) -> int:
 
 
 def _copied(each: Instruction, operands: list[Instruction]) -> int:
-    """From the main memory to a faster one, or back: a copy's result names both and a context."""
+    """Bytes of a copy from main memory to a faster one, or back: it gives both and a context."""
     parts = [part for part in each.results if part.shape]
     size = min((part.nbytes for part in parts), default=0)
     return size * sum(part.in_memory for part in parts[:2]) if operands else 0
 
 
 def _read(program: Program, inside: Computation, given: Instruction) -> int:
-    """Bytes of one of its parameters that a fusion reads: of a slice of it, no more than that."""
-    if given is inside.root:  # of a fusion in another, which passes all of it on
+    """Bytes that a fusion reads of one of its parameters; if it slices it, only the slice."""
+    if given is inside.root:  # of a nested fusion that passes all of it on
         return given.nbytes
     total = 0
     for user in inside.users[given.name]:
@@ -180,14 +180,14 @@ def _read(program: Program, inside: Computation, given: Instruction) -> int:
 
 
 def _written(program: Program, inside: Computation, fusion: Instruction) -> int:
-    """Bytes of the results of a fusion: of one that is updated in place, those of the update."""
+    """Bytes that a fusion writes; of a result that is updated in place, only the update."""
     return sum(changed for result, changed in results(program, inside, fusion) if result.in_memory)
 
 
 def results(
     program: Program, inside: Computation, fusion: Instruction
 ) -> Iterator[tuple[ArrayType, int]]:
-    """Arrays that a fusion gives, and bytes of each that it writes: few of one changed in place."""
+    """Results of a fusion, and the bytes it writes of each: of one updated in place, the update."""
     parts = inside.operands(inside.root) if inside.root.op == "tuple" else [inside.root]
     for result, part in zip(fusion.results, parts, strict=False):
         yield result, min(result.nbytes, _changed(program, inside, part))
@@ -213,5 +213,5 @@ def moved_by_kind(program: Program) -> dict[str, int]:
 
 
 def wire_bytes(program: Program) -> int:
-    """The least that the device must send, or must receive."""
+    """Least bytes that a device must send, or must receive."""
     return int(sum(each.wire_bytes for each in program.collectives))

@@ -1,4 +1,4 @@
-"""Devices that are not here: JAX lowers and compiles for them, and can run nothing on them."""
+"""Compile-only devices: JAX lowers and compiles for them, but runs nothing on them."""
 
 import importlib.util
 import os
@@ -10,7 +10,7 @@ from jax.experimental import topologies
 from othink_jax.errors import UserError, first_line
 from othink_jax.plan.targets import Target, gpu_description
 
-# Without them libtpu looks for the machine that it runs on, and complains.
+# Without these, libtpu looks for the machine that it runs on, and complains.
 _NO_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -19,10 +19,10 @@ _NO_TPU = {
 
 
 def compile_only_devices(target: Target) -> tuple[jax.Device, ...]:
-    """The devices of a target, none of which has to be there.
+    """The devices of a target; none of them has to exist on this machine.
 
     Raises:
-      UserError: the compiler for it is not installed, or does not start.
+      UserError: the compiler of the target is not installed, or does not start.
     """
     make = _tpu if target.chip.platform == "tpu" else _cuda
     try:
@@ -51,7 +51,7 @@ def _cuda(target: Target) -> topologies.TopologyDescription:
     if not _installed("jax_plugins.xla_cuda12"):
         raise _missing(target, "aot-cuda")
     nvcc = importlib.util.find_spec("nvidia.cuda_nvcc") if _installed("nvidia") else None
-    if nvcc is not None:  # its `ptxas`, which a machine without CUDA has not on its path
+    if nvcc is not None:  # its `ptxas`, which is not on the path of a machine without CUDA
         tools = [str(Path(place) / "bin") for place in nvcc.submodule_search_locations or ()]
         os.environ["PATH"] = os.pathsep.join([*tools, os.environ.get("PATH", "")])
     jax.devices()  # makes JAX look for its plugins
@@ -66,7 +66,7 @@ def _cuda(target: Target) -> topologies.TopologyDescription:
 def _installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # not even the package around it
+    except ModuleNotFoundError:  # not even the parent package
         return False
 
 

@@ -1,8 +1,8 @@
 """A compiled program, read from its text in XLA's language (HLO).
 
-XLA has no other way to ask what devices exchange, and counts the body of a loop once. The text
-differs from backend to backend: loops say their trips in their own attribute or in their condition,
-collectives come in one piece or as start and done.
+XLA has no other way to report collectives, and its cost analysis counts the body of a loop once.
+The text differs between backends: the trip count of a loop is in its own attribute or in its
+condition, and a collective is one instruction or a start and a done.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ _COLLECTIVES = (
     "ragged-all-to-all",
     "reduce-scatter",
 )
-# Instructions whose computations are run one instruction after the other.
+# Ops whose called computations run instruction by instruction, unlike those of a fusion.
 _RUNNING = ("while", "conditional", "call", "async-start", "async-done", "async-update")
 
 
@@ -34,17 +34,17 @@ class Collective:
     kind: str
     results: tuple[ArrayType, ...]  # on each device, of one execution
     times: int  # executions in one run of the program
-    source: str  # of our code, as JAX names it
-    devices: int = 1  # that exchange with one another
+    source: str  # JAX's name of the op, see `Instruction.source`
+    devices: int = 1  # number that exchange with one another
 
     @property
     def nbytes(self) -> int:
-        """Of the results on each device in one run of the program."""
+        """Bytes of the results on each device in one run of the program."""
         return self.times * sum(each.nbytes for each in self.results)
 
     @property
     def wire_bytes(self) -> float:
-        """The least that a device must send, or must receive, in one run of the program."""
+        """Least bytes that a device must send, or must receive, in one run of the program."""
         if self.kind == "reduce-scatter":
             return self.nbytes * (self.devices - 1)
         if self.kind in ("all-gather", "all-to-all", "ragged-all-to-all"):
@@ -61,8 +61,8 @@ class Program:
 
     @functools.cached_property
     def collectives(self) -> tuple[Collective, ...]:
-        """All of them, the largest first. A loop that does not say its trips counts as one."""
-        found: dict[tuple[str, str], Collective] = {}  # by kind and what tells them apart
+        """All collectives, the largest first. A loop of unknown trip count counts as one trip."""
+        found: dict[tuple[str, str], Collective] = {}  # by kind, and chain id or name
         for name, computation in self.computations.items():
             for each in computation:
                 kind = each.op.removesuffix("-start")
@@ -71,8 +71,8 @@ class Program:
                     continue
                 results = received(each)
                 made = Collective(kind, results, times, each.source, _group(each))
-                # Of an asynchronous one, the TPU's compiler puts copies into several fusions. Its
-                # channel does not tell them from others: those of a backward pass may share one.
+                # The TPU compiler puts copies of one asynchronous collective into several fusions.
+                # The channel does not identify it: collectives of a backward pass may share one.
                 chain = re.search(r'chain_id="(\d+)"', each.attributes)
                 key = (kind, chain[1] if chain and name in self.fused else each.name)
                 if key not in found or found[key].times < times:
@@ -81,7 +81,7 @@ class Program:
 
     @functools.cached_property
     def fused(self) -> set[str]:
-        """Computations that are the inside of one instruction: their arrays are in no memory."""
+        """Computations inside of one instruction (a fusion): their arrays are in no memory."""
         inside = {
             name
             for computation in self.computations.values()
@@ -98,10 +98,10 @@ class Program:
 
     @functools.cached_property
     def _times(self) -> dict[str, int]:
-        """How often each computation runs: the trips of the loops around it.
+        """Runs of each computation: the product of the trip counts of the loops around it.
 
-        Called from several places, it counts with the place that runs most often: what is called
-        twice, such as the body of an asynchronous collective, runs once.
+        If it has several callers, the one that runs most often counts: the body of an asynchronous
+        collective is called twice, but runs once.
         """
         times: dict[str, int] = {}
         todo = [(self._entry, 1)]
@@ -116,7 +116,7 @@ class Program:
 
     @functools.cached_property
     def runs(self) -> dict[str, int]:
-        """How often each computation runs, called from several places as often as by all of them.
+        """Runs of each computation, summed over its callers.
 
         The two halves of an asynchronous instruction name the same computation, which runs once.
         """
@@ -145,7 +145,7 @@ class Program:
 
     @functools.cached_property
     def unknown_loops(self) -> tuple[str, ...]:
-        """Names of loops that do not say their trips."""
+        """Names of loops of unknown trip count."""
         return tuple(
             each.name
             for computation in self.computations.values()
@@ -159,7 +159,7 @@ class Program:
     def _said_trips(self, loop: Instruction) -> int | None:
         if said := _TRIPS.search(loop.attributes):
             return int(said[1])
-        # A loop that counts up from zero ends at the only whole number that its condition compares.
+        # A loop that counts up from zero ends at the only integer that its condition compares with.
         condition = re.search(r"condition=%?([\w.\-]+)", loop.attributes)
         ends = set(self._compared(condition[1], ())) if condition else set()
         return ends.pop() if len(ends) == 1 else None
@@ -168,8 +168,8 @@ class Program:
         """Constants that a computation, or one that it calls, compares something with.
 
         Args:
-          name: of the computation.
-          given: its parameters, as far as they are constants.
+          name: name of the computation.
+          given: values of its parameters; None for those that are not constant.
         """
         computation = self.computations.get(name, Computation())
         values: dict[str, int | None] = {}
@@ -189,7 +189,7 @@ class Program:
 
 
 def _group(collective: Instruction) -> int:
-    """The number of devices that exchange: `{{0,1},{2,3}}`, `[2,2]<=[4]`, or axes of a mesh."""
+    """Size of a replica group, from `{{0,1},{2,3}}`, `[2,2]<=[4]`, or axes of a mesh."""
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", collective.attributes):
         return len(listed[1].split(","))
     if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", collective.attributes):
@@ -201,8 +201,8 @@ def _group(collective: Instruction) -> int:
 
 
 def received(collective: Instruction) -> tuple[ArrayType, ...]:
-    """What it gives; an asynchronous one names what it was given as well."""
+    """Results of a collective; the start of an asynchronous one lists its operands as well."""
     if not collective.op.endswith("-start") or collective.op == "all-reduce-start":
         return collective.results
-    made = [each for each in collective.results if each.shape]  # and counters
+    made = [each for each in collective.results if each.shape]  # drops counters
     return tuple(made[len(made) // 2 :])

@@ -1,4 +1,4 @@
-"""The programs of a GRPO run, lowered for shapes in the place of arrays."""
+"""The programs of a GRPO run, lowered for shapes instead of arrays."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ from othink_jax.training.programs import compile_grpo
 from othink_jax.training.state import TrainState
 from othink_jax.types import GRPOBatch, Prompts
 
-_STEPS = 100  # of the schedules, which take no memory
+_STEPS = 100  # length of the schedules, which take no memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class RunProgram:
     """A program of a run, not yet compiled."""
 
     name: str
-    times: int  # runs of it in a step; 0 for one that runs between steps
+    times: int  # runs per step; 0 for a program that runs between steps
     cut: bool  # whether it takes prompts in micro-batches
     lower: Callable[[], jax.stages.Lowered]
     held: int  # bytes of its arguments that stay between steps, on each device
@@ -41,21 +41,21 @@ class RunProgram:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lowering:
-    """A run from shapes alone."""
+    """A run, lowered from shapes alone."""
 
-    staying: dict[str, int]  # bytes on each device between steps, by part
+    staying: dict[str, int]  # bytes that stay on each device between steps, by part
     programs: tuple[RunProgram, ...]  # in the order of a step
 
 
 def lowering(config: GRPOConfig, model: Model, parallel: Parallel) -> Lowering:
-    """What stays on the devices of a run, and its programs.
+    """Memory that stays on the devices of a run, and the run's programs.
 
-    Every prompt is taken to be as long as `max_prompt_tokens` allows, with one image of
+    This is the worst case: every prompt is as long as `max_prompt_tokens` allows, with one image of
     `max_pixels`; every completion has `max_new_tokens`.
 
     Raises:
-      UserError: a bound is missing, without which there is no worst case; or a setting of the KL
-        weight cannot be used.
+      UserError: a bound that the worst case needs is missing; or a setting of the KL weight cannot
+        be used.
     """
     check_kl(config.kl)
     tx = make_optimizer(config.optimizer, make_control(config, _STEPS), _STEPS)
@@ -71,7 +71,7 @@ def lowering(config: GRPOConfig, model: Model, parallel: Parallel) -> Lowering:
             join(begun[0].params, begun[1]),
         )
     )
-    by = policy if model.scanned else None  # prefills
+    by = policy if model.scanned else None  # parameters of the prefill, if not `weights`
     stay = 0 if model.scanned else _common_bytes(cast, policy)
     weights = placed(cast, parallel.decoding(cast))
     given = batch.prompts, batch.completions
@@ -135,7 +135,7 @@ def lowering(config: GRPOConfig, model: Model, parallel: Parallel) -> Lowering:
 def _begin(
     model: Model, config: GRPOConfig, tx: Any, params: Params
 ) -> tuple[TrainState, Params, Params]:
-    """State, frozen parameters and a reference's own ones."""
+    """Train state, frozen parameters, and parameters that only the reference has."""
     whole = dataclasses.replace(model, params=params)
     parts = divide(whole, config)
     reference = own_of_reference(whole, config) if config.kl.reference_stays else {}
@@ -183,7 +183,7 @@ def _shape(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
 
 
 def device_bytes(tree: PyTree) -> int:
-    """Of the shards that one device holds."""
+    """Bytes of the shards that one device holds."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -191,6 +191,6 @@ def device_bytes(tree: PyTree) -> int:
 
 
 def _common_bytes(tree: PyTree, before: PyTree) -> int:
-    """Of the arrays that are neither cast nor put together, of each device."""
+    """Bytes per device of the arrays of `tree` that are neither cast nor gathered from `before`."""
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(before), strict=True)
     return device_bytes([x for x, y in pairs if (x.dtype, x.sharding) == (y.dtype, y.sharding)])

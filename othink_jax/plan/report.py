@@ -1,4 +1,4 @@
-"""A plan: what stays, what each program of a run takes, whether it fits, and a bound in seconds."""
+"""A plan: memory of a run and of each program, whether it fits, and a lower bound in seconds."""
 
 import dataclasses
 import math
@@ -10,39 +10,39 @@ from othink_jax.plan.compiled import Report
 from othink_jax.plan.targets import Target
 from othink_jax.training.shapes import MOST_PROMPT_SHAPES, MOST_SHAPES
 
-_PREALLOCATED = 0.75  # share of a GPU's memory that JAX takes unless it is told otherwise
+_PREALLOCATED = 0.75  # share of a GPU's memory that JAX preallocates by default
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Bytes are of one device."""
+    """Memory and least time of a run; bytes are per device."""
 
     config: GRPOConfig
     target: Target | None  # None: simulated on this machine's CPU
-    devices: int  # that the run uses
+    devices: int  # number that the run uses
     device_memory: int
-    staying: dict[str, int]  # between steps, by part
+    staying: dict[str, int]  # bytes that stay between steps, by part
     programs: tuple[Report, ...]
     versions: dict[str, str]
 
     @property
     def micro_batches(self) -> int:
-        """Pieces of a device's prompts in an update."""
+        """Micro-batches per device and update."""
         return self.config.micro_batches
 
     @property
     def code(self) -> int:
-        """Programs stay loaded."""
+        """Bytes of the code of all programs, which stay loaded."""
         return sum(each.memory.code for each in self.programs if each.memory)
 
     def needed(self, program: Report) -> int:
-        """Bytes while it runs: its own, what stays beside them, and all code."""
+        """Bytes while a program runs: its own, those that stay beside them, and all code."""
         own = program.memory.running if program.memory else program.refused_bytes
         return sum(self.staying.values()) - program.held + own + self.code
 
     @property
     def peak(self) -> int:
-        """The most at one time. The beginning of a run takes no more than what stays."""
+        """Peak bytes. The start of a run takes no more than `staying`."""
         return max(map(self.needed, self.programs))
 
     @property
@@ -51,12 +51,12 @@ class Plan:
         return self.peak <= self.device_memory and not any(each.refused for each in self.programs)
 
     def seconds(self, program: Report) -> float | None:
-        """A bound: one run takes at least so long."""
+        """Lower bound of one run of a program; None without a target, or if it was refused."""
         return program.work.bound(self.target.chip) if program.work and self.target else None
 
     @property
     def step_seconds(self) -> float | None:
-        """A bound: the programs of a step take at least so long, with no array kept in a cache."""
+        """Lower bound of a step: the sum over its programs, with no array kept in a cache."""
         bounds = [(each.times, self.seconds(each)) for each in self.programs]
         if any(bound is None for _, bound in bounds):
             return None
@@ -64,7 +64,7 @@ class Plan:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader should know of the numbers."""
+        """Caveats of the numbers."""
         notes = []
         if self.target is None:
             notes.append(
@@ -92,7 +92,7 @@ class Plan:
         return notes
 
     def as_json(self) -> dict[str, Any]:
-        """For programs to read. Bytes are of one device, seconds are bounds but for compiling."""
+        """The plan as JSON. Bytes are per device; seconds are bounds, except those of compiling."""
         return {
             "fits": self.fits,
             "target": self.target.name if self.target else "cpu",
@@ -103,7 +103,7 @@ class Plan:
             "staying": self.staying,
             "bound_seconds": self.step_seconds,
             "programs": {each.name: self._program_json(each) for each in self.programs},
-            # Of shapes that a run meets, and compiles for; these programs are of the largest.
+            # Number of shapes that a run compiles for, at most; these programs have the largest.
             "shapes": {"rollout": MOST_PROMPT_SHAPES, "update": MOST_SHAPES},
             "notes": self.notes,
             "settings": to_dict(self.config),
@@ -117,13 +117,13 @@ class Plan:
 
 
 def summary(plan: Plan) -> str:
-    """One line: what was tried, and what came of it."""
+    """One line: the micro-batches that were tried, the peak, and whether it fits."""
     verdict = "fits" if plan.fits else "does not fit"
     return f"--micro-batches {plan.micro_batches}: {_size(plan.peak)} per device, {verdict}"
 
 
 def table(plan: Plan) -> str:
-    """The plan for a reader."""
+    """The plan as text."""
     where = f"{plan.devices} devices of {plan.target.name}" if plan.target else "simulated devices"
     lines = [f"--micro-batches {plan.micro_batches} on {where}; per device"]
     lines += [_row(name, size) for name, size in plan.staying.items()]
@@ -148,7 +148,7 @@ def _row(name: str, size: float) -> str:
 
 
 def _size(nbytes: float) -> str:
-    """In powers of ten: `15.75G` of a compiler is 16.91 GB."""
+    """A size in powers of ten: `15.75G` of a compiler is 16.91 GB."""
     return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.2f} MB"
 
 

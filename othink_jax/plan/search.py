@@ -1,4 +1,4 @@
-"""The least micro-batches with which a run fits into its devices."""
+"""Search for the fewest micro-batches with which a run fits into its devices' memory."""
 
 import dataclasses
 import importlib.metadata
@@ -24,20 +24,20 @@ def plan(
     device_memory: int | None = None,
     tried: Callable[[Plan], None] = lambda _: None,
 ) -> Plan:
-    """The run with the least micro-batches, from `config.micro_batches` on, that fits.
+    """The plan with the fewest micro-batches, from `config.micro_batches` up, that fits.
 
-    If none does, the run with the most. Programs that do not take prompts in micro-batches are
-    compiled once.
+    If none fits, it is the plan with the most micro-batches, or the first if more cannot help.
+    Programs that do not take prompts in micro-batches are compiled once.
 
     Args:
-      config: of the run; its data are not read.
+      config: settings of the run; its data are not read.
       target: machine to compile for; None simulates devices on the CPU.
       device_memory: bytes of one device, instead of the target's.
-      tried: is given every plan that is made.
+      tried: is called with every plan that is made.
 
     Raises:
-      UserError: as a run would; the compiler of the target is missing; or a bound is, without which
-        there is no worst case.
+      UserError: as for a run; the compiler of the target is missing; or a bound that the worst case
+        needs is missing.
     """
     devices = None if target is None else compile_only_devices(target)
     parallel = make_parallel(config.parallel, devices)
@@ -75,7 +75,7 @@ def plan(
 
 
 def _least(make: Callable[[int], Plan], pieces: list[int], known: dict[str, Report]) -> Plan:
-    """Between what does not fit and what does, by halves: more pieces take no more memory."""
+    """Bisect for the fewest pieces that fit: more pieces never take more memory."""
     made = make(pieces[0])
     hopeless = sum(made.staying.values()) > made.device_memory or any(
         each.refused or made.needed(each) > made.device_memory

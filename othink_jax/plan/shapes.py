@@ -1,4 +1,4 @@
-"""A model from its shape alone: no weights, no tokenizer, and for those that ship no hub."""
+"""A model from its config alone: no weights, no tokenizer, and no hub for the shipped configs."""
 
 import dataclasses
 from pathlib import Path
@@ -10,13 +10,13 @@ from othink_jax.families import from_hf
 from othink_jax.files import read_json
 from othink_jax.model.config import VLMConfig
 
-# Of models of the hub, by id: what their config.json says that makes a shape.
+# Configs of models of the hub, by id: the part of config.json that determines shapes.
 SHIPPED = hf.TINY.parent / "shapes"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Tokens:
-    """Stand-ins: which tokens they are changes nothing of what a program takes."""
+    """Stand-ins for special tokens: their ids do not change what a program takes."""
 
     eos_token_ids: tuple[int, ...]
     never_sampled: tuple[int, ...]
@@ -24,7 +24,7 @@ class _Tokens:
 
 
 def model_config(model: str) -> VLMConfig:
-    """The shape of a model: a directory, a run, `tiny`, an id of `SHIPPED` or of the hub.
+    """The config of a model: a directory, a run, `tiny`, an id of `SHIPPED` or of the hub.
 
     Raises:
       UserError: there is no such model, or its config.json is damaged.
@@ -36,7 +36,7 @@ def model_config(model: str) -> VLMConfig:
 
 
 def model_of(config: GRPOConfig, platform: str = "cpu") -> Model:
-    """The model that a run on this platform is made of, with shapes in the place of parameters."""
+    """The model of a run on this platform, with shapes instead of parameters."""
     shape, compute = model_config(config.model), config.compute(platform)
     graphdef, params = abstract_model(shape, compute)
     images = (

@@ -12,27 +12,27 @@ _GIB = 1 << 30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """A TPU chip or a GPU. Rates are peaks, a second."""
+    """A TPU chip or a GPU. Rates are peaks per second."""
 
     platform: Literal["tpu", "cuda"]
-    flops: float  # of dense products of bfloat16 matrices
+    flops: float  # of dense bfloat16 matrix products
     memory: int  # bytes that programs and their arrays may take
     bandwidth: float  # bytes from and to that memory
     link: float  # bytes sent to other chips of the slice or machine; as many are received
-    shapes: tuple[str, ...]  # of slices; of GPUs, how many in a machine
-    # Of a slice that is not made of hosts with 2x2 chips: the chips of a host
+    shapes: tuple[str, ...]  # topologies of slices; for GPUs, the number in a machine
+    # Chips of a host by shape of the slice, for slices whose hosts do not have 2x2 chips
     host: Mapping[str, tuple[int, int, int]] = dataclasses.field(default_factory=dict)
-    gpu: Mapping[str, Any] | None = None  # what XLA must know of a GPU to compile for it
+    gpu: Mapping[str, Any] | None = None  # description of a GPU that XLA needs to compile for it
 
     @property
     def backend(self) -> str:
-        """What JAX calls the platform of a device that is there."""
+        """JAX's name for the platform of a real device."""
         return "gpu" if self.platform == "cuda" else self.platform
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """Some of these chips, side by side."""
+    """Chips of one kind, in one slice or machine."""
 
     name: str  # such as v5e:2x4
     chip: Chip
@@ -40,16 +40,16 @@ class Target:
     count: int  # devices
 
 
-# As one machine: all 8 chips of a v5e or v6e, or one.
+# Slices of one host: all 8 chips of a v5e or v6e, or one.
 _HOSTS = {"1x1": (1, 1, 1), "2x4": (2, 4, 1)}
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _MACHINE = ("1", "2", "4", "8")  # GPUs that NVLink joins
 
-# Of TPUs, cloud.google.com/tpu/docs/v5e, /v5p and /v6e. Their memory is what the compiler grants,
-# as it says where a program takes more. The documents give links in both directions together.
-# Of GPUs, NVIDIA's data sheets of H100 SXM, H200 SXM and A100 SXM 80GB (products without sparsity;
-# NVLink in both directions together, halved here), and their descriptions in XLA's sources,
-# xla/backends/gpu/target_config/specs.
+# TPUs: from cloud.google.com/tpu/docs/v5e, /v5p and /v6e. Memory is what the compiler grants, from
+# its out-of-memory message. The documents give links in both directions together.
+# GPUs: from NVIDIA's data sheets of H100 SXM, H200 SXM and A100 SXM 80GB (products without
+# sparsity; NVLink in both directions together, halved here), and their descriptions in XLA's
+# sources, xla/backends/gpu/target_config/specs.
 CHIPS: Mapping[str, Chip] = {
     "v5e": Chip(
         platform="tpu",
@@ -120,10 +120,10 @@ CHIPS: Mapping[str, Chip] = {
 
 
 def parse_target(name: str) -> Target:
-    """Of a name such as `v5e:2x4` or `h100:8`.
+    """The target of a name such as `v5e:2x4` or `h100:8`.
 
     Raises:
-      UserError: there is no such target; it lists those that are.
+      UserError: there is no such target; the message lists all targets.
     """
     kind, _, shape = name.partition(":")
     chip = CHIPS.get(kind)

@@ -1,4 +1,4 @@
-"""The text of a compiled program, in XLA's language (HLO): computations and their instructions."""
+"""Parser of a compiled program's text (HLO): computations and their instructions."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ _ELSEWHERE = re.compile(r"S\([1-9]\d*\)")  # another memory, such as a TPU's VME
 
 @dataclasses.dataclass(frozen=True)
 class ArrayType:
-    """Of an array on one device."""
+    """Type of an array on one device."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -54,7 +54,7 @@ class Instruction:
 
     @property
     def source(self) -> str:
-        """Of our code, as JAX names it."""
+        """JAX's name of the op in our code (`op_name`); empty if there is none."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
@@ -82,7 +82,7 @@ class Computation:
 
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        """Of each instruction, those that have it as an operand."""
+        """Users of each instruction, by its name: those that have it as an operand."""
         found: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
         for each in self:
             for name in dict.fromkeys(each.operands):
@@ -96,14 +96,14 @@ class Computation:
 
     @functools.cached_property
     def parameters(self) -> list[Instruction]:
-        """By their number."""
+        """Parameter instructions, by their number."""
         numbered = {int(each.attributes.split(")")[0]): each for each in self
                     if each.op == "parameter"}  # fmt: skip
         return [numbered[number] for number in sorted(numbered)]
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
-    """The computations of a program by name, and the name of the one that it begins with."""
+    """The computations of a program by name, and the name of its entry computation."""
     computations: dict[str, Computation] = {}
     entry, computation = "", Computation()
     for line in text.splitlines():
@@ -129,7 +129,7 @@ def _instruction(
 
 
 def arrays(text: str) -> tuple[ArrayType, ...]:
-    """Those of a type: one, or the parts of a tuple."""
+    """Array types in the text of a type: one, or the parts of a tuple."""
     return tuple(
         ArrayType(
             dtype,

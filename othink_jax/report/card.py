@@ -26,8 +26,8 @@ def model_card(
 
     Args:
       path: the run directory.
-      step: after which the weights are those that are exported; the last one if not given.
-      library: the one that loads what is exported: the model, or its adapters alone.
+      step: training step of the exported weights; the last one if not given.
+      library: library that loads the export: the model, or its adapters alone.
 
     Raises:
       UserError: `path` is no run directory, or its config.json cannot be used.
@@ -37,7 +37,7 @@ def model_card(
     method = describe(config)
     step = run.standing.step if step is None else step
     tags = [config.kind, *_model_type(as_path(path)), "othink_jax"]
-    # In quotes: `yes` and `1.5` are no texts in YAML.
+    # In quotes: `yes` and `1.5` are no strings in YAML.
     tags += [json.dumps(tag, ensure_ascii=False) for tag in config.tags if tag not in tags]
     model, data = in_markdown(_public(config.model)), in_markdown(config.data.name)
     lines = [
@@ -74,7 +74,7 @@ def model_card(
 
 
 def _unfinished(run: RunData, step: int) -> list[str]:
-    """What a reader has to know of weights that training has not finished."""
+    """A warning that the training is not finished; empty if it is."""
     standing = run.standing
     if step >= standing.total:
         return []
@@ -89,7 +89,7 @@ def _unfinished(run: RunData, step: int) -> list[str]:
 
 
 def _public(model: str) -> str:
-    """The name of a model: of a local directory its last part, for a reader has no such path."""
+    """Public name of a model: only the last part of a local path, which readers do not have."""
     directory = Path(model)
     return directory.name if directory.is_absolute() or directory.is_dir() else model
 
@@ -101,7 +101,7 @@ def _limit(data: DataConfig) -> str:
 
 
 def _asked(data: DataConfig) -> list[tuple[str, str]]:
-    """How a model is asked, and how its answers are marked where not by the usual tags."""
+    """Prompts of the model, and its answer format if that is not the default tag."""
     tag = None if data.answer_tag == "answer" else data.answer_tag
     said = {
         "system prompt": data.system_prompt,
@@ -117,7 +117,7 @@ def _row(name: str, value: str) -> str:
 
 
 def _at_the_end(run: RunData, name: str) -> str:
-    """Of a reward function, over the last tenth of the recorded steps."""
+    """Mean and full share of a reward function, over the last tenth of the recorded steps."""
     last = run.metrics[-max(1, len(run.metrics) // 10) :]
     keys = (f"reward_{name}", f"reward_{name}_full_share")
     rows = [[row[key] for key in keys] for row in last if all(key in row for key in keys)]
@@ -152,6 +152,6 @@ def _score(result: dict[str, Any] | None) -> str:
 
 
 def _model_type(run: Path) -> list[str]:
-    """The family of the model, as the hub calls it; nothing where the run holds no model."""
+    """The hub's `model_type` of the model; empty if the run holds no model."""
     file = run / RUN_REFERENCE / "config.json"
     return [str(read_json(file).get("model_type"))] if file.is_file() else []

@@ -1,4 +1,4 @@
-"""Whether a run's files hold what a page can show: they may be damaged, or of another program."""
+"""Checks that a run's files can be shown: they may be damaged, or written by another program."""
 
 import math
 from collections.abc import Mapping
@@ -8,11 +8,11 @@ from typing import Any
 from othink_jax.config import RunRecord
 from othink_jax.errors import UserError
 
-# Whole numbers beyond it are no counts, and floating point cannot tell them apart.
+# Integers beyond it are no counts, and floating point cannot tell them apart.
 _LARGEST = 2**53
 
 _OPTIONAL = (str, type(None))
-# Of result.json: without these there is nothing to show.
+# Required entries of result.json: without them there is nothing to show.
 _RESULT: dict[str, Any] = {
     "stage": _OPTIONAL,
     "task": _OPTIONAL,
@@ -25,7 +25,7 @@ _RESULT: dict[str, Any] = {
     "decoding": str,
     "config": dict,
 }
-# Of a line of samples/*.jsonl, and of one of its completions.
+# Required entries of a line of samples/*.jsonl, and of each of its completions.
 _SAMPLE: dict[str, Any] = {
     "step": int,
     "id": str,
@@ -45,17 +45,17 @@ _COMPLETION: dict[str, Any] = {
 
 
 def is_step(row: Mapping[str, Any]) -> bool:
-    """Whether it is a row of metrics.jsonl."""
+    """Whether this is a row of metrics.jsonl."""
     return _is(row.get("step"), int) and row["step"] >= 0
 
 
 def numbers_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a row of metrics.jsonl that can be drawn or added up."""
+    """The numeric entries of a row of metrics.jsonl."""
     return {name: value for name, value in row.items() if _is(value, float)}
 
 
 def is_result(value: Any) -> bool:
-    """Whether it is what `result.json` of an evaluation holds."""
+    """Whether this is the content of an evaluation's `result.json`."""
     return (
         _has(value, _RESULT)
         and len(value["interval"]) == 2
@@ -65,7 +65,7 @@ def is_result(value: Any) -> bool:
 
 
 def is_sample(row: Any) -> bool:
-    """Whether it is a row of a file in `samples/`."""
+    """Whether this is a row of a file in `samples/`."""
     return (
         _has(row, _SAMPLE)
         and all(isinstance(name, str) for name in row["images"])
@@ -78,7 +78,7 @@ def _is_completion(value: Any) -> bool:
 
 
 def check_record(record: RunRecord, path: Path) -> None:
-    """Raise UserError if a run's config.json says no such things as a page shows of a run."""
+    """Raise UserError if an entry of a run's config.json that a page shows has a wrong type."""
     kinds: dict[str, Any] = {"total_steps": int, "started": str, "device": str, "versions": dict}
     for name, kind in kinds.items():
         if not _is(getattr(record, name), kind):
@@ -100,7 +100,7 @@ def _has(value: Any, entries: Mapping[str, Any]) -> bool:
 
 
 def _is(value: Any, kind: Any) -> bool:
-    """As isinstance; a whole number is a float as well, and no truth value is either."""
+    """Like isinstance, but an int is also a float, a bool is neither, and ints are bounded."""
     if kind in (int, float):
         numbers = (int,) if kind is int else (int, float)
         if not isinstance(value, numbers) or isinstance(value, bool):

@@ -15,13 +15,13 @@ class Comparison:
     """One test set, graded and decoded in one way."""
 
     test: str  # task or data set, and split
-    relation: str  # to what the run was trained on
+    relation: str  # to the training data of the run
     before: dict[str, Any] | None  # contents of result.json
     after: dict[str, Any] | None
 
     @property
     def shown(self) -> dict[str, Any]:
-        """Whichever evaluation there is, for what both have in common."""
+        """Either of the evaluations, for entries that both have in common."""
         return self.after or self.before or {}
 
     @property
@@ -57,14 +57,14 @@ def _relation(result: dict[str, Any], trained: DataConfig) -> str:
 
 
 def _conditions(result: dict[str, Any]) -> str:
-    """What two evaluations must share for their accuracies to be compared."""
+    """Settings that two evaluations must share for their accuracies to be compared."""
     config = _as_read_today(result["config"])
     asked = asked_settings(config, greedy=result["decoding"] == "greedy")
     return json.dumps([asked, result["n"]], sort_keys=True)
 
 
 def _as_read_today(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of an evaluation of an earlier version, with those that have come since."""
+    """Settings of an evaluation by an earlier version, with defaults for the missing ones."""
     try:
         return to_dict(from_dict(EvaluateConfig, config))
     except (UserError, TypeError, AttributeError):
@@ -75,8 +75,8 @@ def compare(results: Sequence[dict[str, Any]], trained: DataConfig) -> list[Comp
     """Pair evaluations by stage; the task that was trained on comes first.
 
     Args:
-        results: contents of result.json files, each of stage `before` or `after`.
-        trained: what the run was trained on.
+      results: contents of result.json files, each of stage `before` or `after`.
+      trained: the data that the run was trained on.
     """
     groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for result in results:

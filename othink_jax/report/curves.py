@@ -1,4 +1,4 @@
-"""Curves over training steps, drawn as SVG to be put into a page."""
+"""Curves over training steps, drawn as inline SVG of a page."""
 
 import dataclasses
 import io
@@ -40,8 +40,8 @@ class Series:
     """One metric of a panel."""
 
     metric: str  # its name in metrics.jsonl
-    label: str = ""  # for the legend, where a panel has several
-    exact: bool = False  # a setting, or measured seldom: drawn as it is, without smoothing
+    label: str = ""  # for the legend, if a panel has several
+    exact: bool = False  # a setting, or measured seldom: drawn without smoothing
     bounds: tuple[str, str] | None = None  # metrics that are the ends of its interval
 
 
@@ -58,7 +58,7 @@ class Panel:
 class Curve:
     """One figure: panels under one another over the same steps."""
 
-    name: str  # unique in a page; a word for ids
+    name: str  # unique in a page; part of ids
     title: str
     caption: str
     panels: tuple[Panel, ...]
@@ -177,7 +177,7 @@ VALIDATION = Curve(
 
 
 def grpo_curves(*, own_reward: bool) -> tuple[Curve, ...]:
-    """Those of every GRPO run; `own_reward`: its reward is not that of Eq. 1."""
+    """Curves of every GRPO run; `own_reward`: its reward is not that of Eq. 1."""
     if not own_reward:
         return GRPO_CURVES
     first, *others = GRPO_CURVES
@@ -189,7 +189,7 @@ def grpo_curves(*, own_reward: bool) -> tuple[Curve, ...]:
 
 
 def reward_curve(name: str, number: int) -> Curve:
-    """Of a reward function; `number` tells the functions of a run apart."""
+    """Curve of a reward function; `number` tells the functions of a run apart."""
     return Curve(
         f"reward-{number}",
         f"Reward {name}",
@@ -202,12 +202,12 @@ def reward_curve(name: str, number: int) -> Curve:
 
 
 def smoothing_window(steps: int) -> int:
-    """Width of the moving average, in steps: odd, about a tenth of the run; 1 leaves it alone."""
+    """Width of the moving average, in steps: odd, about a tenth of the run; 1: no smoothing."""
     return 1 if steps < 10 else steps // 20 * 2 + 1
 
 
 def smooth(values: Float[np.ndarray, " n"], window: int) -> Float[np.ndarray, " n"]:
-    """Centred moving average over `window` values (odd), fewer at the ends; nan is left out."""
+    """Centred moving average over `window` values (odd), fewer at the ends; nan is ignored."""
     known = np.isfinite(values)
     # full, then cut: mode "same" returns as many values as the longer of the two has.
     half = window // 2
@@ -271,11 +271,11 @@ def _draw_panel(axes: Axes, panel: Panel, rows: Sequence[Mapping[str, Any]]) -> 
 
 
 def draw(curve: Curve, rows: Sequence[Mapping[str, Any]]) -> str:
-    """One figure as an `<svg>` element, whose ids clash with those of no other curve's.
+    """One figure as an `<svg>` element, whose ids differ from those of every other curve.
 
     Args:
-        curve: what to draw.
-        rows: of metrics.jsonl, at least one; a metric that no row has is said to be missing.
+      curve: what to draw.
+      rows: rows of metrics.jsonl, at least one; a metric that no row has is marked as not recorded.
     """
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": curve.name}):
         figure = Figure(figsize=(5.2, 3.7), layout="constrained")
@@ -291,6 +291,6 @@ def draw(curve: Curve, rows: Sequence[Mapping[str, Any]]) -> str:
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     svg = buffer.getvalue()
-    # An HTML page wants neither the XML declaration nor the same id twice.
+    # An HTML page must have neither the XML declaration nor the same id twice.
     svg = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{curve.name}-", svg[svg.index("<svg") :])
     return svg.replace("<svg", f'<svg role="img" aria-label="{curve.title}"', 1)

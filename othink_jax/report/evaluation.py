@@ -1,4 +1,4 @@
-"""An evaluation in lines for the terminal."""
+"""An evaluation as lines and tables for the terminal."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from othink_jax.report.table import Table
 
 
 def accuracy_lines(result: Mapping[str, Any]) -> list[str]:
-    """The accuracy, and of several samples a question pass@k and majority vote.
+    """The accuracy; with several samples per question, also pass@k and majority vote.
 
     Args:
       result: contents of result.json.
@@ -30,7 +30,7 @@ def reward_lines(result: Mapping[str, Any]) -> list[str]:
     """A line for each reward function, and one for their weighted sum.
 
     Args:
-      result: `rewards` as of result.json; none where no function was given.
+      result: contents of result.json; no lines if it has no `rewards`.
     """
     lines = []
     for name, one in result.get("rewards", {}).items():
@@ -44,7 +44,7 @@ def reward_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def group_tables(result: Mapping[str, Any]) -> list[Table]:
-    """The accuracy by the values of each column that was asked for.
+    """The accuracy by the values of each column of `--by`.
 
     Args:
       result: contents of result.json.
@@ -63,7 +63,7 @@ def group_tables(result: Mapping[str, Any]) -> list[Table]:
 
 
 def comparison_tables(comparison: Mapping[str, Any]) -> list[Table]:
-    """Models and the tests between them.
+    """Tables of the models, and of the tests between them.
 
     Args:
       comparison: contents of comparison.json.

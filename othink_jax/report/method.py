@@ -1,4 +1,4 @@
-"""What a run does, in the words of its page and of its model card."""
+"""The training method of a run, in words for its page and its model card."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -26,12 +26,12 @@ from othink_jax.rewards import GRADED
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
-    """A method of training, as one run uses it."""
+    """A training method, as one run uses it."""
 
     name: str
-    explained: str  # what follows "with <name>: "
-    a_step: tuple[str, str]  # what a step is made from: its name, how many
-    settings: tuple[tuple[str, str], ...]  # further ones of interest: name, value
+    explained: str  # text that follows "with <name>: "
+    a_step: tuple[str, str]  # name and number of the examples or completions of a step
+    settings: tuple[tuple[str, str], ...]  # further settings of interest: name, value
     curves: tuple[Curve, ...]
     samples: bool  # whether it stores sample completions
     rewards: tuple[str, ...] = ()  # names of reward functions, beside accuracy and format
@@ -92,7 +92,7 @@ def _grpo(config: GRPOConfig) -> Method:
 
 
 def reward_in_words(reward: RewardConfig) -> str:
-    """The weighted sum; a weight of 1 is left out where functions are named."""
+    """The weighted sum of rewards; a weight of 1 is left out if functions are named."""
     if not reward.functions:
         return f"accuracy ({reward.grader}) + {reward.format_weight:g} format"
     names = {"accuracy": f"accuracy ({reward.grader})"}
@@ -165,7 +165,7 @@ def weight_in_words(kl: KLConfig) -> str:
 
 
 def trained_part(config: TrainingConfig) -> str:
-    """What of the model a run trains, for people."""
+    """The part of the model that a run trains, in words."""
     if config.train == "lora":
         lora = config.lora
         return f"adapters of the text tower (rank {lora.lora_rank}, alpha {lora.lora_alpha:g})"

@@ -40,7 +40,7 @@ def _points(change: float) -> str:
 
 
 def _number(value: Any) -> str:
-    """A number in as few digits as say something; anything else as it is."""
+    """A finite float with three significant digits; anything else as it is."""
     return f"{value:.3g}" if isinstance(value, float) and math.isfinite(value) else str(value)
 
 
@@ -59,7 +59,7 @@ def _early(run: RunData) -> str:
 
 
 def _facts(run: RunData, method: Method) -> list[tuple[str, str]]:
-    """The figures of a run that are asked for first."""
+    """Key facts of a run."""
     config, rows = run.record.config, run.metrics
     facts = [
         ("model", config.model),
@@ -75,7 +75,7 @@ def _facts(run: RunData, method: Method) -> list[tuple[str, str]]:
     if best := best_validation(config, rows):
         facts.append(("best validation", best))
     if rows:
-        # `skipped` counts from the start of the run, `ungradable` a step.
+        # `skipped` counts from the start of the run, `ungradable` per step.
         facts.append(("examples skipped", str(rows[-1].get("skipped", "not recorded"))))
     if rows and method.samples:
         ungradable = sum(row.get("ungradable", 0) for row in rows)
@@ -98,11 +98,11 @@ def _context(run: RunData) -> dict[str, Any]:
         "method": method,
         "facts": _facts(run, method),
         "comparisons": comparisons,
-        # What the run was made for: the first task is the one it was trained on.
+        # The change on the task or data that the run was trained on.
         "headline": next(
             (one for one in comparisons if one.change and one.relation.startswith("same")), None
         ),
-        # Ours from the first byte to the last, so it is not to be escaped.
+        # Generated here, from first byte to last, so it is not escaped.
         "curves": [(curve, Markup(draw(curve, run.metrics))) for curve in method.curves]
         if run.metrics
         else [],
@@ -112,7 +112,7 @@ def _context(run: RunData) -> dict[str, Any]:
 
 
 def make_environment() -> jinja2.Environment:
-    """Of the templates of this folder."""
+    """Jinja environment of the templates in this folder."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("othink_jax", "report"),
         # Questions, completions and file names come from outside; everything is escaped.
@@ -137,10 +137,10 @@ def style() -> Markup:
 
 
 def write_report(run: Path, out: Path | None = None) -> Path:
-    """Write the page of a run directory and return where it lies.
+    """Write the page of a run directory and return its path.
 
-    What the run lacks (evaluations, samples, steps) is said on the page, and at its head whether a
-    process is at work on it or where it was stopped.
+    The page names what the run lacks (evaluations, samples, steps). Its head says whether the run
+    is in progress, or where it stopped.
 
     Args:
       run: a directory that `othink-jax grpo` or `othink-jax sft` made, finished or not.

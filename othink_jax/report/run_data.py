@@ -1,8 +1,7 @@
-"""What a run directory holds, read for the page: nothing here changes a run.
+"""Reading a run directory for its page: nothing here changes a run.
 
-A run may be unfinished, killed in the middle of a line, or without evaluations or samples. What
-is missing or unreadable becomes a note on the page; only a directory that is no run at all is an
-error.
+A run may be unfinished, killed in the middle of a line, or without evaluations or samples. Missing
+or unreadable parts become notes on the page; only a directory that is no run at all is an error.
 """
 
 import base64
@@ -21,27 +20,27 @@ from othink_jax.report.checks import check_record, is_result, is_sample, is_step
 from othink_jax.report.method import describe
 from othink_jax.report.standing import Standing, at_work, standing_of
 
-# What `write_samples` of a run writes; the page shows nothing else.
+# Image types that `write_samples` of a run writes; the page shows no others.
 _IMAGE_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleStep:
-    """Completions stored at one step, one row a prompt; see `RunDirectory.write_samples`."""
+    """Completions stored at one step, one row per prompt; see `RunDirectory.write_samples`."""
 
     step: int
     rows: list[dict[str, Any]]
-    images: dict[str, Markup | None]  # file name -> data URI; None where it cannot be shown
+    images: dict[str, Markup | None]  # file name -> data URI; None if it cannot be shown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunData:
-    """A run, as far as it went."""
+    """Contents of a run directory, as far as the run has got."""
 
     path: Path
     record: RunRecord  # config.json
     standing: Standing
-    metrics: list[dict[str, Any]]  # one row a step, in order
+    metrics: list[dict[str, Any]]  # one row per step, in order
     evaluations: list[dict[str, Any]]  # contents of each result.json
     samples: list[SampleStep]  # the earliest and the latest stored step; one if there is one only
     notes: list[str]  # what is missing or could not be read, a sentence each
@@ -60,7 +59,7 @@ class RunData:
 
 
 def _json(text: str | bytes) -> Any:
-    """What a text in JSON holds; None where it is none."""
+    """The value of a JSON text; None if it is no JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -70,9 +69,9 @@ def _json(text: str | bytes) -> Any:
 def _read_rows(
     path: Path, usable: Callable[[dict[str, Any]], bool], *, grows: bool = False
 ) -> tuple[list[dict[str, Any]], int]:
-    """The usable objects of a JSONL file, and how many other lines there are.
+    """The usable objects of a JSONL file, and the number of other lines.
 
-    Of a file that grows, the last line may still be being written: then it is not counted.
+    If the file grows, an incomplete last line is not counted.
     """
     rows, unreadable = [], 0
     with text_of(path, errors="replace") as lines:
@@ -110,7 +109,7 @@ def _read_evaluations(run: Path, notes: list[str]) -> list[dict[str, Any]]:
         if result["stage"] in ("before", "after"):
             results.append(result)
         else:
-            # Which model it measured cannot be told from here; a guess could be a false claim.
+            # It is unknown which model it measured; a guess could be a false claim.
             notes.append(
                 f"evaluations/{path.parent.name} is not shown: it was made without --stage before"
                 " or --stage after."
@@ -126,7 +125,7 @@ def _data_uri(path: Path) -> Markup | None:
         if media_type is None or not path.is_file():
             return None
         content = base64.b64encode(path.read_bytes()).decode("ascii")
-    except OSError:  # a name that is too long, too
+    except OSError:  # also for a name that is too long
         return None
     return Markup(f"data:{media_type};base64,{content}")
 
@@ -148,7 +147,7 @@ def _read_samples(run: Path, notes: list[str]) -> list[SampleStep]:
         SampleStep(
             step=rows[0]["step"],
             rows=rows,
-            # `.name`: a name in a file must not reach out of the folder it stands in.
+            # `.name`: a name in a file must not point outside of the folder.
             images={
                 name: _data_uri(folder / Path(name).name) for row in rows for name in row["images"]
             },
@@ -158,7 +157,7 @@ def _read_samples(run: Path, notes: list[str]) -> list[SampleStep]:
 
 
 def read_run_data(run: Path) -> RunData:
-    """Read a run directory; raises UserError if it is none."""
+    """Read a run directory; raises UserError if `run` is none."""
     record = read_run(run)
     check_record(record, run / "config.json")
     notes: list[str] = []

@@ -1,4 +1,4 @@
-"""How far a run is: finished, at work, or stopped."""
+"""Status of a run: finished, in progress, or stopped."""
 
 import dataclasses
 import datetime
@@ -10,7 +10,7 @@ from othink_jax.files import is_locked
 
 
 def moment(iso: str) -> str:
-    """A time of a record as a reader writes it; as it stands if it is no ISO time."""
+    """An ISO time in readable form; any other text as it is."""
     try:
         found = datetime.datetime.fromisoformat(iso)
     except ValueError:
@@ -20,12 +20,12 @@ def moment(iso: str) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Standing:
-    """Where a run stands when it is read."""
+    """Status of a run at the time it is read."""
 
-    step: int  # the last one that is recorded; 0 if none is
-    total: int  # steps that it will have
-    at_work: bool | None  # whether a process makes its steps; None where that cannot be told
-    read: str  # an ISO time
+    step: int  # the last recorded step; 0 if there is none
+    total: int  # number of steps of the finished run
+    at_work: bool | None  # whether a process is running it; None if unknown
+    read: str  # ISO time at which it is read
     go_on: str  # the command that continues it
 
     @property
@@ -35,7 +35,7 @@ class Standing:
 
     @property
     def sentence(self) -> str:
-        """For the head of a page; the command follows it, but where a process is at work."""
+        """Status for the head of a page; the command follows it unless the run is in progress."""
         where = f"step {self.step} of {self.total}"
         if self.at_work:
             return f"In progress: {where}, written at {moment(self.read)}."
@@ -48,16 +48,16 @@ class Standing:
 
 
 def at_work(run: Path) -> bool | None:
-    """Whether a process makes steps of a run; None where that cannot be told.
+    """Whether a process is running a run; None if unknown.
 
-    To be asked before its metrics are read: of a run that ends in between, the last step is then
-    there, and no step is missing from one that is said to have stopped.
+    Call it before reading the metrics. If the run ends in between, they then include its last step,
+    and no step is missing from a run that is reported as stopped.
     """
     return is_locked(run / RUN_LOCK)
 
 
 def standing_of(run: Path, record: RunRecord, *, step: int, at_work: bool | None) -> Standing:
-    """Where a run stands now, by its record, its last step and what `at_work` says."""
+    """Status of a run now, from its record, its last step and the result of `at_work`."""
     return Standing(
         step=step,
         total=record.last_step,

@@ -1,4 +1,4 @@
-"""A table of results, for the terminal, for other programs, and for a page."""
+"""A table of results, as text for the terminal, as CSV and as HTML."""
 
 import csv
 import dataclasses
@@ -13,7 +13,7 @@ from othink_jax.markup import visible
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """Cells are texts already; the first column names the row.
+    """A table of text cells; the first column names the row.
 
     Raises:
       ValueError: a row has more or fewer cells than there are columns.
@@ -22,7 +22,7 @@ class Table:
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    note: str = ""  # what a reader has to know to read it
+    note: str = ""  # explanation for the reader
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -32,7 +32,7 @@ class Table:
                 )
 
     def text(self) -> str:
-        """In columns."""
+        """Text in aligned columns."""
         lines = [self.columns, *self.rows]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
         made = [

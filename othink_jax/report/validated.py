@@ -7,7 +7,7 @@ from othink_jax.config import TrainingConfig
 
 
 def best_validation(config: TrainingConfig, rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """Of rows of metrics; None of a run that has not been validated. Of equals, the first is."""
+    """The best validation among rows of metrics, the first of equals; None if there is none."""
     validated = [row for row in rows if "validation_accuracy" in row]
     if not validated:
         return None

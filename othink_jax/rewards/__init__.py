@@ -1,4 +1,4 @@
-"""Rewards of a completion: is the answer right, and is the format as asked for?"""
+"""Rewards of a completion: correctness of its answer, its format, and reward functions."""
 
 from othink_jax.rewards.answers import extract_answer, ground_truth, same_answer_key
 from othink_jax.rewards.builtin import REWARDS, load

@@ -1,4 +1,4 @@
-"""Reading a final answer: choice letter, name, value and unit, or an equation.
+"""Parsing of a final answer: choice letter, name, value and unit, or an equation.
 
 Everything here runs in the training process on text that a model wrote, so each step takes time
 linear in the text, and nothing is evaluated.
@@ -16,8 +16,8 @@ from othink_jax.rewards.names import bare, name_of, stated
 from othink_jax.rewards.spelling import one_spelling
 from othink_jax.rewards.values import is_arithmetic, one_line, read_value
 
-# A final answer is a number or a short expression. Longer text is no answer, and reading it would
-# only give a model a way to spend our time.
+# A final answer is a number or a short expression. Longer text is not an answer, and parsing it
+# would only let a model waste time.
 MAX_ANSWER_CHARS = 256
 
 _CHOICE = re.compile(r"(?:\(([A-Ha-h])\)[.:]?|([A-Ha-h])(?:[.:)]|$))\s*")
@@ -27,18 +27,18 @@ _BETWEEN_EQUATIONS = re.compile(r"[,;]|\s(?:and|or)\s")
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """A final answer, read."""
+    """A parsed final answer."""
 
     choice: str = ""  # letter of a multiple choice in upper case, or empty
-    value: str = ""  # what is left without choice, name and unit, in one spelling; may be empty
+    value: str = ""  # rest without choice, name and unit, in canonical spelling; may be empty
     unit: str = ""  # canonical unit with its power (`cm^2`), or empty
-    number: Fraction | None = None  # exact value where `value` is a plain number or fraction
+    number: Fraction | None = None  # exact value if `value` is a plain number or fraction
     decimal: bool = False  # `value` was written with a decimal point, so it may be rounded
-    names: frozenset[str] = frozenset()  # what the value belongs to: `x` of `x = 5`
-    steps: tuple[str, ...] = ()  # of a chain of equalities, the values before the last
-    equation: tuple[str, ...] = ()  # sides, where more than a value and its name is equated
+    names: frozenset[str] = frozenset()  # names of the value: `x` of `x = 5`
+    steps: tuple[str, ...] = ()  # values of a chain of equalities before the last one
+    equation: tuple[str, ...] = ()  # sides of an equation that is more than `name = value`
     system: tuple[str, ...] = ()  # several equations: `x = 1, y = 2`
-    alternatives: bool = False  # of the system, only one equation holds: `x = 1 or x = 2`
+    alternatives: bool = False  # only one equation of the system holds: `x = 1 or x = 2`
 
     @property
     def arithmetic(self) -> bool:
@@ -51,14 +51,14 @@ def extract_answer(text: str, tag: str = "answer") -> str | None:
 
     Args:
       text: the whole completion.
-      tag: in the place of `answer`.
+      tag: name of the tag.
     """
     span = _answer_span(text, tag)
     return None if span is None else text[slice(*span)].strip()
 
 
 def retagged(text: str, old: str, new: str) -> str:
-    """A text whose answer stands in tags of another name; one without an answer as it is."""
+    """The text with the tags of its answer renamed; unchanged if it has no answer."""
     span = _answer_span(text, old)
     if span is None:
         return text
@@ -68,9 +68,9 @@ def retagged(text: str, old: str, new: str) -> str:
 
 
 def _answer_span(text: str, tag: str) -> tuple[int, int] | None:
-    """Begin and end of the last answer in tags."""
-    # Searched from the end, not matched by a pattern: a pattern takes quadratic time on many
-    # opened and never closed tags.
+    """Start and end of the content of the last answer in tags."""
+    # Search from the end; a pattern would take quadratic time on many tags that are opened and
+    # never closed.
     opened, closed = f"<{tag}>", f"</{tag}>"
     start = text.rfind(opened, 0, max(text.rfind(closed), 0))
     if start < 0:
@@ -80,10 +80,10 @@ def _answer_span(text: str, tag: str) -> tuple[int, int] | None:
 
 
 def ground_truth(value: object) -> str:
-    """A ground truth as a text: one that a data set holds as a number, too.
+    """A ground truth as text, even if the data set holds a number.
 
     Raises:
-      ValueError: it is neither a text with something in it nor a finite number.
+      ValueError: it is neither a non-empty text nor a finite number.
     """
     if isinstance(value, str) and value.strip():
         return value
@@ -95,16 +95,16 @@ def ground_truth(value: object) -> str:
 
 
 def read_answer(text: str) -> Answer:
-    """Read the content of an answer tag, or a ground truth. Never raises; see `Answer`."""
+    """Parse the content of an answer tag, or a ground truth. Never raises; see `Answer`."""
     return Answer() if len(text) > MAX_ANSWER_CHARS else _read_answer(text)
 
 
 def same_answer_key(text: str) -> Hashable | None:
-    """What the contents of two answer tags share if they read the same; None of an empty one.
+    """Key of the content of an answer tag, equal for the same answer; None if it is empty.
 
-    They do if choice, name, unit and value are the same: numbers by their value (`0.5` and `1/2`),
-    words without regard to case, anything else in one spelling. Unlike the strict grader's
-    equality, which lets a unit be left out and a decimal be rounded, this one is transitive.
+    Answers are the same if choice, name, unit and value are: numbers by their value (`0.5` and
+    `1/2`), words without regard to case, anything else in canonical spelling. Unlike the strict
+    grader's equality, which lets a unit be left out and a decimal be rounded, this is transitive.
     """
     if not text.strip():
         return None
@@ -142,7 +142,7 @@ def _split_choice(text: str) -> tuple[str, str]:
 
 
 def _read_sides(sides: list[str]) -> Answer:
-    """Read what is equated: names, then values that must be the same, the last one counts."""
+    """Parse the sides of an equality: names, then values that must agree; the last one counts."""
     if len(sides) == 2 and name_of(sides[1]) is not None and read_value(bare(sides[0])).closed:
         sides = sides[::-1]  # `5 = x`
     names: list[str] = []

@@ -4,13 +4,13 @@ A box is `[x1, y1, x2, y2]`, `(x1,y1),(x2,y2)` as Qwen2-VL writes it, or the `bb
 object as Qwen2.5-VL does: left, top, right, bottom. It is read from the answer tag. The truth is
 the example's answer, in the same forms.
 
-Each reward comes three times, for the coordinates that a model answers in:
+Each reward has three variants, by the coordinates that a model answers in:
 
-- as it is: answer and truth have the same coordinates, whatever they are;
-- `..._qwen2_vl`: the answer has thousandths of the image's width and height (arXiv
-  2409.12191), the truth pixels of the image as it is stored;
-- `..._qwen2_5_vl`: the answer has pixels of the image as the model is shown it, resized (arXiv
-  2502.13923), the truth pixels of the image as it is stored.
+- no suffix: answer and truth have the same coordinates, whatever they are;
+- `..._qwen2_vl`: the answer is in thousandths of the image's width and height (arXiv
+  2409.12191), the truth in pixels of the stored image;
+- `..._qwen2_5_vl`: the answer is in pixels of the image after resizing for the model (arXiv
+  2502.13923), the truth in pixels of the stored image.
 
 The latter two need an example with one image.
 """
@@ -26,30 +26,30 @@ import numpy as np
 from othink_jax.rewards.functions import RewardExample
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
-Scale = tuple[float, float]  # that x and y of an answer are multiplied by
+Scale = tuple[float, float]  # factors for x and y of an answer
 _Scaling = Callable[[RewardExample], Scale]
 
-_THRESHOLDS = np.arange(10, 20) / 20  # of COCO: 0.5, 0.55, ..., 0.95
-LEAST_IOU = 0.5  # of a box that counts as the right one
-_RECALLS = np.arange(101) / 100  # of COCO, at which precision is read
+_THRESHOLDS = np.arange(10, 20) / 20  # COCO's IoU thresholds: 0.5, 0.55, ..., 0.95
+LEAST_IOU = 0.5  # IoU from which a box counts as right
+_RECALLS = np.arange(101) / 100  # COCO's recalls at which precision is read
 _N = r"\s*(-?\d{1,7}(?:\.\d{1,9})?)\s*"
 _BOX = re.compile(rf"[\[(]{_N},{_N}(?:[\])]\s*,\s*[\[(]|,){_N},{_N}[\])]")
 _POINT = re.compile(rf"[\[(]{_N},{_N}[\])]")
 
 
 def same(example: RewardExample) -> Scale:
-    """Of an answer in the truth's own coordinates."""
+    """Scale of an answer in the truth's own coordinates."""
     return 1.0, 1.0
 
 
 def thousandths(example: RewardExample) -> Scale:
-    """Of an answer in thousandths of the image."""
+    """Scale of an answer in thousandths of the image."""
     width, height = _only(example.image_sizes)
     return width / 1000, height / 1000
 
 
 def shown_pixels(example: RewardExample) -> Scale:
-    """Of an answer in pixels of the image as the model is shown it."""
+    """Scale of an answer in pixels of the image after resizing for the model."""
     width, height = _only(example.image_sizes)
     shown_width, shown_height = _only(example.shown_sizes)
     return width / shown_width, height / shown_height
@@ -62,7 +62,7 @@ def _only(sizes: tuple[tuple[int, int], ...]) -> tuple[int, int]:
 
 
 def box_iou(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes, from 0 to 1; 0 where a box has no area."""
+    """Intersection over union of two boxes, from 0 to 1; 0 if a box has no area."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     if width <= 0 or height <= 0:
@@ -74,8 +74,8 @@ def box_iou(a: Box, b: Box) -> float:
 def iou(text: str, example: RewardExample, scaling: _Scaling = same) -> float:
     """Intersection over union of the answer's box and the truth's, 0 to 1; 0 unless it is one box.
 
-    As VLM-R1's for referring expressions (arXiv 2504.07615), which takes the first of several
-    boxes.
+    VLM-R1's reward for referring expressions (arXiv 2504.07615), which however takes the first of
+    several boxes.
     """
     found = _BOX.findall(example.answer_in(text) or "")
     if len(found) != 1:
@@ -84,17 +84,17 @@ def iou(text: str, example: RewardExample, scaling: _Scaling = same) -> float:
 
 
 def box_accuracy(text: str, example: RewardExample, scaling: _Scaling = same) -> float:
-    """1.0 where the `iou` is at least 0.5, else 0.0: how grounding is scored (Acc@0.5).
+    """1.0 if the `iou` is at least 0.5, else 0.0: the metric of grounding (Acc@0.5).
 
-    VLM-R1's evaluation (arXiv 2504.07615) wants more than 0.5.
+    VLM-R1's evaluation (arXiv 2504.07615) requires more than 0.5.
     """
     return float(iou(text, example, scaling) >= LEAST_IOU)
 
 
 def box_verdict(answer: str | None, truth: str) -> bool | None:
-    """Whether an answer is one box with an IoU of at least 0.5 with the truth's; as they are.
+    """Whether an answer is one box with an IoU of at least 0.5 with the truth's, without scaling.
 
-    None where the truth holds no box, or several.
+    None if the truth holds no box, or several.
     """
     found, true = (_BOX.findall(text or "") for text in (answer, truth))
     if len(true) != 1:
@@ -105,9 +105,9 @@ def box_verdict(answer: str | None, truth: str) -> bool | None:
 
 
 def point_in_box(text: str, example: RewardExample, scaling: _Scaling = same) -> float:
-    """1.0 where the answer is one point and lies in the truth's box or on its edge, else 0.0.
+    """1.0 if the answer is one point that lies in the truth's box or on its edge, else 0.0.
 
-    As GUI grounding is scored (SeeClick, arXiv 2401.10935).
+    The metric of GUI grounding (SeeClick, arXiv 2401.10935).
     """
     answer = example.answer_in(text) or ""
     found = _POINT.findall(answer)
@@ -121,11 +121,11 @@ def point_in_box(text: str, example: RewardExample, scaling: _Scaling = same) ->
 def box_map(text: str, example: RewardExample, scaling: _Scaling = same) -> float:
     """Mean average precision of the answer's boxes, 0 to 1, over labels and COCO's thresholds.
 
-    Average precision is COCO's (arXiv 1405.0312): boxes count in the order of the answer, the most
-    certain first; precision is read at 101 recalls, at IoU 0.5 to 0.95. Boxes are those of a JSON
-    list of objects with `bbox_2d` and `label`; anything else is read as boxes without a label. A
-    label of the answer that the truth has not counts as 0, where COCO leaves it out. Where there is
-    nothing to be found, an empty answer is 1.
+    Average precision is COCO's (arXiv 1405.0312): boxes rank in the order of the answer, the most
+    confident first; precision is read at 101 recalls, at IoU 0.5 to 0.95. Boxes come from a JSON
+    list of objects with `bbox_2d` and `label`; any other text is read as boxes without a label. A
+    label of the answer that the truth lacks counts as 0; COCO leaves it out. If the truth holds no
+    box, an answer without boxes scores 1.
     """
     answer = example.answer_in(text)
     if answer is None:
@@ -146,7 +146,7 @@ def _average_precision(found: list[Box], truth: list[Box]) -> float:
 
 
 def _at_threshold(overlaps: np.ndarray, threshold: float) -> float:
-    """Average precision at one threshold; overlaps: IoU of each found box and each true one."""
+    """Average precision at one threshold; `overlaps`: IoU of each found box and each true one."""
     free = np.ones(overlaps.shape[1], bool)
     right = np.zeros(len(overlaps), bool)
     for number, row in enumerate(overlaps):
@@ -172,7 +172,7 @@ def _scaled(numbers: Any, scale: Scale) -> Box:
 
 
 def _labelled(text: str, scale: Scale) -> Mapping[str, list[Box]]:
-    """Boxes by their labels; without a label, by an empty one."""
+    """Boxes by label; a missing label is empty."""
     found: dict[str, list[Box]] = {}
     for label, numbers in _of_json(text) or [("", numbers) for numbers in _BOX.findall(text)]:
         found.setdefault(label, []).append(_scaled(numbers, scale))
@@ -180,7 +180,7 @@ def _labelled(text: str, scale: Scale) -> Mapping[str, list[Box]]:
 
 
 def _of_json(text: str) -> list[tuple[str, list[float]]]:
-    """Labels and numbers of a JSON list of objects, or of one; empty where it is none."""
+    """Labels and boxes of a JSON object or list of objects; empty if the text is neither."""
     fenced = re.fullmatch(r"\s*```(?:json)?(.*)```\s*", text, re.DOTALL)
     try:
         rows = json.loads(fenced[1] if fenced else text)

@@ -1,4 +1,4 @@
-"""The reward functions that are known by name, beside what graders measure."""
+"""Built-in reward functions by name, beside the rewards that graders measure."""
 
 from collections.abc import Mapping
 
@@ -10,5 +10,5 @@ REWARDS: Mapping[str, RewardFunction] = {**TEXT_REWARDS, **BOX_REWARDS}
 
 
 def load(path: str) -> Reward:
-    """The function of this name or at this path; raises as `functions.load_reward` does."""
+    """Load the function of this name or at this path; raises as `functions.load_reward` does."""
     return load_reward(path, REWARDS)

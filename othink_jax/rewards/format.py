@@ -1,4 +1,4 @@
-r"""How an answer is marked in a completion: by tags, or by a regular expression."""
+r"""Answer formats: tags or a regular expression that mark the answer of a completion."""
 
 import dataclasses
 import functools
@@ -12,19 +12,19 @@ _TAG = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 
 @dataclasses.dataclass(frozen=True)
 class AnswerFormat:
-    r"""Where the final answer of a completion stands, and which completions have the right form.
+    r"""Location of the final answer in a completion, and the required form of completions.
 
-    By tags, time is linear in the text. A regular expression can take any time, so `GradingPool`
-    asks it in a process that can be killed.
+    Tags take time linear in the text. A regular expression can take any time, so `GradingPool` runs
+    it in a process that can be killed.
 
     Raises:
-      ValueError: the tag is no name of one, or the expression does not compile or has not exactly
-        one group.
+      ValueError: the tag is not a valid name, or the expression does not compile or does not have
+        exactly one group.
     """
 
-    tag: str = ANSWER_TAG  # an answer is `<TAG>...</TAG>`, behind `<think>...</think>`
-    # Or it is the one group of this expression, where that is found last; the tag does not count
-    # then, and the form is right wherever it is found
+    tag: str = ANSWER_TAG  # an answer is `<TAG>...</TAG>`, after `<think>...</think>`
+    # Alternative to the tag: the answer is the one group of this expression in its last match; any
+    # completion with a match has the right form
     pattern: str | None = None
 
     def __post_init__(self) -> None:
@@ -53,7 +53,7 @@ class AnswerFormat:
         return self.pattern is None
 
     def extract(self, text: str) -> str | None:
-        """The answer of a completion, stripped; None where there is none."""
+        """The answer of a completion, stripped; None if there is none."""
         if self.pattern is None:
             return extract_answer(text, self.tag)
         found = None
@@ -62,23 +62,23 @@ class AnswerFormat:
         return None if found is None or found[1] is None else found[1].strip()
 
     def reward(self, text: str) -> float:
-        """1.0 where a completion has the right form, else 0.0; see `format_reward`."""
+        """1.0 if a completion has the right form, else 0.0; see `format_reward`."""
         if self.pattern is None:
             return format_reward(text, self.tag)
         return float(self.extract(text) is not None)
 
     def written(self, solution: str) -> str:
-        """A solution whose answer stands in `<answer>` tags, with it in this format's tags.
+        """A solution with its `<answer>` tags replaced by this format's tags.
 
         Raises:
-          ValueError: the format is a regular expression, of which nothing says how it is written.
+          ValueError: the format is a regular expression, which does not say how to write an answer.
         """
         if self.pattern is not None:
             raise ValueError("--answer-pattern does not say how an answer is written")
         return retagged(solution, ANSWER_TAG, self.tag)
 
     def in_usual_tags(self, solution: str) -> str:
-        """The inverse of `written`; what has no answer in this format's tags stays as it is."""
+        """The inverse of `written`; a solution without this format's tags is unchanged."""
         return solution if self.pattern is not None else retagged(solution, self.tag, ANSWER_TAG)
 
 
@@ -90,7 +90,7 @@ ANSWER_TAGS = AnswerFormat()  # R1-V's
 def format_reward(text: str, tag: str = ANSWER_TAG) -> float:
     r"""1.0 if the whole text is one think block and one answer block, else 0.0 (no unit).
 
-    White space may stand around and between the blocks, and either may be empty. Each tag must
+    White space is allowed around and between the blocks, and either may be empty. Each tag must
     occur exactly once, so that a completion cannot offer several answers.
 
     R1-V matches the whole text with `<think>.*?</think>\s*<answer>.*?</answer>`. It differs in two
@@ -98,7 +98,7 @@ def format_reward(text: str, tag: str = ANSWER_TAG) -> float:
 
     Args:
       text: the whole completion.
-      tag: of the answer.
+      tag: name of the answer's tag.
     """
     text = text.strip()
     tags = ("<think>", "</think>", f"<{tag}>", f"</{tag}>")
@@ -106,6 +106,6 @@ def format_reward(text: str, tag: str = ANSWER_TAG) -> float:
         return 0.0
     if not (text.startswith("<think>") and text.endswith(f"</{tag}>")):
         return 0.0
-    # Searched for, not matched by a pattern: time stays linear in the text, whatever it holds.
+    # Search, no pattern: time stays linear in the text, whatever it holds.
     between = text[text.index("</think>") + len("</think>") :]
     return float(between.lstrip().startswith(f"<{tag}>"))

@@ -1,8 +1,8 @@
-"""Rewards as functions: of a completion's text and the example that it answers, to a number.
+"""Reward functions, from a completion's text and the example that it answers to a number.
 
-A function of one's own is named by where it stands, `package.module:function` or
-`file.py:function`, and loaded there by every process that calls it. It is never pickled, and keeps
-nothing from call to call that others could see: calls are spread over worker processes.
+A user's function is named by its location, `package.module:function` or `file.py:function`, and
+every process that calls it loads it from there. It is never pickled. State that it keeps between
+calls is not shared, because calls are spread over worker processes.
 """
 
 import dataclasses
@@ -25,69 +25,70 @@ import numpy as np
 
 from othink_jax.rewards.format import ANSWER_TAGS, AnswerFormat
 
-# Measured of every completion, by the graders; see `verdict.Grade`.
+# Rewards that the graders measure for every completion; see `verdict.Grade`.
 GRADED = ("accuracy", "format")
 
-# Beyond it float32, which rewards are added up in, cannot tell close values apart.
+# Largest magnitude of a reward: rewards are summed in float32, which cannot tell close values apart
+# beyond it.
 _LARGEST = 1e6
 _LONGEST = 300  # characters of an error that are kept
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardExample:
-    """What a reward function knows of the example that a completion answers."""
+    """The example that a completion answers, as reward functions see it."""
 
     question: str
     answer: str  # the ground truth
-    solution: str | None = None  # what supervised fine-tuning learns; None where it is not known
-    # Every further column of the row by its name, as far as something stands there that is plain
-    # data: truth values, finite numbers, texts, and lists and dicts of these and of None
+    solution: str | None = None  # target of supervised fine-tuning; None if unknown
+    # Further columns of the row by name, those that hold plain data other than None: booleans,
+    # finite numbers, texts, and lists and dicts of these and of None
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     image_sizes: tuple[tuple[int, int], ...] = ()  # width and height of each image, pixels
-    shown_sizes: tuple[tuple[int, int], ...] = ()  # the same as the model is shown them, resized
+    shown_sizes: tuple[tuple[int, int], ...] = ()  # the same after resizing for the model
     answer_format: AnswerFormat = ANSWER_TAGS  # how the answer of a completion is marked
 
     def answer_in(self, text: str) -> str | None:
-        """The answer of a completion, stripped; None where it has none."""
+        """The answer of a completion, stripped; None if it has none."""
         return self.answer_format.extract(text)
 
 
-# Of a stored prediction, beside its question and its truth.
+# Fields of it that a stored prediction has beside the question and the ground truth.
 EXAMPLE_FIELDS = ("solution", "columns", "image_sizes", "shown_sizes")
-ANSWER_FORMAT = "answer_format"  # the same, where it is not `ANSWER_TAGS`
+ANSWER_FORMAT = "answer_format"  # a further field, if it is not `ANSWER_TAGS`
 
 RewardFunction = Callable[[str, RewardExample], float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Reward:
-    """A reward function, loaded."""
+    """A loaded reward function."""
 
-    name: str  # of the function, for people and metrics
-    path: str  # what it was loaded by
+    name: str  # of the function, for messages and metrics
+    path: str  # the path or built-in name it was loaded by
     function: RewardFunction
-    maximum: float  # its full value: what it says by its attribute `maximum`, or 1
-    source: str  # digest of the file that it stands in
+    maximum: float  # its full value: its attribute `maximum`, or 1
+    source: str  # SHA-256 of its source file
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What functions say of one completion."""
+    """Values of reward functions for one completion."""
 
-    values: Mapping[str, float]  # by name of the function; 0 where it failed
-    errors: Mapping[str, str]  # why, by name of each function that failed
+    values: Mapping[str, float]  # by name of the function; 0 if it failed
+    errors: Mapping[str, str]  # the reason, by name of each function that failed
 
 
 def reward_name(path: str) -> str:
-    """The name of the function at a path; a built-in one's is the path itself."""
+    """The name of the function at a path; for a built-in one, the path itself."""
     return path.rpartition(":")[2]
 
 
 def load_reward(path: str, known: Mapping[str, RewardFunction]) -> Reward:
-    """The function at `package.module:function` or `file.py:function`, or a built-in one by name.
+    """Load `package.module:function`, `file.py:function`, or a built-in function by its name.
 
     Args:
-      path: relative to the working directory, where it is a file; a module may stand there too.
+      path: a file is relative to the working directory, where a module may lie too.
       known: the built-in functions.
 
     Raises:
@@ -107,7 +108,7 @@ def load_reward(path: str, known: Mapping[str, RewardFunction]) -> Reward:
         module = _from_file(place) if place.endswith(".py") else _from_path(place)
     except FileNotFoundError as error:
         raise ValueError(f"--reward {path}: there is no file {place}") from error
-    except (Exception, SystemExit) as error:  # whatever a stranger's module comes up with
+    except (Exception, SystemExit) as error:  # a user's module can raise anything
         raise ValueError(f"--reward {path} cannot be imported: {last_line(error)}") from error
     try:
         function = operator.attrgetter(name)(module)
@@ -117,7 +118,7 @@ def load_reward(path: str, known: Mapping[str, RewardFunction]) -> Reward:
 
 
 def _checked(path: str, name: str, function: Any) -> Reward:
-    # Of an object that can be called, no source tells whether it has changed.
+    # A callable object has no source that would tell whether it has changed.
     if not inspect.isfunction(function):
         raise ValueError(f"--reward {path} is no function but {type(function).__name__}")
     try:
@@ -140,16 +141,16 @@ def _checked(path: str, name: str, function: Any) -> Reward:
 
 
 def _from_file(place: str) -> ModuleType:
-    """Its folder can be imported from, as that of a script, but hides nothing that is installed."""
+    """Import a file; its folder is importable, as a script's, but shadows nothing installed."""
     file = Path(place).resolve()
-    # Of the content, so that it is the same wherever the file lies, and hides no other module.
+    # A name from the content is the same wherever the file lies, and shadows no other module.
     name = f"{file.stem}_{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
     loaded = sys.modules.get(name)
     if loaded is not None and loaded.__file__ == str(file):
         return loaded
     _add_to_path(str(file.parent))
     spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None  # of any file that ends in .py
+    assert spec is not None  # never for a file that ends in .py
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where dataclasses and pickle look
@@ -172,7 +173,7 @@ def _add_to_path(folder: str) -> None:
 
 
 def why_all_failed(reward: Reward, scores: Sequence[Scores]) -> str | None:
-    """Why a function failed on every one of these completions; None if it did not."""
+    """The reason if a function failed on all of these completions, else None."""
     errors = [score.errors.get(reward.name) for score in scores]
     return errors[-1] if errors and all(errors) else None
 
@@ -186,7 +187,7 @@ def last_line(error: BaseException) -> str:
 
 
 def call_reward(reward: Reward, text: str, example: RewardExample) -> float:
-    """The value of a function for one completion: a number, or a truth value as 0 or 1.
+    """The value of a function for one completion: a number, or a bool as 0 or 1.
 
     Raises:
       TypeError: it is neither.

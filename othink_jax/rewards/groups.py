@@ -10,7 +10,7 @@ _MATRIX = re.compile(
 
 
 def cut(text: str, separator: re.Pattern[str]) -> list[str]:
-    """The text cut where the separator stands outside of all brackets."""
+    """Split the text at separators outside all brackets."""
     parts, depth, start, seen = [], 0, 0, 0
     for match in separator.finditer(text):
         between = text[seen : match.start()]
@@ -23,7 +23,7 @@ def cut(text: str, separator: re.Pattern[str]) -> list[str]:
 
 
 def list_parts(text: str) -> list[str]:
-    """The text cut at commas that stand outside of all brackets."""
+    """Split the text at commas outside all brackets."""
     return cut(text, _COMMA)
 
 
@@ -40,9 +40,9 @@ def is_one_group(text: str, brackets: str = "()") -> bool:
 
 
 def ungrouped(text: str) -> str:
-    """The text without round brackets around the whole of it.
+    """The text without round brackets around all of it.
 
-    A group with a comma is a point or a vector, whose numbers have an order; it stays.
+    A group with a comma keeps its brackets: it is a point or a vector, whose numbers are ordered.
     """
     while is_one_group(text) and len(list_parts(text[1:-1])) == 1:
         text = text[1:-1].strip()
@@ -50,7 +50,7 @@ def ungrouped(text: str) -> str:
 
 
 def coordinates(value: str) -> list[str] | None:
-    """The parts of `(a, b, ...)` or `[a, b, ...]`, in one spelling; None for anything else."""
+    """The parts of `(a, b, ...)` or `[a, b, ...]` in canonical spelling; otherwise None."""
     if not (is_one_group(value) or is_one_group(value, "[]")):
         return None
     parts = list_parts(value[1:-1])
@@ -58,9 +58,9 @@ def coordinates(value: str) -> list[str] | None:
 
 
 def matrix(value: str) -> list[list[str]] | None:
-    r"""Rows of entries of a LaTeX matrix, whatever its brackets; None for anything else.
+    r"""Rows of entries of a LaTeX matrix with any brackets; None for anything else.
 
-    A determinant (`vmatrix`) is a number and no matrix.
+    A determinant (`vmatrix`) is a number, not a matrix.
     """
     found = _MATRIX.fullmatch(value)
     if found is None or r"\begin" in found[2]:

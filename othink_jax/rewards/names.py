@@ -1,7 +1,7 @@
-r"""What an answer may say around its value: a name before `=`, or the words of a sentence.
+r"""Text around the value of an answer: a name before `=`, or the words of a sentence.
 
-Only what is listed here may be left out. Words can turn a value around (`not 4`, `half of 4`,
-`4 dozen`), so an unknown word is never skipped.
+Only the words listed here are skipped. Words can change a value (`not 4`, `half of 4`, `4 dozen`),
+so an unknown word is never skipped.
 """
 
 import re
@@ -12,7 +12,7 @@ _COUNTED = (
 )
 NUMBER_WORDS = {word: str(number) for number, word in enumerate(_COUNTED.split())}
 
-# Words that say nothing which other words could contradict.
+# Neutral words: no other word can contradict them.
 _NEUTRAL_WORDS = (
     "the a an of so thus hence therefore then this that it here there in is are answer result"
     " solution value measure measurement size degree degrees final correct total number count"
@@ -55,7 +55,7 @@ _POINTS = re.compile(r"([∠△]?)([A-Z]{2,3})")
 
 
 def stated(text: str) -> str:
-    """A sentence with its verb as `=`: `The angle is 65°` becomes `The angle = 65°`."""
+    """A sentence with `=` for its verb: `The angle is 65°` becomes `The angle = 65°`."""
     label = _LABEL.match(text)
     # `Answer: 5`; a letter alone is a choice.
     if label and len(label[1]) > 1 and all(w.lower() in _NEUTRAL for w in label[1].split()):
@@ -64,21 +64,21 @@ def stated(text: str) -> str:
 
 
 def bare(side: str) -> str:
-    """One side of an equality without what says nothing: `exactly 5 red cubes` is `5`."""
+    """One side of an equality without filler words: `exactly 5 red cubes` becomes `5`."""
     return _THINGS.sub(r"\1", _ADVERB.sub("", side.strip()))
 
 
 def name_of(side: str) -> str | None:
-    r"""What a name names, in one spelling: `∠ABC` of `the size of \angle CBA`.
+    r"""Canonical name of a quantity: `∠ABC` for `the size of \angle CBA`.
 
-    Empty if it is neutral (`the answer`); None if the text is no name.
+    Empty if the name is neutral (`the answer`); None if the text is not a name.
     """
     words = [word.rstrip(",") for word in _FUNCTION.sub(r"\1", side).split()]
-    if len(words) == 1 and _SYMBOL.fullmatch(words[0]):  # `a`, no article
+    if len(words) == 1 and _SYMBOL.fullmatch(words[0]):  # `a` alone is a symbol, no article
         return _one_name(words[0])
     known = {word for word in words if word.lower() in _NEUTRAL}
     symbols = [word for word in words if word not in known and word.lower() not in _QUANTITIES]
-    # Two symbols side by side are a product, and `a` beside one is no article.
+    # Two adjacent symbols are a product, and `a` beside a symbol is no article.
     if (
         len(symbols) > 1
         or (symbols and known & {"a", "A"})
@@ -96,7 +96,7 @@ def _one_name(symbol: str) -> str:
 
 
 def unordered(kind: str, points: str) -> str:
-    """The points of a segment, an angle or a triangle in one order, as far as it means nothing."""
+    """Points of a segment, angle or triangle, in canonical order if the order has no meaning."""
     if kind == "△":
         return "".join(sorted(points))
     return min(points, points[::-1]) if kind == "∠" or len(points) == 2 else points

@@ -1,9 +1,9 @@
-"""Grading many completions that a model wrote, within a limit of time and memory for each.
+"""Grading of many model completions, with a limit of time and memory for each.
 
 Most verdicts need no algebra and are given at once in the calling process. The rest go to worker
-processes, for a model can write expressions that no grader finishes: towers of powers, roots nested
-a thousand times. A worker that exceeds its time is killed and replaced. Reward functions always run
-in workers, for nobody knows what they do.
+processes, because a model can write expressions that no grader finishes: towers of powers, roots
+nested a thousand times. A worker that exceeds its time is killed and replaced. Reward functions
+always run in workers, because they can do anything.
 """
 
 import concurrent.futures
@@ -32,13 +32,13 @@ from othink_jax.rewards.worker import is_ready, prepare_worker, score
 
 
 class GradingPool:
-    """Grades completions, in worker processes where it must; a context manager.
+    """Grades completions, in worker processes if needed; a context manager.
 
-    Workers start when they are first needed, and stop when the context is left. Any thread may call
-    `grade_all`, several at a time too.
+    Workers start when they are first needed, and stop when the context exits. Several threads may
+    call `grade_all` at the same time.
 
-    As with all of multiprocessing, a script that uses a pool guards its entry point by
-    `if __name__ == "__main__":`, for workers are spawned: a fork of a process that runs JAX's
+    As always with multiprocessing, a script that uses a pool must guard its entry point by
+    `if __name__ == "__main__":`. Workers are spawned, because a fork of a process that runs JAX's
     threads can deadlock.
     """
 
@@ -59,7 +59,7 @@ class GradingPool:
           task: see `grade`.
           timeout_s: wall-clock limit for one completion in a worker, by one grader or function,
             seconds.
-          workers: processes at most.
+          workers: largest number of worker processes.
           rewards: functions that `score_all` calls. Workers load them by their paths.
           answers: how answers are marked.
 
@@ -102,14 +102,14 @@ class GradingPool:
           golds: as many ground truths.
 
         Returns:
-          Grades in the order of the texts. What cannot be graded in time or memory, or crashes its
-          worker, has accuracy 0 and is marked `ungradable`. It comes within
-          ceil(n / workers) * (timeout_s + the start of a worker, some seconds), where n counts the
-          texts that need algebra: a batch that hangs as a whole takes that long, and none longer.
+          Grades in the order of the texts. A text that exceeds time or memory, or crashes its
+          worker, has accuracy 0 and is marked `ungradable`. The call takes at most
+          ceil(n / workers) * (timeout_s + the start of a worker, some seconds), where n is the
+          number of texts that need algebra; it takes that long if all of them hang.
 
         Raises:
           ValueError: the lengths differ.
-          RuntimeError: no worker can be started, or one is needed after the context was left.
+          RuntimeError: no worker can be started, or one is needed after the context exited.
         """
         pairs = list(zip(texts, golds, strict=True))
         if not self._answers.linear:
@@ -133,22 +133,22 @@ class GradingPool:
         ]
 
     def extract_all(self, texts: Sequence[str]) -> list[str | None]:
-        """The final answer of each completion; None where there is none, or it takes too long."""
+        """The final answer of each completion; None if there is none or extraction fails."""
         if self._answers.linear:
             return [self._answers.extract(text) for text in texts]
         made = self._run(self._answers.extract, [(text,) for text in texts])
         return [None if isinstance(one, _Failure) else one for one in made]
 
     def score_all(self, texts: Sequence[str], examples: Sequence[RewardExample]) -> list[Scores]:
-        """What the pool's reward functions say of each completion.
+        """Scores of each completion by the pool's reward functions.
 
         Args:
           texts: whole completions.
-          examples: that they answer, as many.
+          examples: the examples that they answer, as many.
 
         Returns:
-          Scores in the order of the texts. A function that raises, whose value is no finite number,
-          or that exceeds its time or memory, scores 0; the reason stands in `errors`.
+          Scores in the order of the texts. A function scores 0 if it raises, its value is not a
+          finite number, or it exceeds its time or memory; `errors` holds the reason.
 
         Raises:
           ValueError: the lengths differ.
@@ -160,7 +160,7 @@ class GradingPool:
         return [self._scores(made[i * count : (i + 1) * count]) for i in range(len(pairs))]
 
     def _scores(self, results: Sequence["tuple[float, str] | _Failure"]) -> Scores:
-        """Of one completion: a result of each function."""
+        """Scores of one completion from the results of all functions."""
         values, errors = {}, {}
         for reward, result in zip(self._rewards, results, strict=True):
             value, error = (0.0, result.reason) if isinstance(result, _Failure) else result
@@ -170,7 +170,7 @@ class GradingPool:
         return Scores(values, errors)
 
     def _run(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """What a function returns in the workers for each task's arguments, or a `_Failure`."""
+        """Call a function in the workers once per task; each result may be a `_Failure`."""
         if not tasks:
             return []
         workers = self._live_pool()
@@ -186,7 +186,7 @@ class GradingPool:
             # tasks with it. Alone, a task can only harm itself.
             results += [self._run_alone(function, task) for task in tasks[len(results) :]]
         finally:
-            # After Ctrl-C, leave nothing in the queue for a caller who goes on with this pool.
+            # After Ctrl-C, leave nothing in the queue for a caller that keeps using this pool.
             for future in futures:
                 future.cancel()
         return results
@@ -203,18 +203,18 @@ class GradingPool:
     ) -> pebble.ProcessFuture:
         try:
             return workers.schedule(function, args=task, timeout=self._timeout_s)
-        except RuntimeError as error:  # what pebble raises on a pool that is no longer active
+        except RuntimeError as error:  # pebble raises it if the pool is no longer active
             raise _PoolBroke from error
 
     def _wait(self, workers: pebble.ProcessPool, future: pebble.ProcessFuture) -> Any:
-        """Result of a task, or the `_Failure` that it ended in."""
-        # A pool that breaks forgets the tasks it has not yet handed out: their futures never end.
+        """Result of a task, or a `_Failure`."""
+        # A pool that breaks drops the tasks it has not yet handed out: their futures never finish.
         while not future.done():
             if not workers.active:
                 raise _PoolBroke
             concurrent.futures.wait([future], timeout=0.5)
-        # Asked for, not raised: math-verify's TimeoutException is a BaseException, and a SystemExit
-        # or KeyboardInterrupt out of a worker would end the training run.
+        # Do not let `result()` raise it: math-verify's TimeoutException is a BaseException, and a
+        # SystemExit or KeyboardInterrupt from a worker would end the training run.
         try:
             error = future.exception()
         except concurrent.futures.CancelledError as cancelled:
@@ -230,7 +230,7 @@ class GradingPool:
     def _live_pool(self) -> pebble.ProcessPool:
         """The pool of workers, started if there is none or if it broke."""
         with self._lock:
-            # Another thread may still be grading: nobody would stop workers that it starts now.
+            # Another thread may still be grading; nothing would stop workers that it starts now.
             if self._left:
                 raise RuntimeError("the grading pool was left; grade inside its `with` block")
             if self._pool is None or not self._pool.active:
@@ -261,11 +261,11 @@ class GradingPool:
 
 
 class _PoolBroke(Exception):
-    """A pool of workers has ended; tasks that it still held have no result."""
+    """The pool of workers has ended; its pending tasks have no result."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Failure:
-    """Why a task has no result."""
+    """Stands for a task without a result."""
 
     reason: str

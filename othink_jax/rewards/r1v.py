@@ -1,4 +1,4 @@
-"""R1-V's published verdicts, quirks included, so that published numbers can be compared with.
+"""R1-V's published verdicts, quirks included, for comparison with published numbers.
 
 Do not train or judge by these alone. Counting takes the first tag that holds nothing but digits, so
 a second answer goes unnoticed. Geometry parses the whole completion instead of its answer: a number
@@ -6,7 +6,7 @@ in the reasoning can win over the one in the tag, ground truths with a root or p
 becomes 8) or do not parse at all, and the two sides of the comparison are swapped.
 
 These are the verdicts of its evaluation. Its training reward differs: it grades counting as
-geometry is graded here, and takes equal texts for right where algebra says no.
+geometry is graded here, and accepts equal texts even if algebra says no.
 
 The verdicts on geometry are those of the installed math-verify; R1-V did not pin its version.
 """
@@ -15,7 +15,7 @@ import re
 
 _COUNT = re.compile(r"<answer>\s*(\d+)\s*</answer>")
 _INTEGER = re.compile(r"\s*[+-]?\d+\s*")
-# Python refuses to convert longer ones, and no count has so many digits.
+# Python refuses to convert longer integers, and no count has that many digits.
 _MAX_DIGITS = 4000
 
 
@@ -35,9 +35,9 @@ def geometry_verdict(text: str, gold: str) -> bool:
     """
     from math_verify import parse, verify
 
-    # No time limit of math-verify's own: see strict.symbolic_verdict. Where R1-V's ran out, its
-    # verdict was 0, as that of a killed worker is.
+    # Not math-verify's own time limit: see `symbols._equal`. If R1-V's limit ran out, its verdict
+    # was 0, like that of a killed worker.
     answer = parse(text, parsing_timeout=None)
     truth = parse(gold, parsing_timeout=None)
-    # The answer in the place of the gold: R1-V's order, and the comparison is not symmetric.
+    # The answer in the place of the gold: this is R1-V's order, and verify is not symmetric.
     return bool(verify(answer, truth, timeout_seconds=None))

@@ -1,4 +1,4 @@
-"""Grading stored predictions again."""
+"""Regrading of stored predictions."""
 
 import dataclasses
 import json
@@ -33,11 +33,11 @@ class _Row:
     line: int  # of the file, from 1
     text: str  # the completion
     gold: str
-    example: RewardExample | None  # None where the question could not be asked
-    answers: AnswerFormat  # as it says
+    example: RewardExample | None  # None if the question could not be asked
+    answers: AnswerFormat  # as stored in the row
 
     def marked(self, answers: AnswerFormat) -> "_Row":
-        """The same with its answer marked otherwise."""
+        """The same row with another answer format."""
         if self.example is None:
             return self
         example = dataclasses.replace(self.example, answer_format=answers)
@@ -55,28 +55,28 @@ def regrade(
     """Grade the predictions of a JSONL file.
 
     Args:
-      path: one JSON object a line, with the texts `question` and `model_output`, and
+      path: one JSON object per line, with the texts `question` and `model_output`, and
         `ground_truth`, a text or a number. Other keys are allowed; blank lines are skipped. A
         question that `othink-jax evaluate` could not read counts as answered wrongly, as there.
-        Reward functions find the other keys as columns of the example; of a file of `evaluate`,
-        its own columns and the sizes of its images.
+        Reward functions see the other keys as columns of the example. For a file of `evaluate`,
+        they see the example's own columns and the sizes of its images.
       task: see `grade`.
       grader: `strict`, or `r1v` for R1-V's published verdicts.
       weights: of rewards by name or path, see `load`; None for no rewards.
-      answers: how answers are marked; if not given as the rows say, in `<answer>` tags where they
-        do not.
+      answers: how answers are marked; None takes it from the rows, which default to `<answer>`
+        tags.
 
     Returns:
-      `accuracy` in [0, 1], `n` rows, how many of them were `ungradable`, and their lines
-        (`ungradable_lines`, from 1). With weights also `rewards`, see `measured`.
+      `accuracy` in [0, 1], the number `n` of rows, the number `ungradable` among them, and their
+      lines (`ungradable_lines`, from 1). With weights also `rewards`, see `measured`.
 
     Raises:
-      ValueError: the file cannot be read, a row is not as described (with its line number), there
-        is none, rows say different things of how answers are marked, R1-V's grader lacks the task
-        or the tags, or a reward function cannot be loaded or fails on every row.
+      ValueError: the file cannot be read or has no row, a row is not as described (with its line
+        number), rows differ in how answers are marked, R1-V's grader lacks the task or the tags, or
+        a reward function cannot be loaded or fails on every row.
     """
     rewards = [load(name) for name in weights or () if name not in GRADED]
-    # One in a bucket is a path of its own kind already.
+    # A path in a bucket already is a path object, of its own type.
     rows = list(_rows(path if isinstance(path, PurePath) else Path(path)))
     if not rows:
         raise ValueError(f"{path}: the file holds no predictions")
@@ -101,7 +101,7 @@ def score_asked(
     rewards: Sequence[Reward],
     answers: Sequence[tuple[str, RewardExample | None]],
 ) -> list[Scores]:
-    """Values of a pool's functions for answers to a test; 0 where there is no example.
+    """Scores of a pool's functions for the answers of a test; 0 for an answer without example.
 
     Raises:
       ValueError: a function fails on every answer.
@@ -153,7 +153,7 @@ def _row(number: int, line: bytes) -> _Row:
 
 
 def _marks(row: Mapping[str, Any]) -> AnswerFormat:
-    """How the answer of a row of `othink-jax evaluate` is marked."""
+    """Answer format of a row of `othink-jax evaluate`."""
     stored = row.get(ANSWER_FORMAT)
     if stored is None:
         return ANSWER_TAGS
@@ -164,7 +164,7 @@ def _marks(row: Mapping[str, Any]) -> AnswerFormat:
 
 
 def _format_of(rows: Sequence[_Row], path: str | PathLike[str]) -> AnswerFormat:
-    """That of all rows."""
+    """The answer format of all rows."""
     for row in rows:
         if row.answers != rows[0].answers:
             raise ValueError(
@@ -175,7 +175,7 @@ def _format_of(rows: Sequence[_Row], path: str | PathLike[str]) -> AnswerFormat:
 
 
 def _example(row: Mapping[str, Any], gold: str) -> RewardExample:
-    """What reward functions are told: of a file of `othink-jax evaluate`, what it told them."""
+    """The example for reward functions; for a file of `othink-jax evaluate`, as it had it."""
     stored = {name: row[name] for name in EXAMPLE_FIELDS if name in row}
     if len(stored) == len(EXAMPLE_FIELDS) and isinstance(stored["columns"], dict):
         for name in ("image_sizes", "shown_sizes"):

@@ -1,4 +1,4 @@
-"""How precise a decimal must be to stand for a number that has no short one."""
+"""Precision at which a decimal may stand for a number without a short decimal."""
 
 import math
 from fractions import Fraction
@@ -8,10 +8,10 @@ _LEAST_DIGITS = 4
 
 
 def rounds_to(decimal: Fraction, exact: Fraction) -> bool:
-    """Whether a number is a decimal at the precision of answers.
+    """Whether `exact` rounds to `decimal` at the precision of answers.
 
-    That is six decimals, and four significant digits where a number below 0.001 needs more of them
-    for these: 0.0000 is no small number.
+    The precision is six decimals. A number below 0.001 gets as many more as four significant digits
+    need: 0.0000 does not stand for a small number.
     """
     if not exact:
         return not decimal

@@ -1,6 +1,6 @@
-r"""One spelling of an answer: typographic and LaTeX variants become the same text.
+r"""Canonical spelling of an answer: typographic and LaTeX variants become the same text.
 
-Applied twice, it changes nothing more: parts of an answer are read again by themselves.
+It is idempotent, because parts of an answer are read again by themselves.
 """
 
 import re
@@ -59,7 +59,7 @@ _SAME_SPELLING: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"^\*\*|\*\*$", ""),
         (r"\s*\*\*\s*(?:\(([^()]*)\)|([+-]?(?:\d+|[A-Za-z])))", r"^{\1\2}"),  # `x**2`
         (r"\*", r"\\cdot "),
-        # A backslash behind another one belongs to the end of a row of a matrix.
+        # A backslash after another one belongs to the end of a matrix row.
         (r"(?<!\\)(?:\{,\}|,\\!|\\,(?=\d{3}))", ","),
         (r"\\\$\s*(\d[\d.,]*(?<=\d))", r"\1 dollars"),
         (r"([€£¥])\s*(\d[\d.,]*(?<=\d))", r"\2 \1"),
@@ -75,7 +75,7 @@ _SAME_SPELLING: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\%", "%"),
         (r"\^?\s*\{?\s*\\(?:circ|degree)(?![A-Za-z])\s*\}?", "°"),
         (r"\^\s*\(([^()]*)\)", r"^{\1}"),
-        (r"\^\s*([+-]?\d+(?:\.\d+)?)", r"^{\1}"),  # `2^10` is no 2^1 times 0
+        (r"\^\s*([+-]?\d+(?:\.\d+)?)", r"^{\1}"),  # `2^10` is not 2^1 times 0
         (r"\\approx(?![A-Za-z])", "≈"),
         (r"<=|\\le(?![A-Za-z])", r"\\leq "),
         (r">=|\\ge(?![A-Za-z])", r"\\geq "),
@@ -93,7 +93,7 @@ _SAME_SPELLING: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 
 
 def one_spelling(text: str) -> str:
-    """The text in one spelling, without blanks and punctuation at its ends."""
+    """The text in canonical spelling, without blanks around it and punctuation at its end."""
     text = _RAISED.sub(lambda run: f"^{{{run[0].translate(_SUPERSCRIPTS)}}}", text)
     text = _LOWERED.sub(lambda run: f"_{{{run[0].translate(_SUBSCRIPTS)}}}", text)
     text = text.translate(_SAME_CHARACTER)

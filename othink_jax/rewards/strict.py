@@ -1,18 +1,18 @@
 """The strict grader: only the answer tag counts, and its value must equal the ground truth.
 
 Two numbers are equal if they are the same, or if exactly one of them is a decimal and the other
-rounds to it (see `rounds_to`: 0.333333 is 1/3 and 0.33 is not). A unit may be left out; one that
+rounds to it (see `rounds_to`: 0.333333 is 1/3 and 0.33 is not). A unit may be left out; a unit that
 contradicts the ground truth's is wrong, and none is converted. A percentage equals its hundredth;
-where only the ground truth bears the sign, the bare figure is right too. The numbers of a point, a
+if only the ground truth bears the sign, the bare figure is right too. The numbers of a point, a
 vector or a matrix are compared in their order, each by these rules.
 
-A name before a value may be left out, and one that contradicts the ground truth's is wrong. In a
+A name before a value may be left out; a name that contradicts the ground truth's is wrong. In a
 chain of equalities every value must equal the ground truth: `5 = 4` answers neither. An equation
-answers only an equation, and must be the same one up to its sides, terms moved and a factor other
-than zero. Where the truth is `x = 10`, `2x = 10` is wrong, and so is `2x = 20`: the truth names a
-value, and who has solved for it can state it.
+answers only an equation, and must be the same one up to swapped sides, moved terms and a nonzero
+factor. If the truth is `x = 10`, `2x = 10` is wrong, and so is `2x = 20`: the truth names a value,
+and an answer must state it.
 
-Where it is not sure, the verdict is wrong. The table of kinds is in this directory's README.md.
+In case of doubt, the verdict is wrong. The table of kinds is in this directory's README.md.
 """
 
 import itertools
@@ -33,17 +33,17 @@ Algebra = Callable[[Answer, Answer], bool | None]
 
 
 def quick_verdict(text: str, gold: str, answers: AnswerFormat = ANSWER_TAGS) -> bool | None:
-    """Verdict on a completion where it takes no symbolic algebra; None where that must be asked.
+    """Verdict on a completion without symbolic algebra; None if algebra is needed.
 
-    Never raises, and takes time linear in the text where the format does.
+    Never raises, and takes time linear in the text if the format does.
     """
     return _verdict(answers.extract(text), gold, lambda answer, truth: None)
 
 
 def symbolic_verdict(text: str, gold: str, answers: AnswerFormat = ANSWER_TAGS) -> bool | None:
-    """Verdict by symbolic algebra, for what `quick_verdict` leaves open.
+    """Verdict by symbolic algebra on a completion that `quick_verdict` leaves open.
 
-    None if the ground truth is too long to be one, or no mathematics.
+    None if the ground truth is too long to be one, or does not parse as mathematics.
 
     It may take any time and memory, so call it in a process that can be killed.
     """
@@ -51,7 +51,7 @@ def symbolic_verdict(text: str, gold: str, answers: AnswerFormat = ANSWER_TAGS) 
 
 
 def _verdict(content: str | None, gold: str, algebra: Algebra) -> bool | None:
-    """On the content of an answer; None stands for no answer."""
+    """Verdict on the content of an answer; a `content` of None stands for no answer."""
     if content is None or not gold.strip():
         return False
     if content == gold.strip():
@@ -83,10 +83,10 @@ def _equal(answer: Answer, truth: Answer, algebra: Algebra) -> bool | None:
 
 
 def _equal_systems(answer: Answer, truth: Answer, algebra: Algebra) -> bool | None:
-    """Several equations are compared in the order of their names."""
+    """Compare systems of equations in the order of their names."""
     if answer.value == truth.value:
         return True
-    if answer.alternatives or truth.alternatives:  # they have no order, and none is made up here
+    if answer.alternatives or truth.alternatives:  # alternatives have no order
         return False
     if answer.system and truth.system:
         given, wanted = sorted(answer.system), sorted(truth.system)
@@ -128,7 +128,7 @@ def _equal_values(answer: Answer, truth: Answer, algebra: Algebra) -> bool | Non
     if answer.value == truth.value:
         return True
     if truth.arithmetic:
-        # Whatever else stands in the answer, a letter or a second number, it is not that value.
+        # An answer that holds anything else, a letter or a second number, is not that value.
         return algebra(answer, truth) if answer.arithmetic else False
     if not any(c.isdecimal() for c in truth.value):
         # A ground truth without a digit is a word: nothing to compute.
@@ -151,9 +151,9 @@ def _has_words(value: str) -> bool:
 
 
 def _in_order(value: str, wanted: str) -> list[tuple[str, str]] | None:
-    """What to compare with what if either is a point, `(3, 4)` or `[3, 4]`, or a matrix; else None.
+    """Pairs of parts to compare if either is a point, `(3, 4)` or `[3, 4]`, or a matrix; else None.
 
-    A list without brackets stands for either kind of point.
+    A list without brackets matches either kind of point.
     """
     rows, right_rows = matrix(value), matrix(wanted)
     if rows or right_rows:
@@ -187,7 +187,7 @@ def _same(answer: Answer, truth: Answer, value: Fraction) -> bool:
     assert answer.number is not None
     if answer.number == value:
         return True
-    # Two decimals are compared as they stand; only a decimal of a fraction can have been rounded.
+    # Two decimals are compared exactly; only a decimal for a fraction may be rounded.
     if answer.decimal == truth.decimal:
         return False
     decimal, exact = (answer.number, value) if answer.decimal else (value, answer.number)

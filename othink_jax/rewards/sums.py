@@ -1,4 +1,4 @@
-"""The reward of a completion as a weighted sum of grades and of values of functions."""
+"""Rewards of completions as weighted sums of grades and of values of reward functions."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,12 +13,12 @@ from othink_jax.rewards.verdict import Grade
 def parts(
     names: Iterable[str], grades: Sequence[Grade], scores: Sequence[Scores]
 ) -> dict[str, Float[np.ndarray, " N"]]:
-    """What rewards are made of, by name; float32[N] each.
+    """Terms of the rewards by name; float32[N] each.
 
     Args:
-      names: `accuracy`, `format`, and names of functions.
+      names: `accuracy`, `format`, and names of reward functions.
       grades: of N completions.
-      scores: of the same.
+      scores: of the same completions.
     """
     return {
         name: np.array(
@@ -34,7 +34,7 @@ def parts(
 def weighted(
     weights: Iterable[float], values: Mapping[str, Float[np.ndarray, " N"]]
 ) -> Float[np.ndarray, " N"]:
-    """The sum of values, each times its weight, in their order; float32[N]."""
+    """The weighted sum of values, float32[N]; `weights` are in the order of `values`."""
     terms = [
         np.float32(weight) * each for weight, each in zip(weights, values.values(), strict=True)
     ]
@@ -47,7 +47,7 @@ def measured(
     grades: Sequence[Grade],
     scores: Sequence[Scores],
 ) -> dict[str, dict[str, Any]]:
-    """What a weighted sum is made of over many completions, and `total`, the sum itself.
+    """Terms of the weighted sum over many completions, and `total`, the sum itself.
 
     Args:
       weights: by name or path, as given.
@@ -55,8 +55,8 @@ def measured(
       grades, scores: of the completions.
 
     Returns:
-      Of each by name: `values` (a list of N floats), `maximum` (the full value) and `failed` (how
-      many values are 0 because there is none).
+      Per name: `values` (a list of N floats), `maximum` (the full value) and `failed` (the number
+      of values that are 0 because a function failed).
     """
     names = [reward_name(path) for path in weights]
     found = parts(names, grades, scores)

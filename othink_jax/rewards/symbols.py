@@ -1,4 +1,4 @@
-"""Comparing by symbolic algebra. It may take any time and memory: the grading pool limits both."""
+"""Comparison by symbolic algebra, in any time and memory: the grading pool limits both."""
 
 import dataclasses
 import re
@@ -9,21 +9,21 @@ from othink_jax.rewards.answers import Answer
 from othink_jax.rewards.names import unordered
 from othink_jax.rewards.rounding import rounds_to
 
-# `3/2√3` reads from left to right; math-verify would put the root under the bar.
+# `3/2√3` reads from left to right; math-verify would put the root into the denominator.
 _FACTOR = re.compile(r"(?<![\d.^)}/])(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)(?=\\sqrt|\\pi|\()")
 _PRODUCT = re.compile(r"(?<=\d)\((?!\\cdot)")  # `2(\frac{1}{2})` is no mixed number
 _MIXED = re.compile(r"(?<=\d)\\frac\{(\d+)\}\{(\d+)\}")
-_TOWER = re.compile(r"\^\{[^{}]*\}\^")  # read from either end
+_TOWER = re.compile(r"\^\{[^{}]*\}\^")  # ambiguous: it can be read from either end
 _DECIMAL = re.compile(r"(\d*)\.(\d+)|(\d+)\.")
-# Points side by side are one thing and no product; a subscript and a command stay as they are.
-# math-verify takes a capital letter for the small one, so it gets another name here.
+# Adjacent points are one symbol, not a product; a subscript and a command stay as they are.
+# math-verify reads a capital letter as lower case, so it gets another name here.
 _POINTS = re.compile(r"_\{[^{}]*\}|\\[A-Za-z]+|([∠△])((?:[A-Z]'*){1,3}|\d)|([A-Z]+)(?![A-Z_'])")
-_DIGITS = 60  # of numeric values
+_DIGITS = 60  # precision of numeric values
 _SAME = 40  # digits that two values must share before a proof of equality is tried
 
 
 def equal_by_algebra(answer: Answer, truth: Answer) -> bool | None:
-    """Whether the values, or the equations, are equal; None if the truth is no mathematics."""
+    """Whether values or equations are equal; None if the truth does not parse as mathematics."""
     if truth.equation:
         return _equal_equations(answer.equation, truth.equation)
     wanted, given = _parse(truth.value), _parse(answer.value)
@@ -56,8 +56,8 @@ def _equal(given: Any, wanted: Any, *, decimal: bool, wanted_decimal: bool) -> b
                 return False
             left.remove(same[0])
         return not left
-    # No time limit of math-verify's own: it sets signal.alarm, which raises outside the main
-    # thread, cancels the caller's alarm, and cannot interrupt one long operation on large integers.
+    # Not math-verify's own time limit: it sets signal.alarm, which raises outside the main thread,
+    # cancels the caller's alarm, and cannot interrupt one long operation on large integers.
     return bool(verify(wanted, given, numeric_precision=400, timeout_seconds=None))
 
 
@@ -71,13 +71,13 @@ def _equal_expressions(given: Any, wanted: Any, decimal: bool, wanted_decimal: b
     if given.free_symbols or wanted.free_symbols:
         distance = sympy.expand(given - wanted)
         symbols = distance.free_symbols
-        # Simplifying the whole of a polynomial is slow.
+        # Simplifying a whole polynomial is slow.
         polynomial = symbols and distance.is_polynomial(*symbols)
         parts = sympy.Poly(distance, *symbols).coeffs() if polynomial else [distance]
         return all(sympy.simplify(part) == 0 for part in parts)
-    # Two rationals that are the same are so literally.
+    # Equal rationals have compared equal above.
     equal = not (given.is_Rational and wanted.is_Rational) and _same_constant(given, wanted)
-    # A decimal of an irrational number, or of a fraction, can have been rounded.
+    # A decimal for an irrational number or a fraction may be rounded.
     rounded = decimal and bool(given.is_Rational)
     wanted_rounded = wanted_decimal and bool(wanted.is_Rational)
     if equal or rounded == wanted_rounded:
@@ -137,14 +137,14 @@ def _difference(sides: tuple[str, ...]) -> Any:
 
 
 def _parse(value: str) -> Any:
-    """SymPy expression, set or relation; None where the value is no mathematics.
+    """SymPy expression, set or relation; None if the value does not parse as mathematics.
 
-    Decimals are read as the fractions they are, so that nothing is rounded on the way.
+    Decimals are read as exact fractions, so that nothing is rounded.
     """
     from math_verify import LatexExtractionConfig, parse
 
     config = LatexExtractionConfig()
-    # Units are read before; math-verify would take the letters of `2ab` for one, and drop them.
+    # Units are already removed; math-verify would read the letters of `2ab` as one and drop them.
     normal = dataclasses.replace(config.normalization_config, units=False)
 
     opened, closed = (sum(value.count(bracket) for bracket in side) for side in ("([{", ")]}"))
@@ -171,7 +171,7 @@ def _improper(fraction: re.Match[str]) -> str:
 def _fraction(decimal: re.Match[str]) -> str:
     if decimal[3]:
         return decimal[3]
-    # No `\frac`: behind a digit, `2(\frac{1}{2})` would be read as a mixed number.
+    # No `\frac`: after a digit, `2(\frac{1}{2})` would be read as a mixed number.
     return rf"({int(decimal[1] + decimal[2])}\cdot 10^{{-{len(decimal[2])}}})"
 
 

@@ -10,15 +10,15 @@ from othink_jax.rewards.functions import RewardExample
 _CHOICE = re.compile(r"(?:\(([A-Za-z])\)[.:]?|([A-Za-z])(?:[.:)]|$))\s*(.*)", re.DOTALL)
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d{1,15})(?:\.\d{1,15})?|[-+]?\.\d{1,15}")
 _LONG = 1000  # characters that cost a whole point
-_WORDS = 3  # of a run of words that is looked for again
+_WORDS = 3  # words of an n-gram of `repetition`
 
 
 def choice(text: str, example: RewardExample) -> float:
-    """1.0 where the answer names the right choice by its letter or its text, else 0.0.
+    """1.0 if the answer names the right choice by its letter or its text, else 0.0.
 
-    Texts are those of the column `choices` or `options`: a list, or a dict by letters. Without such
-    a column, letters are compared with letters and texts with texts. An answer whose letter and
-    text are of two choices is wrong. Case and white space do not count.
+    The column `choices` or `options` holds the texts: a list, or a dict by letters. Without such a
+    column, letters are compared with letters and texts with texts. An answer is wrong if its letter
+    and its text belong to different choices. Case and white space do not count.
     """
     given = example.answer_in(text)
     options = _options(example.columns)
@@ -29,7 +29,7 @@ def choice(text: str, example: RewardExample) -> float:
 
 
 def _options(columns: Mapping[str, Any]) -> dict[str, str]:
-    """Texts by capital letters; empty where no column has them."""
+    """Texts of the choices by capital letter; empty if no column has them."""
     held = columns.get("choices", columns.get("options"))
     if held is None:
         return {}
@@ -43,7 +43,7 @@ def _options(columns: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _chosen(text: str, options: Mapping[str, str]) -> str | None:
-    """Letter of the choice that a text names, or the text where there are no letters; or None."""
+    """Letter of the choice that a text names, or the text if there are no letters; else None."""
     for letter, option in options.items():
         if _plain(text) == option:
             return letter
@@ -62,11 +62,11 @@ def _plain(text: str) -> str:
 
 
 def anls(text: str, example: RewardExample) -> float:
-    """Similarity of the answer to the truth, 1 - edits / length, and 0 below one half; 0 to 1.
+    """Similarity of the answer to the truth, 1 - edits / length, and 0 up to one half; 0 to 1.
 
-    The metric of scene-text and document questions (arXiv 1905.13648, Eq. 1): edits are
-    Levenshtein's, the length that of the longer text, case and white space do not count. Truths are
-    those of the column `answers`, a list, the nearest of which counts; else the example's answer.
+    The metric of scene-text and document question answering (arXiv 1905.13648, Eq. 1): Levenshtein
+    distance over the length of the longer text. Case and white space do not count. If the column
+    `answers` holds a list of truths, the nearest counts; else the example's answer is the truth.
     """
     given = example.answer_in(text)
     if given is None:
@@ -79,7 +79,7 @@ def anls(text: str, example: RewardExample) -> float:
 
 def _similarity(a: str, b: str) -> float:
     longest = max(len(a), len(b))
-    # Whatever else they hold, so many characters have to be added.
+    # The distance is at least the difference of the lengths.
     if 2 * abs(len(a) - len(b)) >= longest > 0:
         return 0.0
     similar = 1 - _edits(a, b) / max(longest, 1)
@@ -87,7 +87,7 @@ def _similarity(a: str, b: str) -> float:
 
 
 def _edits(a: str, b: str) -> int:
-    """Levenshtein's distance: characters to insert, delete or replace."""
+    """Levenshtein distance: characters to insert, delete or replace."""
     before = list(range(len(b) + 1))
     for i, x in enumerate(a, start=1):
         row = [i]
@@ -98,10 +98,10 @@ def _edits(a: str, b: str) -> int:
 
 
 def relaxed_accuracy(text: str, example: RewardExample) -> float:
-    """1.0 where a number lies within 5% of the truth, or a text is the truth's, else 0.0.
+    """1.0 if a number lies within 5% of the truth, or a text equals the truth, else 0.0.
 
-    As charts are asked about (ChartQA, arXiv 2203.10244). A percentage is its number divided by
-    100; only 0 is within 5% of 0.
+    The metric of chart question answering (ChartQA, arXiv 2203.10244). A percentage counts as its
+    number divided by 100; only 0 is within 5% of 0.
     """
     given = example.answer_in(text)
     if given is None:
@@ -109,7 +109,7 @@ def relaxed_accuracy(text: str, example: RewardExample) -> float:
     number, truth = _number(given), _number(example.answer)
     if number is None or truth is None:
         return float(_plain(given) == _plain(example.answer))
-    # A little more: what is 5% in decimals can be further in binary.
+    # A small tolerance: exactly 5% in decimal can be more in binary.
     return float(abs(number - truth) <= 0.05 * abs(truth) * (1 + 1e-9))
 
 
@@ -123,18 +123,18 @@ def _number(text: str) -> float | None:
 
 
 def length(text: str, example: RewardExample) -> float:
-    """A penalty for long texts: -1 for a thousand characters or more, in proportion below; -1 to 0.
+    """A penalty for long texts: -1 for a thousand characters or more, proportional below; -1 to 0.
 
-    Of tokens near their limit, `--overlong-cache` is the penalty.
+    For a penalty on token counts near their limit, use `--overlong-cache`.
     """
     return -min(1.0, len(text) / _LONG)
 
 
 def repetition(text: str, example: RewardExample) -> float:
-    """A penalty for repetitive texts: minus the share of runs of three words seen before; -1 to 0.
+    """A penalty for repetitive texts: minus the share of repeated word trigrams; -1 to 0.
 
-    As the n-gram penalty of arXiv 2502.03373, over the whole text; words stand between
-    white space, and case does not count.
+    The n-gram penalty of arXiv 2502.03373 over the whole text. Words are split at white space; case
+    does not count.
     """
     words = text.lower().split()
     runs = [tuple(words[i : i + _WORDS]) for i in range(len(words) - _WORDS + 1)]

@@ -1,4 +1,4 @@
-"""One value: a number, a short expression, a group; with its unit."""
+"""Parsing of one value, a number, a short expression or a group, with its unit."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ _UNITS = {
     "euro": "euro euros €",
     "£": "£ pounds-sterling",
     "yuan": "yuan rmb ¥ 元",
-    # These say nothing that another unit could contradict.
+    # Neutral words: no other unit can contradict them.
     "": "unit units object objects item items thing things",
 }
 _UNIT_OF = {
@@ -52,7 +52,7 @@ _RATIONAL = re.compile(
     rf"([+-]?){_NUMBER}(?:/{_NUMBER})?|([+-]?)\\frac\{{{_NUMBER}\}}\{{{_NUMBER}\}}", re.ASCII
 )
 _SCIENTIFIC = re.compile(rf"([+-]?)(?:{_NUMBER}\\cdot)?10\^\{{([+-]?\d{{1,3}})\}}", re.ASCII)
-# The argument of a factorial is short, for a few characters must not ask for a million digits.
+# The argument of a factorial is short: a few characters must not ask for a million digits.
 _ARITHMETIC = re.compile(
     r"(?:(?<![\d.])\d{1,4}!(?!!)|[0-9.+\-/^(){}\[\]]|\\(?:frac|sqrt|pi|cdot)(?![A-Za-z]))*",
     re.ASCII,
@@ -65,11 +65,11 @@ _DEGREES_MULTIPLIED = re.compile(r"°[^+-]*°|°\s*[\d.]")
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """A value, read."""
+    """A parsed value."""
 
-    text: str  # without its unit, in one spelling; may be empty
+    text: str  # without its unit, in canonical spelling; may be empty
     unit: str  # canonical unit with its power (`cm^2`), or empty
-    number: Fraction | None  # exact value where `text` is a plain number or fraction
+    number: Fraction | None  # exact value if `text` is a plain number or fraction
     decimal: bool  # written with a decimal point, so it may be rounded
 
     @property
@@ -79,7 +79,7 @@ class Value:
 
     @property
     def closed(self) -> bool:
-        """Whether a value stands there and no letter: a number, a point, a list, a matrix."""
+        """Whether it is a value without letters or relations: a number, point, list or matrix."""
         rest = _COMMANDS.sub("", self.text)
         return _has_number(self.text) and re.search(r"[^\W\d_]|[<>=]", rest) is None
 
@@ -94,7 +94,7 @@ def is_arithmetic(text: str) -> bool:
 
 
 def read_value(text: str) -> Value:
-    """Read a value that is in one spelling (see `spelling`). Never raises."""
+    """Parse a value in canonical spelling (see `spelling`). Never raises."""
     value, unit = _split_unit(text)
     if "°" in value and not _DEGREES_MULTIPLIED.search(text):  # `180°-50°`, `180°/2`
         value, unit = value.replace("°", ""), "°"
@@ -113,8 +113,8 @@ def _split_unit(text: str) -> tuple[str, str]:
     if match is None or match.start() == 0:
         return text, ""
     value = text[: match.start()]
-    # A unit follows a finished number, or a word of its own (`three units`): `1/2m` has one, the
-    # last letter of `atom` and of `\frac{1}{m}` is none.
+    # A unit follows a complete number, or is a word of its own (`three units`): `1/2m` has a unit;
+    # the `m` of `atom` and of `\frac{1}{m}` is not one.
     if not (value[-1] in "0123456789.)}" or value.endswith(r"\pi") or text[len(value)].isspace()):
         return text, ""
     unit = _UNIT_OF[match["unit"].lower()]
@@ -123,7 +123,7 @@ def _split_unit(text: str) -> tuple[str, str]:
 
 
 def one_line(text: str) -> str:
-    """One spelling of a value: no spaces, no thousands separators, digits for number words."""
+    """Canonical spelling of a value: no spaces or thousands separators, digits for words."""
     text = NUMBER_WORDS.get(text.strip().lower(), text)
     text = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text).strip()
     if mixed := _MIXED.fullmatch(text):
@@ -138,7 +138,7 @@ def one_line(text: str) -> str:
 
 
 def _join(left: str, right: str) -> str:
-    """Close a gap, but keep `3 4` from becoming 34, and `\\pi r` from becoming a new command."""
+    """Join without a space, unless `3 4` would become 34 or `\\pi r` a new command."""
     two_numbers = left[-1:].isdigit() and right[0].isdigit()
     command = _COMMAND_AT_END.search(left) is not None and right[0].isalpha()
     return f"{left} {right}" if two_numbers or command else left + right

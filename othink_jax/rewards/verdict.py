@@ -1,4 +1,4 @@
-"""One verdict on one completion, by either grader, or by its box."""
+"""Verdicts on one completion, by either grader or by its box."""
 
 import dataclasses
 from typing import Literal
@@ -16,15 +16,15 @@ class Grade:
     """Verdict on a completion."""
 
     accuracy: float  # 1.0 if the answer is right, else 0.0
-    format: float  # 1.0 if the tags are as asked for, else 0.0
-    # true if time, memory or the grader gave out, or the gold cannot be read; accuracy is 0
+    format: float  # 1.0 if the completion has the required form, else 0.0
+    # true if time or memory ran out, the grader failed, or the gold cannot be read; accuracy is 0
     ungradable: bool = False
 
 
 def check_grader(grader: str, task: str | None, answers: AnswerFormat = ANSWER_TAGS) -> None:
-    """Raise ValueError unless the names are known and the grader can grade so.
+    """Raise ValueError unless the names are known and the grader supports task and format.
 
-    R1-V's needs a task, and reads `<answer>` tags alone.
+    R1-V's grader needs a task and reads only `<answer>` tags.
     """
     if grader not in ("strict", "r1v"):
         raise ValueError(f"grader must be strict or r1v, got {grader!r}")
@@ -41,7 +41,7 @@ def check_grader(grader: str, task: str | None, answers: AnswerFormat = ANSWER_T
 def quick_verdict(
     text: str, gold: str, grader: Grader, task: Task | None, answers: AnswerFormat = ANSWER_TAGS
 ) -> bool | None:
-    """Verdict where it takes no symbolic algebra, in linear time; None where it does."""
+    """Verdict without symbolic algebra, in linear time; None if algebra is needed."""
     if grader == "r1v":
         return None if task == "geometry" else r1v.counting_verdict(text, gold)
     if task == "grounding":
@@ -52,16 +52,16 @@ def quick_verdict(
 def symbolic_verdict(
     text: str, gold: str, grader: Grader, task: Task | None, answers: AnswerFormat = ANSWER_TAGS
 ) -> bool | None:
-    """Verdict by symbolic algebra; None if it gave up: no memory, or a gold that says nothing."""
+    """Verdict by symbolic algebra; None if it fails: out of memory, or an unreadable gold."""
     if task == "grounding":
-        return None  # what the quick verdict leaves open is a truth without one box
+        return None  # the quick verdict leaves open only a truth without exactly one box
     try:
         if grader == "r1v":
             return r1v.geometry_verdict(text, gold)
         return strict.symbolic_verdict(text, gold, answers)
     except Exception:
-        # Computer algebra can raise anything on what a model writes. No completion may end a
-        # training run, and none that failed goes unseen: it counts as ungradable.
+        # Computer algebra can raise anything on a model's text. No completion may end a training
+        # run, and no failure may go unseen: the completion counts as ungradable.
         return None
 
 
@@ -74,14 +74,14 @@ def grade(
 ) -> Grade:
     """Grade one completion in this process, without any limit on time or memory.
 
-    For many completions, or for such as a model wrote, use `GradingPool`.
+    For many completions, or completions of a model, use `GradingPool`.
 
     Args:
       text: the whole completion.
       gold: the ground truth.
       grader: `strict`, or `r1v` for R1-V's published verdicts.
-      task: which of R1-V's two rules it takes, which it must be told. The strict grader treats
-        both alike; of `grounding`, an answer is right if its box has an IoU of at least 0.5 with
+      task: selects one of R1-V's two rules; required for R1-V's grader. The strict grader treats
+        both alike. For `grounding`, an answer is right if its box has an IoU of at least 0.5 with
         the truth's, see `boxes.box_accuracy`.
       answers: how the answer is marked.
 

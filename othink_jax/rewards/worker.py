@@ -1,4 +1,4 @@
-"""What runs in the worker processes of a `GradingPool`."""
+"""Code that runs in the worker processes of a `GradingPool`."""
 
 import contextlib
 import functools
@@ -12,18 +12,18 @@ from othink_jax.rewards.builtin import load
 from othink_jax.rewards.functions import RewardExample, call_reward, last_line
 from othink_jax.rewards.verdict import symbolic_verdict
 
-# What a worker may allocate beyond what it has at its start; an ordinary answer takes some 10 MB.
+# Memory that a worker may allocate after its start; an ordinary answer takes some 10 MB.
 _HEADROOM_BYTES = 1 << 30
 
 
 def score(path: str, source: str, text: str, example: RewardExample) -> tuple[float, str]:
-    """The value of a function, and an empty text; or 0, and why there is no value."""
+    """The value of a function and an empty text, or 0 and the reason if it fails."""
     try:
         reward = _loaded(path)
         if reward.source != source:  # a worker may start long after the run
             raise RuntimeError("the source has changed since the run began")
         return call_reward(reward, text, example), ""
-    except BaseException as error:  # a SystemExit is the function's own, and ends no worker
+    except BaseException as error:  # not even the function's SystemExit ends the worker
         return 0.0, last_line(error)
 
 
@@ -31,16 +31,16 @@ _loaded = functools.cache(load)
 
 
 def is_ready() -> bool:
-    """What a worker that could start answers."""
+    """Probe of the pool: returns True in a worker that has started."""
     return True
 
 
 def prepare_worker(paths: Sequence[str]) -> None:
-    """Load grader and functions before any time is taken, then limit what may be allocated."""
+    """Load grader and reward functions before any timeout starts, then limit the memory."""
     import math_verify  # noqa: F401
 
     for path in paths:
-        with contextlib.suppress(BaseException):  # whoever calls the function is told
+        with contextlib.suppress(BaseException):  # reported when the function is called
             _loaded(path)
     # The default action ends a worker at once, even amid one long operation on large integers, when
     # no Python handler would run.
@@ -52,7 +52,7 @@ def prepare_worker(paths: Sequence[str]) -> None:
     if sys.platform == "linux":
         import resource
 
-        # Above what is mapped already: a script whose worker imports jax with it maps gigabytes.
+        # On top of what is mapped already: a worker whose script imports jax maps gigabytes.
         with open("/proc/self/statm") as statm:
             mapped = int(statm.read().split()[0]) * resource.getpagesize()
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]

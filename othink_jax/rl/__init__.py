@@ -1,9 +1,10 @@
-"""The pure functions of GRPO-D, Eq. 1 to 5 of OThink-MR1 (arXiv 2503.16081), and of its relatives.
+"""Pure functions of GRPO-D, Eq. 1 to 5 of OThink-MR1 (arXiv 2503.16081), and of its relatives.
 
-A loss is a reduction of an objective, which is a surrogate of a level of the ratio. Each of them is
-a function, so that own ones plug in; `OBJECTIVES` and `ADVANTAGES` name those that are here.
+A loss is a reduction of an objective. An objective is a surrogate of the importance ratio at some
+level. Each of them is a function, so that custom ones plug in; `OBJECTIVES` and `ADVANTAGES` name
+the ones defined here.
 
-Nothing here knows of models, prompts or runs: arrays in, arrays out, ready for other projects.
+Nothing here depends on models, prompts or runs: arrays in, arrays out, ready for other projects.
 Dimension letters: B prompts, G completions of a prompt, T completion tokens, R kinds of reward.
 """
 

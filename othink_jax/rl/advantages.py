@@ -1,11 +1,10 @@
-"""Rewards, and advantages of the completions of a prompt over each other (Eq. 1 and 2).
+"""Rewards, and advantages of a prompt's completions relative to each other (Eq. 1 and 2).
 
-Advantages are functions of rewards [B, G], of the G completions of each of B prompts, and of
-numbers, to [B, G]; a number out of range is a ValueError. A group whose rewards are all equal
-carries no signal and gets exact zeros, except where the whole batch is the baseline
-(`reinforce_pp_advantages`). What is normalised by the batch depends on all of its rewards: give it
-the whole batch, of all processes. A reward that is nan makes its group nan, or the batch that
-is normalised with it.
+An advantage function maps rewards [B, G], of G completions of each of B prompts, and
+hyperparameters to advantages [B, G]. A hyperparameter out of range raises ValueError. A group whose
+rewards are all equal carries no signal and gets exact zeros, unless the whole batch is the baseline
+(`reinforce_pp_advantages`). A function that normalises by the batch needs the whole batch, of all
+processes. A reward that is nan makes its group nan, or the batch that is normalised with it.
 """
 
 import math
@@ -30,9 +29,9 @@ def total_reward(
     """The reward of a completion, R = R_acc + alpha * R_format (Eq. 1 of OThink-MR1).
 
     Args:
-        accuracy: 1 where the answer is right, else 0.
-        format: 1 where reasoning and answer stand in their tags, else 0.
-        alpha: weight of the format reward.
+      accuracy: 1 where the answer is right, else 0.
+      format: 1 where reasoning and answer are in their tags, else 0.
+      alpha: weight of the format reward.
     """
     return jnp.asarray(accuracy) + alpha * jnp.asarray(format)
 
@@ -40,17 +39,17 @@ def total_reward(
 def soft_overlong_penalty(
     lengths: Int[Array | np.ndarray, "*d"], *, limit: int, cache: int
 ) -> Float[Array, "*d"]:
-    """A reward of long completions, to be added to theirs (DAPO, arXiv 2503.14476, Eq. 13).
+    """A penalty for long completions, to be added to their reward (DAPO, arXiv 2503.14476, Eq. 13).
 
-    0 up to limit - cache tokens, then falling in a straight line to -1 at `limit`, where it stays.
+    0 up to limit - cache tokens, then falling linearly to -1 at `limit`, where it stays.
 
     Args:
-        lengths: of completions, tokens.
-        limit: the length from which on the penalty is whole, tokens; L_max of the paper.
-        cache: the tokens over which it falls; L_cache of the paper.
+      lengths: lengths of completions, tokens.
+      limit: length at which the penalty reaches -1, tokens; L_max of the paper.
+      cache: number of tokens over which it falls; L_cache of the paper.
 
     Raises:
-        ValueError: not 0 < cache <= limit.
+      ValueError: not 0 < cache <= limit.
     """
     require(0 < cache <= limit, f"0 < cache <= limit must hold, got {cache} and {limit}")
     return jnp.clip((limit - cache - jnp.asarray(lengths)) / cache, -1.0, 0.0)
@@ -65,12 +64,12 @@ def group_advantages(
     A reward that is nan makes its whole group nan.
 
     Args:
-        rewards_BG: rewards of the G completions of each of B prompts.
-        ddof: the standard deviation divides by G - ddof; R1-V takes 1.
-        eps: added to the standard deviation. The equation has 0, R1-V 1e-4.
+      rewards_BG: rewards of the G completions of each of B prompts.
+      ddof: the standard deviation divides by G - ddof; R1-V takes 1.
+      eps: added to the standard deviation. The equation has 0, R1-V 1e-4.
 
     Raises:
-        ValueError: `eps` is negative, or a group is too small for `ddof`.
+      ValueError: `eps` is negative, or a group is too small for `ddof`.
     """
     rewards_BG = jnp.asarray(rewards_BG)
     group_size = rewards_BG.shape[-1]
@@ -87,7 +86,7 @@ def group_advantages(
 def mean_advantages(rewards_BG: Rewards) -> Float[Array, "B G"]:
     """r - mean of the group (Dr. GRPO, arXiv 2503.20783).
 
-    Not divided by the standard deviation, so that no question weighs more for being easy or hard.
+    Not divided by the standard deviation, so no question weighs more for being easy or hard.
     """
     return _centred(_grouped(rewards_BG))
 
@@ -95,10 +94,10 @@ def mean_advantages(rewards_BG: Rewards) -> Float[Array, "B G"]:
 def batch_advantages(rewards_BG: Rewards, *, eps: float = 1e-4) -> Float[Array, "B G"]:
     """(r - mean of the group) / (std of the batch's rewards + eps), with divisor B G - 1.
 
-    Of Lite PPO (arXiv 2508.08221); TRL's `scale_rewards="batch"`.
+    As in Lite PPO (arXiv 2508.08221); TRL's `scale_rewards="batch"`.
 
     Args:
-        eps: added to the standard deviation; TRL has 1e-4.
+      eps: added to the standard deviation; TRL has 1e-4.
     """
     rewards_BG = _grouped(rewards_BG)
     return _scaled(_centred(rewards_BG), rewards_BG.std(ddof=1), eps)
@@ -122,8 +121,8 @@ def reinforce_pp_advantages(rewards_BG: Rewards, *, eps: float = 1e-8) -> Float[
     the batch are the baseline. A batch without signal does.
 
     Args:
-        eps: added to the standard deviation, whose divisor is B G - 1. verl, which counts tokens
-            instead of completions, adds 1e-8 to the variance.
+      eps: added to the standard deviation, whose divisor is B G - 1. verl, which counts tokens
+        instead of completions, adds 1e-8 to the variance.
     """
     rewards_BG = jnp.asarray(rewards_BG)
     require(rewards_BG.size > 1, "a batch of one reward has nothing to be compared with")
@@ -139,31 +138,31 @@ def reinforce_pp_baseline_advantages(
     Their mean over the batch is zero, as it is over each group (arXiv 2501.03262).
 
     Args:
-        eps: added to the standard deviation, whose divisor is B G - 1.
+      eps: added to the standard deviation, whose divisor is B G - 1.
     """
     return _standardised(mean_advantages(rewards_BG), eps)
 
 
 def pass_at_k_advantages(rewards_BG: Rewards, *, k: int = 2) -> Float[Array, "B G"]:
-    """k times what a completion adds to the best reward of k, itself and k - 1 others of its group.
+    """k times the gain of a completion over the best reward of k - 1 others of its group.
 
-    max of the k minus max of the others, in the mean over all choices of the others: the
-    leave-one-out gradient of pass@k, or of the best of k if rewards are not 0 and 1 (arXiv
-    2503.19595 for k = G; arXiv 2505.15201 for k < G). Without bias: the mean over a group of
+    The gain is max of all k minus max of the others, averaged over all choices of the others. It is
+    the leave-one-out gradient of pass@k, or of the best of k if rewards are not 0 and 1 (arXiv
+    2503.19595 for k = G; arXiv 2505.15201 for k < G). It is unbiased: the mean over a group of
     advantage times gradient of the log-probability has the expectation of grad E[max of k].
 
-    With rewards r_(1) <= ... <= r_(G) in order, j - 1 of them below r_(j), it is
-    k sum_j C(j-1, k-2) / C(G-1, k-1) max(r - r_(j), 0). For k = G the best completion alone has
-    one, G times its lead; verl leaves out the G.
+    With sorted rewards r_(1) <= ... <= r_(G), j - 1 of them below r_(j), it is
+    k sum_j C(j-1, k-2) / C(G-1, k-1) max(r - r_(j), 0). For k = G only the best completion has an
+    advantage, G times its lead; verl leaves out the factor G.
 
     Args:
-        k: 2 to G. At k = 1 there are no others, and the best reward is the mean one.
+      k: from 2 to G. With k = 1 there are no others, and the best reward is the mean one.
     """
     rewards_BG = _grouped(rewards_BG)
     group_size = rewards_BG.shape[-1]
     require(2 <= k <= group_size, f"k must be in [2, {group_size}], the group's size, got {k}")
     choices = math.comb(group_size - 1, k - 1)
-    # The share of choices of k - 1 others whose best is the one with `below` others below it.
+    # Share of the choices of k - 1 others whose best one has `below` others below it.
     share = jnp.array([math.comb(below, k - 2) / choices for below in range(group_size)])
     lead = jnp.maximum(rewards_BG[..., :, None] - jnp.sort(rewards_BG)[..., None, :], 0.0)
     return k * (lead * share).sum(axis=-1)
@@ -182,8 +181,8 @@ def gdpo_advantages(
     `multi_objective_aggregation="normalize_then_sum"`.
 
     Args:
-        weights: one a reward.
-        eps: added to each standard deviation, whose divisors are G - 1 and B G - 1.
+      weights: one per kind of reward.
+      eps: added to each standard deviation, whose divisors are G - 1 and B G - 1.
     """
     kinds, prompts, group_size = rewards_RBG.shape
     require(len(weights) == kinds, f"{kinds} rewards need as many weights, got {len(weights)}")
@@ -206,8 +205,8 @@ ADVANTAGES: dict[str, Advantage] = {
 
 def without_signal(rewards_BG: Rewards) -> Bool[Array | np.ndarray, " B"]:
     """True for groups whose rewards are all equal: none of them is better than another."""
-    # Compared, not inferred from std = 0: the mean of three times 0.1 is not 0.1, and with a small
-    # eps the rounding error would be blown up into an advantage of order one.
+    # Compared, not inferred from std = 0: the mean of three times 0.1 is not 0.1, and a small eps
+    # would amplify the rounding error to an advantage of order one.
     return (rewards_BG == rewards_BG[:, :1]).all(axis=-1)
 
 
@@ -226,11 +225,11 @@ def _centred(rewards_BG: Float[Array, "B G"]) -> Float[Array, "B G"]:
 def _scaled(
     centred_BG: Float[Array, "B G"], std: Float[Array, ""], eps: float
 ) -> Float[Array, "B G"]:
-    """Divided by std + eps; what is zero stays so where both are."""
+    """Divide by std + eps; zeros stay zero, also if std and eps are zero."""
     require(eps >= 0, f"eps must be >= 0, got {eps}")
     return jnp.where(centred_BG == 0, 0.0, centred_BG / (std + eps))
 
 
 def _standardised(centred_BG: Float[Array, "B G"], eps: float) -> Float[Array, "B G"]:
-    """Divided by its std in the whole batch; its mean is zero by construction."""
+    """Divide by the std in the whole batch; the mean is zero by construction."""
     return _scaled(centred_BG, centred_BG.std(ddof=1), eps)

@@ -1,8 +1,8 @@
-"""Reductions of per-token values to one number, exact for batches that are cut.
+"""Reductions of per-token values to one number, exact for a batch in micro-batches or shards.
 
-The mean of pieces' means is that of the whole batch only where all pieces weigh the same. So a
-reduction gives numerator and denominator apart: both add up over pieces, devices and processes, and
-are divided once.
+The mean of the means of micro-batches is that of the whole batch only if all have the same weight.
+So a reduction returns numerator and denominator separately. Both are summed over micro-batches,
+devices and processes, then divided once.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,18 +16,18 @@ class Average(NamedTuple):
     """A mean as its numerator and denominator."""
 
     total: Float[Array, ""]
-    # Divisor of the total. It follows from masks alone, not from what a policy computes
+    # Divisor of the total. It depends on masks alone, not on what a policy computes
     divisor: Float[Array, ""] | float
 
     @property
     def value(self) -> Float[Array, ""]:
-        """The mean; zero, as its total is, where there is nothing to count."""
+        """The mean; zero if there is nothing to count, since the total is zero then."""
         if isinstance(self.divisor, int | float):
             return self.total / (self.divisor or 1)
         return self.total / jnp.where(self.divisor == 0, 1, self.divisor)
 
 
-# (values [*n, T], mask [*n, T], kept [*n] or None) -> the average of the sequences that are kept
+# (values [*n, T], mask [*n, T], kept [*n] or None) -> average over the sequences that are kept
 Reduction = Callable[..., Average]
 
 
@@ -36,9 +36,9 @@ def mean_over_sequences(
 ) -> Average:
     """Mean over the real tokens of each sequence, then over sequences: 1/n sum 1/|o| sum (Eq. 4).
 
-    An empty sequence (no true in its row) contributes zero and counts: the divisor stays n. One
-    that is not kept does not count. Values outside `mask` are ignored, nan included; their gradient
-    is zero.
+    An empty sequence (no true in its row) contributes zero and counts: the divisor stays n. A
+    sequence that is not kept does not count. Values outside `mask` are ignored, nan included; their
+    gradient is zero.
     """
     mask = _of_kept(mask, kept)
     lengths = jnp.maximum(mask.sum(axis=-1), 1)
@@ -64,13 +64,14 @@ def mean_over_length(
     *,
     length: int,
 ) -> Average:
-    """Sum over the real tokens of a sequence by a constant, then mean over sequences.
+    """Sum over the real tokens of a sequence, divided by a constant; then mean over sequences.
 
-    So no sequence's length scales its gradient (Dr. GRPO, arXiv 2503.20783, section 3.2).
+    The gradient of a sequence is thus not scaled by its length (Dr. GRPO, arXiv 2503.20783,
+    section 3.2).
 
     Args:
-        values, mask, kept: as of the others.
-        length: the constant, such as the length limit of a completion, tokens.
+      values, mask, kept: as for the other reductions.
+      length: the constant, such as the length limit of a completion, tokens.
     """
     total, sequences = sum_over_tokens(values, mask, kept)
     return Average(total, sequences * length)
@@ -81,7 +82,8 @@ def sum_over_tokens(
 ) -> Average:
     """Sum over the real tokens of a sequence, then mean over sequences.
 
-    So a sequence weighs as its log-probability does in REINFORCE (RLOO, arXiv 2402.14740).
+    Token terms add up as in the log-probability of a sequence, which REINFORCE takes (RLOO, arXiv
+    2402.14740).
     """
     mask = _of_kept(mask, kept)
     return Average(jnp.where(mask, values, 0.0).sum(), _sequences(mask, kept))

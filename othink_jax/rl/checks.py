@@ -1,4 +1,4 @@
-"""Checks of plain numbers, made while a function is traced."""
+"""Checks of Python numbers, made while a function is traced."""
 
 import math
 
@@ -10,12 +10,12 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_positive(**numbers: float) -> None:
-    """Raise a ValueError that names the number which is not > 0 and finite."""
+    """Raise a ValueError if a number is not > 0 and finite; the message names it."""
     for name, value in numbers.items():
         require(0 < value < math.inf, f"{name} must be > 0 and finite, got {value}")
 
 
 def require_not_negative(**numbers: float) -> None:
-    """Raise a ValueError that names the number which is not >= 0 and finite."""
+    """Raise a ValueError if a number is not >= 0 and finite; the message names it."""
     for name, value in numbers.items():
         require(0 <= value < math.inf, f"{name} must be >= 0 and finite, got {value}")

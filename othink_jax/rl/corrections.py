@@ -1,14 +1,14 @@
-"""Corrections for rollouts that another policy sampled, and masks of what to learn from.
+"""Off-policy corrections of rollouts, and masks that select what to learn from.
 
-Importance weights are functions of log weights [*n, T] in nats, which a level of the ratio makes:
+Importance weights are functions of log weights [*n, T] in nats, at one level of the ratio:
 
     log_weights = token_log_ratio(trainer_logp, sampler_logp, mask)        # a weight for each token
     log_weights = trajectory_log_ratio(trainer_logp, sampler_logp, mask)   # one for each sequence
     values = ppo(...) * truncated_weights(log_weights, mask, cap=2.0)
 
-where `trainer_logp` is what the trainer's model gives the tokens at the time of sampling, which is
-old_logp of the objective, and `sampler_logp` what the sampler's engine says. Weights and masks are
-constants: no gradient flows through them.
+`trainer_logp` holds the tokens' log-probabilities under the trainer's model at the time of
+sampling, the objective's old_logp. `sampler_logp` holds those that the sampler's engine reports.
+Weights and masks are constants: no gradient flows through them.
 """
 
 import math
@@ -30,7 +30,7 @@ from othink_jax.rl.ratios import (
 )
 
 # (logp, old_logp, sampler_logp, advantages, mask), all [*n, T] -> weights [*n, T] of an objective's
-# values; old_logp is what the trainer's model, sampler_logp what the sampler gave the tokens
+# values; old_logp is from the trainer's model, sampler_logp from the sampler
 Correction = Callable[..., Array]
 
 
@@ -42,7 +42,7 @@ def truncated_weights(
     The same as in TRL (`token_truncate`, `sequence_truncate`, cap 3) and verl (threshold 2).
 
     Raises:
-        ValueError: `cap` is not > 0 and finite.
+      ValueError: `cap` is not > 0 and finite.
     """
     require_positive(cap=cap)
     return jnp.where(mask, jnp.minimum(_weights(log_weights, mask), cap), 0.0)
@@ -56,11 +56,11 @@ def masked_weights(
     The same as in TRL (`token_mask`, `sequence_mask`) and verl (its IcePop threshold).
 
     Raises:
-        ValueError: not 0 <= low < high < inf.
+      ValueError: not 0 <= low < high < inf.
     """
     require(0 <= low < high < math.inf, f"0 <= low < high < inf must hold, got {low} and {high}")
     weights = _weights(log_weights, mask)
-    # By what lies outside, so that a weight that is nan stays one and is seen in the loss.
+    # Tested for lying outside, so that a weight that is nan stays nan and shows in the loss.
     outside = (weights < low) | (weights > high)
     return jnp.where(mask & ~outside, weights, 0.0)
 
@@ -73,21 +73,21 @@ def off_policy_sequence_mask(
     *,
     delta: float,
 ) -> Bool[Array, "*n"]:
-    """False for sequences to be left out: A < 0, and far from the policy (DeepSeek-V3.2, Eq. 9).
+    """False for sequences to leave out: A < 0, and far from the policy (DeepSeek-V3.2, Eq. 9).
 
-    Far is a mean of log pi_old - log pi over the real tokens that exceeds delta, nats per token
-    (arXiv 2512.02556). Empty sequences stay.
+    A sequence is far if the mean of log pi_old - log pi over its real tokens exceeds delta, nats
+    per token (arXiv 2512.02556). Empty sequences are kept.
 
     Args:
-        old_logp: nats, under the policy that sampled, the sampler's own where it is known.
-        delta: of the mean; TRL names 0.5.
+      old_logp: nats, under the policy that sampled; the sampler's own values if they are known.
+      delta: threshold of the mean; TRL names 0.5.
 
     Raises:
-        ValueError: `delta` is not > 0 and finite.
+      ValueError: `delta` is not > 0 and finite.
     """
     require_positive(delta=delta)
     chex.assert_shape(advantages, mask.shape[:-1])
-    # At each real token stands the sequence's mean; padding holds 0, which is never too far.
+    # Each real token holds the sequence's mean; padding holds 0, which never exceeds delta.
     distance = -sequence_log_ratio(jax.lax.stop_gradient(logp), old_logp, mask)
     return ~((advantages < 0) & (distance > delta).any(axis=-1))
 
@@ -98,14 +98,14 @@ def top_entropy_mask(
     """True for the real tokens whose entropy is among the highest `share` of all of them.
 
     "Beyond the 80/20 rule" (arXiv 2506.01939) trains on these alone. The threshold is the quantile
-    1 - share over the whole array, interpolated as TRL's is, and tokens at the threshold stay: so
-    give the whole batch, not a piece of it.
+    1 - share over the whole array, interpolated as in TRL; tokens at the threshold are kept. Pass
+    the whole batch, not a micro-batch.
 
     Args:
-        entropy: nats, of the policy's distribution at each token; any value outside `mask`.
+      entropy: nats, of the policy's distribution at each token; any value outside `mask`.
 
     Raises:
-        ValueError: `share` is outside (0, 1].
+      ValueError: `share` is outside (0, 1].
     """
     require(0 < share <= 1, f"share must be in (0, 1], got {share}")
     chex.assert_equal_shape([entropy, mask])
@@ -123,7 +123,7 @@ def token_truncate(
     *,
     cap: float = 2.0,
 ) -> Values:
-    """Truncated importance weights, one a token."""
+    """Truncated importance weights, one per token."""
     del logp, advantages
     return truncated_weights(token_log_ratio(old_logp, sampler_logp, mask), mask, cap=cap)
 
@@ -137,7 +137,7 @@ def sequence_truncate(
     *,
     cap: float = 2.0,
 ) -> Values:
-    """Truncated importance weights, one a sequence."""
+    """Truncated importance weights, one per sequence."""
     del logp, advantages
     return truncated_weights(trajectory_log_ratio(old_logp, sampler_logp, mask), mask, cap=cap)
 
@@ -152,7 +152,7 @@ def token_mask(
     low: float = 0.0,
     high: float = 2.0,
 ) -> Values:
-    """Importance weights, one a token; tokens whose weight is out of bounds are left out."""
+    """Importance weights, one per token; tokens whose weight is out of bounds are left out."""
     del logp, advantages
     log_weights = token_log_ratio(old_logp, sampler_logp, mask)
     return masked_weights(log_weights, mask, low=low, high=high)
@@ -168,7 +168,7 @@ def sequence_mask(
     low: float = 0.0,
     high: float = 2.0,
 ) -> Values:
-    """Importance weights, one a sequence; sequences whose weight is out of bounds are left out."""
+    """Importance weights, one per sequence; leaves out sequences whose weight is out of bounds."""
     del logp, advantages
     log_weights = trajectory_log_ratio(old_logp, sampler_logp, mask)
     return masked_weights(log_weights, mask, low=low, high=high)
@@ -183,9 +183,9 @@ def off_policy_sequences(
     *,
     delta: float = 0.5,
 ) -> Values:
-    """Sequences with A < 0 that are far from the policy are left out (DeepSeek-V3.2, Eq. 9)."""
+    """Leaves out sequences with A < 0 that are far from the policy (DeepSeek-V3.2, Eq. 9)."""
     del old_logp
-    # The first token's: padding follows it, and in an empty sequence there is nothing to leave out.
+    # The first token's: padding is on the right, and an empty sequence has nothing to leave out.
     of_sequence = advantages[..., 0]
     kept = off_policy_sequence_mask(logp, sampler_logp, of_sequence, mask, delta=delta)
     return jnp.where(mask & kept[..., None], 1.0, 0.0)

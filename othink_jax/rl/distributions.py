@@ -1,6 +1,6 @@
 """Entropy and exact divergences of next-token distributions, as sums over the vocabulary.
 
-Each is given by its terms, elementwise, so that a vocabulary in pieces is summed piece by piece.
+Each is defined by its elementwise terms, so that a sharded vocabulary is summed shard by shard.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ DivergenceTerms = Callable[[Array, Array], Array]
 
 
 def entropy_terms(logp: Float[Array, "*d"]) -> Float[Array, "*d"]:
-    """-p log p: what one token of the vocabulary adds to the entropy, nats. Zero where p is."""
+    """-p log p: the term of one vocabulary token in the entropy, nats. Zero where p is zero."""
     return -_weighted(logp, logp)
 
 
@@ -23,26 +23,26 @@ def token_entropy(logp: Float[Array, "*d V"]) -> Float[Array, "*d"]:
 
 
 def reverse_kl_terms(logp: Float[Array, "*d"], ref_logp: Float[Array, "*d"]) -> Float[Array, "*d"]:
-    """KL(pi || pi_ref) over the whole vocabulary: p (log p - log p_ref), nats. Zero where p is.
+    """Terms p (log p - log p_ref) of KL(pi || pi_ref) over the vocabulary, nats. 0 where p is 0.
 
-    No sampling noise: the value is what `kl_k1`, `kl_k2` and `kl_k3` estimate, and the gradient is
-    its own. It is the divergence of each token's distribution after the sampled ones; how a token
-    changes the divergence of those after it, it does not see. Infinite where the reference excludes
-    what the policy does not.
+    There is no sampling noise: the value is what `kl_k1`, `kl_k2` and `kl_k3` estimate, and the
+    gradient is that of the value. The divergence is that of each next-token distribution given the
+    sampled tokens before it. It ignores how a token changes the divergence of later tokens. It is
+    infinite where the reference has zero probability and the policy does not.
     """
     return _weighted(logp, logp - ref_logp)
 
 
 def forward_kl_terms(logp: Float[Array, "*d"], ref_logp: Float[Array, "*d"]) -> Float[Array, "*d"]:
-    """KL(pi_ref || pi) over the whole vocabulary: p_ref (log p_ref - log p), nats.
+    """Terms p_ref (log p_ref - log p) of KL(pi_ref || pi) over the whole vocabulary, nats.
 
-    Exact, as `reverse_kl_terms`. Its gradient is the one that `kl_k3` has on average.
+    Exact, as `reverse_kl_terms`. Its gradient is the expected gradient of `kl_k3`.
     """
     return _weighted(ref_logp, ref_logp - logp)
 
 
 def _weighted(logp: Float[Array, "*d"], values: Float[Array, "*d"]) -> Float[Array, "*d"]:
-    """p times values; zero where p is, whose logarithm is -inf. So is the gradient."""
+    """p times values; value and gradient are zero where p is zero and its logarithm -inf."""
     probability = jnp.exp(logp)
     return probability * jnp.where(probability > 0, values, 0.0)
 

@@ -26,29 +26,29 @@ def entropy_loss(
 ) -> Average:
     """-coef times the mean entropy of all real tokens, a term of the loss (TRL: `entropy_coef`).
 
-    It is a mean over tokens whatever the reduction of the loss, so that a coefficient means the
+    The mean is over tokens, whatever the reduction of the loss, so that a coefficient means the
     same for all. Values outside `mask` are ignored, nan included.
 
     Args:
-        entropy: of the policy that is trained, nats; the gradient flows through this.
-        mask, kept: as of `mean_over_tokens`.
-        coef: weight of the bonus.
+      entropy: entropy of the policy being trained, nats; the gradient flows through this.
+      mask, kept: as for `mean_over_tokens`.
+      coef: weight of the bonus.
     """
     mean = mean_over_tokens(entropy, mask, kept)
     return mean._replace(total=-coef * mean.total)
 
 
 class EntropyCoefState(NamedTuple):
-    """Coefficient of the bonus, whatever controls it; `entropy_coef` finds it."""
+    """Coefficient of the bonus, for any controller; `entropy_coef` reads it."""
 
-    entropy_coef: Float[Array, ""]  # float32; of the update to come
+    entropy_coef: Float[Array, ""]  # float32; coefficient of the next update
 
 
 def carry_entropy_coef(coef: float) -> optax.GradientTransformationExtraArgs:
     """Carry a constant coefficient in the optimizer state; gradients pass through unchanged.
 
     Raises:
-        ValueError: it is negative or not finite.
+      ValueError: the coefficient is negative or not finite.
     """
     require(0 <= coef < math.inf, f"the coefficient must be >= 0 and finite, got {coef}")
 
@@ -69,7 +69,7 @@ class AdaptiveEntropyState(NamedTuple):
     """State of `adapt_entropy_coef`."""
 
     coef: EntropyCoefState  # zero while the entropy is above its target
-    level: Float[Array, ""]  # float32; what it is at or below the target
+    level: Float[Array, ""]  # float32; the coefficient at or below the target
 
 
 def adapt_entropy_coef(
@@ -82,21 +82,21 @@ def adapt_entropy_coef(
 ) -> optax.GradientTransformationExtraArgs:
     """A coefficient that holds the entropy at or above a target (Skywork-OR1, arXiv 2505.22312).
 
-    After each update the level rises by `delta` where the measured entropy is at or below the
-    target, else it falls, cut to [low, high]. The next update's coefficient is the level where the
-    entropy was at or below the target, else zero; so is that of the first update, before which
-    nothing is measured. TRL: `use_adaptive_entropy`. `grpo_update` hands the measured entropy to
-    the optimizer as the extra argument `entropy`; one that is not finite changes nothing.
+    After each update the level rises by `delta` if the measured entropy is at or below the target,
+    else it falls by `delta`; it is clipped to [low, high]. The next coefficient is the level if the
+    entropy was at or below the target, else zero. It is zero for the first update, before which
+    nothing is measured. TRL: `use_adaptive_entropy`. `grpo_update` passes the measured entropy to
+    the optimizer as the extra argument `entropy`. A value that is not finite changes nothing.
 
     Args:
-        initial: first level.
-        target: of the mean entropy, nats per token.
-        delta: step of the level.
-        low, high: bounds of the level.
+      initial: first level.
+      target: target of the mean entropy, nats per token.
+      delta: step of the level.
+      low, high: bounds of the level.
 
     Raises:
-        ValueError: the target or the step is not positive, or the bounds are out of order or do not
-            hold `initial`.
+      ValueError: the target or the step is not positive, or the bounds are out of order or do not
+        hold `initial`.
     """
     require_positive(target=target, delta=delta)
     require(0 <= low < high < math.inf, f"0 <= low < high must hold, got {low} and {high}")
@@ -127,10 +127,10 @@ def adapt_entropy_coef(
 
 
 def entropy_coef(opt_state: optax.OptState) -> Float[Array, ""] | None:
-    """The coefficient that an optimizer state holds, float32; None where it holds none.
+    """The coefficient that an optimizer state holds, float32; None if it holds none.
 
     Raises:
-        ValueError: the state holds more than one.
+      ValueError: the state holds more than one.
     """
     found = states_of(opt_state, EntropyCoefState)
     require(len(found) <= 1, f"the optimizer state holds {len(found)} entropy coefficients")

@@ -1,8 +1,8 @@
-"""Ways to control the KL weight over a run, by name.
+"""Schedules and controllers of the KL coefficient over a run, by name.
 
-Each is a function of the number of updates of the run, and of its numbers, and gives a gradient
-transformation whose state holds the weight (`KLCoefState`): a schedule, or a controller that is
-handed the measured KL as the extra argument `kl`. So all go into an optimizer by the same door.
+Each is a function of the number of updates of the run and of hyperparameters. It returns a gradient
+transformation whose state holds the coefficient (`KLCoefState`): a schedule, or a controller that
+gets the measured KL as the extra argument `kl`. All are chained into an optimizer in the same way.
 """
 
 import math
@@ -19,7 +19,7 @@ Control: TypeAlias = optax.GradientTransformationExtraArgs
 
 
 def constant(updates: int, *, kl_value: float = 0.04) -> Control:
-    """One weight throughout, as in plain GRPO."""
+    """Constant coefficient, as in plain GRPO."""
     del updates
     return carry_kl_coef(constant_kl(kl_value))
 
@@ -36,7 +36,7 @@ def dynamic(
 
 
 def linear(updates: int, *, start: float = 0.1, end: float = 0.0) -> Control:
-    """A straight line from `start` to `end`."""
+    """Linear from `start` to `end`."""
     require_not_negative(start=start, end=end)
     return carry_kl_coef(optax.linear_schedule(start, end, updates))
 
@@ -49,17 +49,17 @@ def cosine(updates: int, *, start: float = 0.1, end: float = 0.0) -> Control:
 
 
 def cyclic(updates: int, *, low: float = 0.0, high: float = 0.1, cycles: float = 4.0) -> Control:
-    """Straight lines from `low` to `high`, again and again (arXiv 1903.10145)."""
+    """Repeated linear rise from `low` to `high` (arXiv 1903.10145)."""
     return carry_kl_coef(cyclic_kl(low, high, updates, cycles))
 
 
 def step(updates: int, *, start: float = 0.1, factor: float = 0.5, steps: int = 4) -> Control:
-    """`start`, multiplied by `factor` from each of `steps` equal parts of the run to the next."""
+    """Step decay from `start`: multiplied by `factor` between `steps` equal parts of the run."""
     require_not_negative(start=start, factor=factor)
     require(steps >= 1, f"steps must be >= 1, got {steps}")
     scales: dict[int, float] = {}
     for part in range(1, steps):
-        first = -(-updates * part // steps)  # of its updates; those of short parts coincide
+        first = -(-updates * part // steps)  # first update of the part; short parts coincide
         scales[first] = scales.get(first, 1.0) * factor
     return carry_kl_coef(optax.piecewise_constant_schedule(start, scales))
 
@@ -74,7 +74,7 @@ def ziegler(
     low: float = 1e-4,
     high: float = 10.0,
 ) -> Control:
-    """In proportion to the error of the measured KL (arXiv 1909.08593, section 2.2)."""
+    """Proportional controller of the measured KL (arXiv 1909.08593, section 2.2)."""
     del updates
     _require_first(kl_value, low, high)
     return adapt_kl_coef(kl_value, kl_target, gain=gain, limit=limit, low=low, high=high)

@@ -1,21 +1,21 @@
-"""Named objectives: what a policy is trained on, token by token, to be minimised.
+"""Policy objectives by name: values per token, to be minimised.
 
 Each is a function of
 
-    logp [*n, T]        nats, under the policy that is trained
+    logp [*n, T]        nats, under the policy being trained
     old_logp [*n, T]    nats, under the policy that sampled
-    advantages          [*n], one a sequence, or [*n, T], one a token
+    advantages          [*n], one per sequence, or [*n, T], one per token
     mask [*n, T]        true where a token is real
 
-and of numbers, whose defaults are those of its source, to values [*n, T], which a reduction such as
-`mean_over_sequences` turns into the loss. The gradient flows through `logp` alone. Where `mask` is
-false, value and gradient are zero, and any input may stand, nan and infinities included. An
-objective of whole sequences puts its value at each token, so that the mean over the tokens of a
-sequence is the sequence's value. A number out of range is a ValueError.
+and of hyperparameters, whose defaults are those of its source. It returns values [*n, T], which a
+reduction such as `mean_over_sequences` turns into the loss. The gradient flows through `logp`
+alone. Where `mask` is false, value and gradient are zero and inputs are ignored, nan and infinities
+included. A sequence-level objective repeats its value at each token, so that the mean over the
+tokens of a sequence is the sequence's value. A hyperparameter out of range raises ValueError.
 
-With the policy as its own sampler (logp = old_logp) the gradient of the mean over sequences is that
-of the policy gradient, -A / |o| a token, for all but `luspo`, which has -A. Token by token the
-gradient is -A too, except for `gspo` and `gmpo`, whose values depend on all tokens of a sequence.
+On-policy (logp = old_logp), the gradient of the mean over sequences is the policy gradient,
+-A / |o| per token, for all but `luspo`, which has -A. The gradient of each token's value is -A too,
+except for `gspo` and `gmpo`, whose values depend on all tokens of a sequence.
 """
 
 import math
@@ -41,7 +41,7 @@ from othink_jax.rl.ratios import (
 Objective = Callable[..., Array]  # (logp, old_logp, advantages, mask, *, numbers) -> [*n, T]
 Advantages = Float[Array, "*n"] | Float[Array, "*n T"]
 
-# Keeps the logarithm of 1 - p finite where a probability is rounded to one; verl has the same.
+# Keeps the logarithm of 1 - p finite where a probability rounds to one, as in verl.
 _TINY = 1e-8
 
 
@@ -166,7 +166,7 @@ def cispo(
 
     No token loses its gradient: the ratio is a bounded weight. `ratio_cap` is 1 + eps_high of the
     paper, and eps_max = 5 of ScaleRL (arXiv 2510.13786). Both reduce by token. The value is not
-    that of a surrogate: it estimates nothing but its gradient.
+    that of a surrogate: only its gradient means anything.
     """
     require_positive(ratio_cap=ratio_cap)
     ratio, advantages = _prepare(token_log_ratio, logp, old_logp, advantages, mask)
@@ -202,8 +202,9 @@ def gmpo(
     """-A times the geometric mean of clipped token ratios (GMPO, arXiv 2507.20673).
 
     The log ratio of a token is clipped at clip_high where A > 0, else at -clip_low, both in nats:
-    the ratio stays below e^0.4, or above e^-0.4. (Of unequal bounds its code, like verl's and
-    TRL's, takes these; its equation takes clip_high for both signs.) Its reduction is by sequence.
+    the ratio stays below e^0.4, or above e^-0.4. (For unequal bounds, the authors' code, verl and
+    TRL do the same; the paper's equation takes clip_high for both signs.) Its reduction is by
+    sequence.
     """
     require_positive(clip_low=clip_low, clip_high=clip_high)
     log_ratio = token_log_ratio(logp, old_logp, mask)
@@ -230,10 +231,10 @@ def vespo(
 ) -> Values:
     """-sg(w^k exp(lambda (1 - w))) A log pi, w = pi(o) / pi_old(o) (VESPO, arXiv 2602.10693).
 
-    A weight of the whole sequence, without a mean over its length: 1 on-policy, at its highest at
-    w = k / lambda, and falling to zero to both sides. k_pos and lambda_pos hold where A >= 0. As in
-    its code, log ratios are bounded: of a token to +-20, of a sequence to [log 1e-8, 20] nats. Its
-    reduction is by token. The value estimates nothing but its gradient.
+    The weight is that of the whole sequence, without a mean over its length. It is 1 on-policy, has
+    its maximum at w = k / lambda, and falls to zero on both sides. k_pos and lambda_pos hold where
+    A >= 0. As in the authors' code, log ratios are clipped: of a token to +-20, of a sequence to
+    [log 1e-8, 20] nats. Its reduction is by token. Only the gradient of the value means anything.
     """
     require_positive(k_pos=k_pos, lambda_pos=lambda_pos, k_neg=k_neg, lambda_neg=lambda_neg)
     log_ratio = jnp.clip(token_log_ratio(logp, old_logp, mask), -20.0, 20.0)
@@ -256,11 +257,11 @@ def dppo_tv(
 ) -> Values:
     """-M sg(min(r, ratio_cap)) A log pi (DPPO, arXiv 2602.04879, Eq. 11 to 13).
 
-    M is 0 for a token whose probability has moved by more than delta to the side to which its
-    advantage pushes it: pi - pi_old > delta where A > 0, pi_old - pi > delta elsewhere. Else it is
-    1. |pi - pi_old| is the total variation of the token against all others; unlike a ratio, it
-    moves little for rare tokens. delta is that of the script in verl, `ratio_cap` verl's default.
-    The value estimates nothing but its gradient.
+    M is 0 for a token whose probability has already moved by more than delta in the direction of
+    its advantage: pi - pi_old > delta where A > 0, pi_old - pi > delta elsewhere. Else it is 1.
+    |pi - pi_old| is the total variation of the token against all others; unlike a ratio, it moves
+    little for rare tokens. delta is that of the script in verl, `ratio_cap` verl's default. Only
+    the gradient of the value means anything.
     """
     require(0 < delta < 1, f"delta must be in (0, 1), a difference of probabilities, got {delta}")
     ratio, advantages = _prepare(token_log_ratio, logp, old_logp, advantages, mask)
@@ -278,7 +279,7 @@ def dppo_kl(
     delta: float = 0.05,
     ratio_cap: float = 20.0,
 ) -> Values:
-    """`dppo_tv` with a binary KL in the place of total variation (DPPO, Eq. 14).
+    """`dppo_tv` with a binary KL instead of total variation (DPPO, Eq. 14).
 
     p log(p / q) + (1 - p) log((1 - p) / (1 - q)) with p = pi_old and q = pi of the sampled token,
     in nats. delta is that of the authors' script in verl.
@@ -286,7 +287,7 @@ def dppo_kl(
     require_positive(delta=delta)
     ratio, advantages = _prepare(token_log_ratio, logp, old_logp, advantages, mask)
     log_q, log_p = jnp.where(mask, logp, 0.0), jnp.where(mask, old_logp, 0.0)
-    # 1 - p by expm1: the difference has no digits left where a token is nearly certain.
+    # 1 - p by expm1: the plain difference has no digits left if a token is nearly certain.
     other_p, other_q = -jnp.expm1(log_p), -jnp.expm1(log_q)
     divergence = jnp.exp(log_p) * (log_p - log_q)
     divergence += other_p * jnp.log((other_p + _TINY) / (other_q + _TINY))

@@ -1,9 +1,9 @@
-"""Levels of the importance ratio pi / pi_old, as log ratios in nats.
+"""Importance ratios pi / pi_old at several levels, as log ratios in nats.
 
 Each is a function of (logp, old_logp, mask), all [*n, T], to [*n, T]. The gradient flows through
-`logp` alone. Where `mask` is false any value may stand, nan and infinities included: the log ratio
+`logp` alone. Inputs where `mask` is false are ignored, nan and infinities included: the log ratio
 is 0 there and its gradient is zero, so that `to_ratio` of it is safe to differentiate. A sequence
-without a real token has log ratio 0, the ratio 1.
+without a real token has log ratio 0, so ratio 1.
 """
 
 from collections.abc import Callable
@@ -21,14 +21,14 @@ RatioLevel = Callable[[Array, Array, Array], Array]  # (logp, old_logp, mask) ->
 
 
 def to_ratio(log_ratio: Float[Array, "*d"]) -> Float[Array, "*d"]:
-    """exp(log ratio), the log ratio cut off at `MAX_LOG_RATIO`; beyond it the gradient is zero."""
+    """exp(log ratio), with the log ratio clipped at `MAX_LOG_RATIO`; no gradient beyond it."""
     return jnp.exp(jnp.minimum(log_ratio, MAX_LOG_RATIO))
 
 
 def token_log_ratio(logp: Values, old_logp: Values, mask: Mask) -> Values:
     """log pi - log pi_old of each token (PPO, arXiv 1707.06347; GRPO)."""
     chex.assert_equal_shape([logp, old_logp, mask])
-    # Before any exp: a mask that comes after it leaves nan gradients, for 0 * inf is nan.
+    # Mask before any exp: masking after it leaves nan gradients, since 0 * inf is nan.
     logp, old_logp = jnp.where(mask, logp, 0.0), jnp.where(mask, old_logp, 0.0)
     return logp - jax.lax.stop_gradient(old_logp)
 
@@ -36,7 +36,7 @@ def token_log_ratio(logp: Values, old_logp: Values, mask: Mask) -> Values:
 def sequence_log_ratio(logp: Values, old_logp: Values, mask: Mask) -> Values:
     """Mean of the token log ratios of a sequence, at each of its tokens (GSPO, Eq. 7).
 
-    The ratio is the geometric mean of those of the tokens, (pi(o) / pi_old(o))^(1/|o|)
+    The ratio is the geometric mean of the tokens' ratios, (pi(o) / pi_old(o))^(1/|o|)
     (arXiv 2507.18071). Nats per token.
     """
     total = token_log_ratio(logp, old_logp, mask).sum(axis=-1, keepdims=True)
@@ -46,8 +46,8 @@ def sequence_log_ratio(logp: Values, old_logp: Values, mask: Mask) -> Values:
 def gspo_token_log_ratio(logp: Values, old_logp: Values, mask: Mask) -> Values:
     """Value of `sequence_log_ratio`, gradient of `token_log_ratio` (GSPO-token, Eq. 14).
 
-    sg(log s) + log pi - sg(log pi), with s the ratio of the sequence: so advantages may differ
-    from token to token (arXiv 2507.18071, section 4.3).
+    sg(log s) + log pi - sg(log pi), with s the ratio of the sequence. Advantages may thus differ
+    between tokens (arXiv 2507.18071, section 4.3).
     """
     per_token = token_log_ratio(logp, old_logp, mask)
     value = sequence_log_ratio(logp, old_logp, mask)
@@ -57,8 +57,8 @@ def gspo_token_log_ratio(logp: Values, old_logp: Values, mask: Mask) -> Values:
 def trajectory_log_ratio(logp: Values, old_logp: Values, mask: Mask) -> Values:
     """Sum of the token log ratios of a sequence, at each of its tokens: log pi(o) / pi_old(o).
 
-    Without bias as an importance weight, and of a variance that grows with length. It is what TRL
-    and verl call the sequence level of a correction for rollouts. Nats per sequence.
+    As an importance weight it is unbiased, but its variance grows with length. TRL and verl call it
+    the sequence level of a correction for rollouts. Nats per sequence.
     """
     total = token_log_ratio(logp, old_logp, mask).sum(axis=-1, keepdims=True)
     return jnp.where(mask, total, 0.0)

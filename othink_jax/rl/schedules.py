@@ -1,4 +1,4 @@
-"""Schedules of the KL weight beta: closures of the update's number, as in optax."""
+"""Schedules of the KL coefficient beta: functions of the update count, as in optax."""
 
 import math
 
@@ -11,18 +11,18 @@ from jaxtyping import Array, Float
 def dynamic_kl(
     kl_min: float, kl_max: float, total_steps: int, exploration_fraction: float = 0.3
 ) -> optax.Schedule:
-    """The KL weight of GRPO-D (Eq. 3 of OThink-MR1).
+    """The KL coefficient of GRPO-D (Eq. 3 of OThink-MR1).
 
-    With w = exploration_fraction * total_steps, beta falls in a straight line from the middle of
-    `kl_min` and `kl_max` to `kl_min` at step w, then climbs to `kl_max` at `total_steps`, where it
+    With w = exploration_fraction * total_steps, beta falls linearly from the middle of `kl_min` and
+    `kl_max` to `kl_min` at step w, then rises linearly to `kl_max` at `total_steps`, where it
     stays. w need not be an integer.
 
     Returns:
-        schedule(count), elementwise: counts of updates made (integers >= 0) to float32.
+      schedule(count), elementwise: counts of updates made (integers >= 0) to float32.
 
     Raises:
-        ValueError: not 0 <= kl_min <= kl_max < inf, total_steps < 1, or exploration_fraction
-            outside (0, 1), where the equation divides by zero.
+      ValueError: not 0 <= kl_min <= kl_max < inf, total_steps < 1, or exploration_fraction
+        outside (0, 1), where the equation divides by zero.
     """
     if not 0 <= kl_min < math.inf:
         raise ValueError(f"kl_min must be >= 0 and finite, got {kl_min}")
@@ -45,13 +45,13 @@ def dynamic_kl(
 
 
 def constant_kl(value: float) -> optax.Schedule:
-    """The constant KL weight of plain GRPO.
+    """The constant KL coefficient of plain GRPO.
 
     Returns:
-        schedule(count), elementwise: counts of updates made to float32, always `value`.
+      schedule(count), elementwise: counts of updates made to float32, always `value`.
 
     Raises:
-        ValueError: `value` is negative or not finite.
+      ValueError: `value` is negative or not finite.
     """
     if not 0 <= value < math.inf:
         raise ValueError(f"value must be >= 0 and finite, got {value}")
@@ -63,21 +63,21 @@ def constant_kl(value: float) -> optax.Schedule:
 
 
 def cyclic_kl(low: float, high: float, total_steps: int, cycles: float = 4.0) -> optax.Schedule:
-    """A KL weight that rises from `low` to `high` in a straight line, again and again.
+    """A KL coefficient that repeatedly rises linearly from `low` to `high`.
 
-    As the cyclical annealing of beta in variational autoencoders (arXiv 1903.10145), with the whole
-    of a cycle spent rising.
+    As the cyclical annealing of beta in variational autoencoders (arXiv 1903.10145), except that
+    the whole cycle is spent rising.
 
     Args:
-        low, high: the weight at the beginning of a cycle, and before its end.
-        total_steps: updates of the run.
-        cycles: in them.
+      low, high: coefficient at the start of a cycle, and just before its end.
+      total_steps: updates of the run.
+      cycles: number of cycles in the run.
 
     Returns:
-        schedule(count), elementwise: counts of updates made to float32.
+      schedule(count), elementwise: counts of updates made to float32.
 
     Raises:
-        ValueError: not 0 <= low <= high < inf, or total_steps or cycles not positive.
+      ValueError: not 0 <= low <= high < inf, or total_steps or cycles not positive.
     """
     if not 0 <= low <= high < math.inf:
         raise ValueError(f"low must be >= 0 and at most high, both finite, got {low} and {high}")
@@ -85,8 +85,8 @@ def cyclic_kl(low: float, high: float, total_steps: int, cycles: float = 4.0) ->
         raise ValueError(f"total_steps and cycles must be > 0, got {total_steps} and {cycles}")
 
     def schedule(count: ArrayLike) -> Float[Array, "..."]:
-        # Exact where a cycle begins: the fraction of count * (cycles / total_steps) rounds to just
-        # below one there, and gives `high`.
+        # Exact at the start of a cycle: the fraction of count * (cycles / total_steps) rounds to
+        # just below one there, and would give `high`.
         into_cycle = jnp.mod(jnp.asarray(count, jnp.float32) * cycles, total_steps) / total_steps
         return low + (high - low) * into_cycle
 

@@ -1,4 +1,4 @@
-"""States of transformations inside the state of an optimizer that is made of several."""
+"""Find states of transformations inside the state of a composite optimizer."""
 
 from typing import TypeVar
 

@@ -1,8 +1,8 @@
 """Surrogates: elementwise functions of ratio and advantage, to be minimised.
 
-They take the ratio, so any level of it plugs in: `ppo_clip(to_ratio(sequence_log_ratio(...)), ...)`
-is GSPO. Ratios are > 0; advantages broadcast against them. Wherever the ratio is one and nothing
-is clipped, the gradient by the ratio is -A for each of them.
+They take the ratio at any level: `ppo_clip(to_ratio(sequence_log_ratio(...)), ...)` is GSPO. Ratios
+are > 0; advantages broadcast against them. If the ratio is one and nothing is clipped, the
+derivative by the ratio is -A for each of them.
 """
 
 import math
@@ -27,9 +27,9 @@ def ppo_clip(
     unbounded; `dual_ppo_clip` and `two_sided_ppo_clip` bound them.
 
     Raises:
-        ValueError: not 0 < clip_low < 1, or clip_high is not > 0 and finite.
+      ValueError: not 0 < clip_low < 1, or clip_high is not > 0 and finite.
     """
-    # At a bound of 0 the gradient of a policy that is its own sampler would be clipped as well.
+    # A bound of 0 would clip the on-policy gradient as well.
     require(0 < clip_low < 1, f"clip_low must be in (0, 1), got {clip_low}")
     require_positive(clip_high=clip_high)
     clipped = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
@@ -49,7 +49,7 @@ def dual_ppo_clip(
     The gradient of a token with A < 0 vanishes beyond the ratio c.
 
     Raises:
-        ValueError: as `ppo_clip`, or c is not > 1 and finite.
+      ValueError: as `ppo_clip`, or c is not > 1 and finite.
     """
     require(1 < c < math.inf, f"c must be > 1 and finite: it bounds ratios above one, got {c}")
     clipped = ppo_clip(ratio, advantages, clip_low=clip_low, clip_high=clip_high)
@@ -66,11 +66,11 @@ def two_sided_ppo_clip(
 ) -> Float[Array, "*d"]:
     """-min(min(r, delta) A, clip(r, 1 - clip_low, 1 + clip_high) A) (INTELLECT-2, section 4.1).
 
-    Differs from `ppo_clip` for A < 0 and a ratio above delta only, where the gradient is zero
+    Differs from `ppo_clip` only for A < 0 and a ratio above delta, where it has no gradient
     (arXiv 2505.07291). So it is `dual_ppo_clip` with c = delta.
 
     Raises:
-        ValueError: as `ppo_clip`, or delta is not > 1 + clip_high and finite.
+      ValueError: as `ppo_clip`, or delta is not > 1 + clip_high and finite.
     """
     require(
         1 + clip_high < delta < math.inf,
@@ -89,15 +89,15 @@ def sapo_gate(
 ) -> Float[Array, "*d"]:
     """-4 / tau sigmoid(tau (r - 1)) A, tau by the sign of A (SAPO, arXiv 2511.20347).
 
-    A smooth gate in the place of the clip: its slope is 1 at r = 1 and falls to both sides, the
-    faster the higher the temperature tau. The value at r = 1 is -2 A / tau, not -A.
+    A smooth gate instead of the clip: its slope is 1 at r = 1 and falls on both sides, faster for a
+    higher temperature tau. The value at r = 1 is -2 A / tau, not -A.
 
     Args:
-        temperature_pos: tau where A > 0.
-        temperature_neg: tau elsewhere.
+      temperature_pos: tau where A > 0.
+      temperature_neg: tau elsewhere.
 
     Raises:
-        ValueError: a temperature is not > 0 and finite.
+      ValueError: a temperature is not > 0 and finite.
     """
     require_positive(temperature_pos=temperature_pos, temperature_neg=temperature_neg)
     temperature = jnp.where(advantages > 0, temperature_pos, temperature_neg)

@@ -1,1 +1,1 @@
-"""Training by each method: runs, their directories, the programs of a step, parallel devices."""
+"""Training by GRPO and SFT: runs, run directories, compiled programs, device parallelism."""

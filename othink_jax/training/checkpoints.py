@@ -1,4 +1,4 @@
-"""The checkpoints of a run: those of its last steps, and that of its best validation."""
+"""The checkpoints of a run: the last ones, and the one of the best validation."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from othink_jax.training.state import TrainState
 
 
 class Checkpoints:
-    """Where a run stores its states, and goes on from."""
+    """Saves and restores the training states of a run."""
 
     def __init__(
         self,
@@ -21,10 +21,12 @@ class Checkpoints:
         parallel: Parallel,
         layout: DiskLayout,
     ) -> None:
-        """Args:
-        directory, config: of the run.
-        parallel: its devices.
-        layout: of a state on disk.
+        """Open the checkpoints of a run.
+
+        Args:
+          directory, config: directory and settings of the run.
+          parallel: devices of the run.
+          layout: on-disk layout of a state.
         """
         self._parallel = parallel
         self._layout = layout
@@ -35,20 +37,20 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int:
-        """That of the last checkpoint; 0 where there is none."""
+        """Step of the last checkpoint; 0 if there is none."""
         return self._last.latest_step() or 0
 
     def save(self, step: int, state: TrainState, progress: dict[str, Any], *, better: bool) -> None:
-        """Store a state, and once more if it is the best so far."""
+        """Store a state, and a second time if it is the best so far."""
         held = self._held(state)
         self._last.save(step, held, progress)
         if better and self._best is not None:
-            # First the one that a run goes on from, where an interruption comes between the two.
+            # First finish the one to resume from, in case an interruption comes between the two.
             self._last.wait()
             self._best.save(step, held, progress)
 
     def restore(self) -> tuple[tuple[TrainState, dict[str, Any]] | None, list[str]]:
-        """The last state that is whole, on the devices, and its progress; see `last_whole`."""
+        """Restore the last undamaged state to the devices, with its progress; see `last_whole`."""
         found, notes = last_whole(self._last, self._parallel.stored(self._layout.shapes))
         if found is None:
             return None, notes
@@ -58,11 +60,11 @@ class Checkpoints:
     def mend_best(
         self, step: int, state: TrainState, progress: dict[str, Any], best: int
     ) -> str | None:
-        """Store the best state where an interruption came before that; what to say of it.
+        """Store the best state if an interruption prevented that; returns a message about it.
 
         Args:
-          step, state, progress: that a run goes on from.
-          best: the step of the best validation until then.
+          step, state, progress: checkpoint that the run resumes from.
+          best: step of the best validation up to then.
         """
         if self._best is None or self._best.latest_step() == best:
             return None
@@ -72,7 +74,7 @@ class Checkpoints:
         return f"the best validation was that of step {best}, and its checkpoint is gone"
 
     def _held(self, state: TrainState) -> TrainState:
-        """A state of the devices as it lies on disk."""
+        """A state of the devices in its on-disk layout."""
         return self._layout.to_disk(self._parallel.unreplicate(state))
 
     def close(self) -> None:

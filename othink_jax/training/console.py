@@ -1,4 +1,4 @@
-"""What a run shows while it goes: a progress bar, and event files for those who watch curves."""
+"""Live monitoring of a run: a progress bar, TensorBoard event files, Weights & Biases."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from othink_jax.training.events import EventFile
 from othink_jax.training.samples import Samples
 from othink_jax.training.tracking import Tracker
 
-# By kind of run.
+# Metrics of the progress line with their formats, by kind of run.
 _COLUMNS = {
     "grpo": {
         "reward": "reward {:.2f}",
@@ -34,12 +34,12 @@ _COLUMNS = {
 
 
 def summary(row: Mapping[str, Any], kind: str, further: Sequence[str] = ()) -> str:
-    """The figures of a step that are worth a glance, in one line.
+    """Progress line of a step: its main metrics.
 
     Args:
-      row: of metrics.jsonl.
-      kind: of run.
-      further: metrics that are shown beside those of every run, after their first.
+      row: row of metrics.jsonl.
+      kind: kind of run.
+      further: additional metrics, shown after the first one.
     """
     first, *others = _COLUMNS[kind].items()
     columns = dict([first, *((name, f"{name} {{:.2f}}") for name in further), *others])
@@ -49,8 +49,8 @@ def summary(row: Mapping[str, Any], kind: str, further: Sequence[str] = ()) -> s
 class Monitor:
     """Shows rows and samples of a run in the terminal, in TensorBoard and in Weights & Biases.
 
-    TensorBoard files are written where the extra `tensorboard` is installed, on a disk and not in a
-    bucket. Of the processes of a run, only one shows anything.
+    TensorBoard files are written if the extra `tensorboard` is installed and the run directory is
+    on a disk, not in a bucket. Only one process of a run shows anything.
     """
 
     def __init__(
@@ -63,14 +63,14 @@ class Monitor:
         further: Sequence[str] = (),
         shown: bool = True,
     ) -> None:
-        """Begin to show a run.
+        """Start monitoring a run.
 
         Args:
-          directory: of the run.
-          config: its settings.
-          total: steps that it will have.
-          done: steps that it has behind it.
-          further: metrics that its lines show beside those of every run.
+          directory: run directory.
+          config: settings of the run.
+          total: total number of steps.
+          done: steps already done.
+          further: additional metrics of the progress line.
           shown: whether this process shows anything.
         """
         self._console = Console(stderr=True, quiet=not shown)
@@ -124,11 +124,11 @@ class Monitor:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def stop(self) -> None:
-        """End the progress bar; what is said afterwards stands below it."""
+        """End the progress bar; later lines are printed below it."""
         self._progress.stop()
 
     def show(self, row: Mapping[str, Any], samples: Samples | None = None) -> None:
-        """One step's row of metrics, and its completions; those of another step are left out."""
+        """Show a step's row of metrics, and its samples; samples of another step are left out."""
         step = row["step"]
         figures = summary(row, self._kind, self._further)
         self._progress.update(self._task, completed=step, figures=figures)

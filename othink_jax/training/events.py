@@ -1,4 +1,4 @@
-"""Event files for TensorBoard, written row by row in the thread of the run."""
+"""Event files for TensorBoard, written row by row in the training thread."""
 
 import io
 import socket
@@ -16,12 +16,12 @@ from othink_jax.training.samples import Samples
 class EventFile:
     """One file of scalars, texts and images; needs the extra `tensorboard`.
 
-    tensorboardX's own `SummaryWriter` writes from a thread, and when that has died of a full disk
-    the next eleven values wait for it, for ever. Here an error is raised where it happens.
+    tensorboardX's own `SummaryWriter` writes from a thread. If a full disk kills that thread, the
+    run hangs within the next eleven values. Here an error is raised where it happens.
     """
 
     def __init__(self, path: Path) -> None:
-        """Begin a file; raises ImportError without tensorboardX, OSError as `open` does."""
+        """Create the file; raises ImportError without tensorboardX, OSError as `open` does."""
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.record_writer import RecordWriter
 
@@ -31,17 +31,17 @@ class EventFile:
 
     @classmethod
     def of_now(cls, directory: Path) -> "EventFile":
-        """A file of the name that TensorBoard looks for, in a directory that need not be there."""
+        """Create a file with a name that TensorBoard finds; also makes the directory."""
         directory.mkdir(parents=True, exist_ok=True)
         second, host = int(time.time()), socket.gethostname()
         while (path := directory / f"events.out.tfevents.{second}.{host}").exists():
-            second += 1  # TensorBoard reads them in the order of their names
+            second += 1  # TensorBoard reads the files in the order of their names
         return cls(path)
 
     def begin(self, step: int) -> None:
-        """From this step on, what earlier files of the directory hold is not to be shown.
+        """Tell TensorBoard to discard values from this step on of earlier files in the directory.
 
-        A run that was killed makes the steps after its last checkpoint once more.
+        A run that was killed repeats the steps after its last checkpoint.
         """
         self._write(step=step, session_log={"status": self._start})
 
@@ -74,7 +74,7 @@ class EventFile:
         self._write(step=samples.step, summary={"value": values})
 
     def close(self) -> None:
-        """End the file; what `add` has taken is on disk already."""
+        """Close the file; all added values are on disk already."""
         self._records.close()
 
     def _write(self, **fields: Any) -> None:
@@ -83,14 +83,14 @@ class EventFile:
 
 
 def _cell(value: Any) -> str:
-    """A value of a table in Markdown."""
+    """A cell of a Markdown table."""
     if value is None:
         return ""
     return cell_in_markdown(f"{value:.4g}" if isinstance(value, float) else str(value))
 
 
 def _encoded(image: Image.Image) -> dict[str, Any]:
-    """An image as the entries of TensorBoard's own message."""
+    """An image as the fields of TensorBoard's image message."""
     file = io.BytesIO()
     image.save(file, "PNG")
     sizes = {"height": image.height, "width": image.width, "colorspace": len(image.getbands())}

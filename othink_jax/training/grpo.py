@@ -1,4 +1,4 @@
-"""GRPO: data, rollout, rewards, advantages, update; one direction, no back and forth."""
+"""GRPO: each step goes through data, rollout, rewards, advantages and update, in this order."""
 
 import dataclasses
 import itertools
@@ -46,21 +46,21 @@ from othink_jax.types import GRPOBatch, Prompts, Rollout
 
 
 class GRPOTrainer(Trainer[GRPOConfig]):
-    """One run, from its directory; `train` and `resume` are the ways in.
+    """One GRPO run; the entry points are `train` and `resume`.
 
-    A subclass may have another loss or another optimizer, whose state holds the KL weight: `begin`
-    and `go_on` of `training.runs` take it in the place of this class.
+    A subclass may have another loss or another optimizer, whose state holds the KL coefficient.
+    `begin` and `go_on` of `training.runs` take it in place of this class.
     """
 
     compiled: GRPOPrograms
 
     def __init__(self, config: GRPOConfig, checkpoint: Checkpoint) -> None:
-        make_control(config, 1)  # before the data are read
+        make_control(config, 1)  # only to check the settings before the data are read
         self.rewards = rewards.load_rewards(config.reward)
         self.read_columns = bool(self.rewards)
         config = dataclasses.replace(config, loss=resolved(config.loss), kl=resolved_kl(config.kl))
         super().__init__(config, checkpoint, updates_per_step=config.inner_updates)
-        self.reference: Params | None = None  # one that stays
+        self.reference: Params | None = None  # parameters of a fixed reference policy
         if config.kl.reference_stays:
             own = self.parallel.replicate(own_of_reference(checkpoint, config))
             self.reference = join(own, self.frozen)
@@ -71,29 +71,29 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         self.notes += notes(config.loss, updates=config.inner_updates)
         self.sources = rewards.sources(self.rewards)
         self.shown = tuple(rewards.metric(reward.name) for reward in self.rewards)
-        self._tried = not self.rewards  # whether each function has given a value yet
+        self._tried = not self.rewards  # whether reward functions were checked on a first batch
 
     def lengths(self, longest: int) -> Lengths:
-        """Parts of the limit: how long completions become is the policy's own doing."""
+        """Quarters of the limit: training changes how long completions become."""
         return quarters(self.config.sampling.max_new_tokens)
 
     def optimizer(self, updates: int) -> optax.GradientTransformationExtraArgs:
-        """With the controls of the loss's weights that the settings ask for."""
+        """The optimizer, with the controllers of the loss coefficients that the settings select."""
         return make_optimizer(self.config.optimizer, make_control(self.config, updates), updates)
 
     def loss(self) -> LossFn:
-        """The loss that the settings name."""
+        """The loss that the settings select."""
         return make_loss(self.config.loss, longest=self.config.sampling.max_new_tokens)
 
     @property
     def fixed(self) -> Params:
-        """With the reference, where the update itself measures the divergence from it."""
+        """The frozen parameters, with the reference if the update itself measures the KL to it."""
         if self.reference is None or not over_vocabulary(self.config.loss):
             return self.frozen
         return self.frozen | {REFERENCE: self.reference}
 
     def grading_pool(self) -> GradingPool:
-        """By the grader and the functions of the settings."""
+        """A new pool with the grader and the reward functions of the settings."""
         return GradingPool(
             self.config.reward.grader,
             task=self.config.reward.task_of(self.config.data),
@@ -106,7 +106,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
     def judge(
         self, examples: list[Example], encoded: list[EncodedPrompt], rollout: Rollout
     ) -> Graded:
-        """Grades of completions, prompt after prompt, and their rewards."""
+        """Grades of completions, prompt by prompt, and their rewards."""
         _, grades, scores = self.grade(examples, encoded, rollout)
         return grades, self.total(grades, scores, rollout)
 
@@ -127,7 +127,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         clock.lap("rollout")
 
         completions = self.parallel.shard(rollout.tokens)
-        # They are computed while the host grades.
+        # Dispatched first, so that the devices compute them while the host grades.
         ref_logp, old_logp = self.log_probs(state, prompts, completions)
         if not self.config.redraw:
             draw = self.graded(examples, encoded, rollout)
@@ -162,11 +162,11 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         return state, row | self.steering(state, row)
 
     def steering(self, state: TrainState, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Target of a controlled KL weight and the reason of its change; nothing for a schedule."""
+        """KL target and reason of the KL coefficient's change; empty if a schedule sets it."""
         target = self.config.kl.kl_target
         if target is None or "kl" not in row:
             return {}
-        # Not `rl.kl_coef` of an unreplicated state: that copies all of it.
+        # Not `rl.kl_coef` of the unreplicated state, which would copy all of it.
         after = float(self.parallel.unreplicate(optax.tree.get(state.opt_state, "kl_coef")))
         bounds = tuple(self.config.kl.kl_args.get(name) for name in ("low", "high"))
         said = reason(row["kl"], target, row["beta"], after, bounds)
@@ -188,14 +188,15 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         )
 
     def redraw(self, step: int, state: TrainState, draw: Draw) -> tuple[Draw, int]:
-        """Other prompts for those whose groups have no signal, as far as `redraw` attempts reach.
+        """Replace the prompts whose groups have no signal, in at most `redraw` attempts.
 
-        Returns the draw, on the host and with all its columns, and how many prompts of it are new.
+        Returns the draw, on the host and with all its columns, and its number of new prompts over
+        all processes.
         """
         longest, total = self.config.sampling.max_new_tokens, 0
         draw = dataclasses.replace(draw, rollout=with_columns(draw.rollout, longest))
         for attempt in range(1, self.config.redraw + 1):
-            # Together, for all processes take part in a rollout.
+            # All processes decide together, because all take part in a rollout.
             if not any(processes.exchange(bool((~draw.has_signal).any()))):
                 break
             examples, encoded, prompts = self.next_prompts(state)
@@ -208,12 +209,12 @@ class GRPOTrainer(Trainer[GRPOConfig]):
     def roll_out(
         self, step: int, state: TrainState, prompts: Prompts, *, attempt: int = 0
     ) -> Rollout:
-        """Completions of a step's prompts, on the host."""
-        # A prompt's key does not depend on the process that has drawn it from the stream.
+        """Sample completions of a step's prompts and bring them to the host."""
+        # A prompt's key depends on its row in the whole batch, not on the process that holds it.
         count = self.config.prompts_per_step
         keys = prompt_keys(self.config.seed, step, count, attempt=attempt)
         keys = np.array_split(keys, self.share[1])[self.share[0]]
-        # Gone before the update, which has no need of them.
+        # Local variables, so that the decoding weights are freed before the update.
         policy = self.policy(state)
         weights = self.compiled.weights(policy)
         params = None if self.compiled.unroll is None else policy
@@ -221,16 +222,16 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         return self._without_padding(prompts, self.parallel.gather(sampled))
 
     def _without_padding(self, prompts: Prompts, rollout: Rollout) -> Rollout:
-        """Drop the columns that no completion reaches, up to a common length of all processes."""
+        """Drop the padding columns beyond a completion length that all processes share."""
         kept = self.common_length(prompts, int(rollout.mask.sum(axis=-1).max()))
         return with_columns(rollout, kept)
 
     def log_probs(
         self, state: TrainState, prompts: Prompts, completions: Int[Array, "B G T"]
     ) -> tuple[Float[Array, "B G T"] | None, Float[Array, "B G T"] | None]:
-        """Under reference and sampling policy, as far as an update needs them."""
+        """Log-probabilities under reference and sampling policy; None if no update needs them."""
         ref_logp = old_logp = None
-        exact = over_vocabulary(self.config.loss)  # then the update runs the reference itself
+        exact = over_vocabulary(self.config.loss)  # if so, the update runs the reference itself
         if self.config.kl.reference_every is not None and not exact:
             moving = join(rl.reference_params(state.opt_state), self.frozen)
             ref_logp = self.compiled.logp(moving, prompts, completions)
@@ -243,10 +244,10 @@ class GRPOTrainer(Trainer[GRPOConfig]):
     def grade(
         self, examples: Sequence[Example], encoded: Sequence[EncodedPrompt], rollout: Rollout
     ) -> tuple[list[str], list[Grade], list[Scores]]:
-        """Texts, grades and values of functions of all completions, prompt after prompt.
+        """Texts, grades and reward function scores of all completions, prompt by prompt.
 
         Raises:
-          UserError: a function fails on all completions of the first batch, of all processes.
+          UserError: a function fails on all completions of the first batch, in all processes.
         """
         group, texts = rollout.tokens.shape[1], self.texts(rollout)
         golds = [example.answer for example in examples for _ in range(group)]
@@ -274,7 +275,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
     def total(
         self, grades: Sequence[Grade], scores: Sequence[Scores], rollout: Rollout
     ) -> Float[np.ndarray, "B G"]:
-        """The rewards of all completions."""
+        """Rewards of all completions, including the overlong penalty if there is one."""
         made = rewards.total(self.config.reward, grades, scores)
         lengths = np.asarray(rollout.mask).sum(axis=-1)
         if (cache := self.config.overlong_cache) is not None:
@@ -283,7 +284,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         return np.asarray(made).reshape(lengths.shape)
 
     def advantages(self, rewards: Float[np.ndarray, "b G"]) -> Float[np.ndarray, "b G"]:
-        """Of this process's prompts, among those of all: some standardise over the whole batch."""
+        """Advantages of this process's prompts; some kinds standardise over the whole batch."""
         return of_whole_batch(self.advantages_of_batch, rewards, self.share[0], processes.exchange)
 
 

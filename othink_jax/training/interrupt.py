@@ -1,4 +1,4 @@
-"""Ctrl-C and the scheduler's SIGTERM as a polite request: finish the step, save, stop."""
+"""Graceful stop on Ctrl-C and the scheduler's SIGTERM: finish the step, save, stop."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.made = True
         self._restore()
-        # Not print: a handler may interrupt one that is under way.
+        # Not print: the signal may have interrupted a print that is under way.
         os.write(2, b"\nStopping after this step, then saving; once more to stop at once.\n")
 
     def _restore(self) -> None:

@@ -1,4 +1,4 @@
-"""The one layout of a training state on disk: no layers are stacked, whether a run scans or not."""
+"""On-disk layout of a training state: layers are unstacked, whether a run scans them or not."""
 
 import functools
 
@@ -10,19 +10,18 @@ from othink_jax.training.state import TrainState
 
 
 class DiskLayout:
-    """From an unreplicated state on the devices to what a checkpoint holds of it, and back.
+    """Converts an unreplicated state on the devices to its on-disk layout, and back.
 
-    Where layers are scanned, their slices are arrays of their own while a checkpoint is begun: on
-    each device, the state is held twice for that time.
+    If layers are scanned, starting a checkpoint copies each layer into arrays of its own. During
+    that time each device holds the state twice.
 
     Attributes:
-      shapes: of the state on disk.
-      unstack: the program that `to_disk` runs, compiled when it is first called; None where no
-        layers are stacked.
+      shapes: shapes of the state on disk.
+      unstack: the program of `to_disk`, compiled at its first call; None if no layers are stacked.
     """
 
     def __init__(self, parallel: Parallel, like: TrainState) -> None:
-        """For states of these shapes (`jax.ShapeDtypeStruct`)."""
+        """Build the conversion for states shaped `like` this (`jax.ShapeDtypeStruct`)."""
         self.shapes: TrainState = jax.eval_shape(unrolled, like)
         self.unstack = self._stack = None
         if str(jax.tree.structure(self.shapes)) != str(jax.tree.structure(like)):
@@ -32,11 +31,11 @@ class DiskLayout:
             )
 
     def to_disk(self, state: TrainState) -> TrainState:
-        """The same numbers, with a layer an array."""
+        """The same numbers, with separate arrays for each layer."""
         return state if self.unstack is None else self.unstack(state)
 
     def from_disk(self, state: TrainState) -> TrainState:
-        """The same numbers, laid out as the run has them."""
+        """The same numbers, in the layout of the run."""
         return state if self._stack is None else self._stack(state)
 
 

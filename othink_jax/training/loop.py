@@ -1,4 +1,4 @@
-"""What all methods of training share: a run, from its directory, step after step."""
+"""The training loop that all methods share: a run, step by step, in its run directory."""
 
 import abc
 import contextlib
@@ -45,14 +45,14 @@ _Config = TypeVar("_Config", bound=TrainingConfig)
 
 
 class Trainer(abc.ABC, Generic[_Config]):
-    """One run of a method, whose `step` is all that a method has to say."""
+    """One run of a method. A method implements `step` and `lengths`, and sets `compiled`."""
 
     compiled: Programs
-    pool: GradingPool  # of the completions of a run, while it is at work
-    sources: Mapping[str, str] = {}  # digests of functions of the user's own, by name
-    shown: tuple[str, ...] = ()  # metrics of the progress line beside those of the method
-    samples: Samples | None = None  # completions of the last step that has stored some
-    read_columns = False  # whether examples hold the further columns of their rows
+    pool: GradingPool  # grades the completions of the run; set within `at_work`
+    sources: Mapping[str, str] = {}  # digests of the user's own functions, by name
+    shown: tuple[str, ...] = ()  # additional metrics of the progress line
+    samples: Samples | None = None  # the last sample completions that were stored
+    read_columns = False  # whether examples hold the additional columns of their rows
 
     def __init__(
         self,
@@ -62,13 +62,13 @@ class Trainer(abc.ABC, Generic[_Config]):
         updates_per_step: int = 1,
         max_completion_tokens: int | None = None,
     ) -> None:
-        """Check and build everything that can be wrong before a byte is written.
+        """Check and build everything that can fail before a byte is written.
 
         Args:
-          config: of the run.
-          checkpoint: the model that it starts from.
-          updates_per_step: updates of the parameters in a step.
-          max_completion_tokens: of the solutions, if the method learns from them; see
+          config: settings of the run.
+          checkpoint: initial model.
+          updates_per_step: parameter updates per step.
+          max_completion_tokens: limit of a solution, if the method learns from solutions; see
             `PromptLoader`.
         """
         if config.wandb and importlib.util.find_spec("wandb") is None:
@@ -87,10 +87,10 @@ class Trainer(abc.ABC, Generic[_Config]):
         self.tx = self.optimizer(updates)
         self.learning_rate = learning_rate_schedule(config.optimizer, updates)
         self.nonfinite = NonFinite()
-        self.notes: list[str] = []  # what a user should know before the first step
+        self.notes: list[str] = []  # messages for the user before the first step
         parts = divide(checkpoint, config)
         self.frozen = self.parallel.replicate(parts.frozen)
-        # From here on, the parameters that are trained.
+        # From here on, `checkpoint.params` holds only the trained parameters.
         self.checkpoint = dataclasses.replace(checkpoint, params=parts.trained)
         self.loader = PromptLoader(
             source,
@@ -119,11 +119,11 @@ class Trainer(abc.ABC, Generic[_Config]):
         )
 
     def optimizer(self, updates: int) -> optax.GradientTransformationExtraArgs:
-        """What makes the updates of the run, so many in all."""
+        """The optimizer of the run, which makes `updates` updates in all."""
         return make_optimizer(self.config.optimizer, None, updates)
 
     def _choose_shapes(self, batches: int) -> Shapes:
-        """By so many of the first batches; raises UserError where not one can be used."""
+        """Choose shapes by the first `batches`; raises UserError if no example can be used."""
         begin, longest = self.loader.get_state(), 0
         needed = [] if self.questions is None else [*self.questions.shapes]
         for _ in range(batches):
@@ -141,7 +141,7 @@ class Trainer(abc.ABC, Generic[_Config]):
 
     @abc.abstractmethod
     def lengths(self, longest: int) -> Lengths:
-        """What completions are padded to.
+        """Lengths that completions are padded to.
 
         Args:
           longest: tokens of the longest solution in the first batches, if the method learns from
@@ -152,38 +152,38 @@ class Trainer(abc.ABC, Generic[_Config]):
     def step(
         self, step: int, state: TrainState, directory: RunDirectory
     ) -> tuple[TrainState, dict[str, Any]]:
-        """Make step number `step` (from 1); returns the state after it, and `row`."""
+        """Make step number `step` (from 1); returns the new state and its `row` of metrics."""
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
-        """Around all steps: with the pool that grades what is answered."""
+        """Context of all steps, in which `pool` is open."""
         with self.grading_pool() as self.pool:
             yield
 
     def grading_pool(self) -> GradingPool:
-        """By the strict grader."""
+        """A new pool that grades completions; here with the strict grader."""
         return GradingPool(answers=self.answers)
 
     def judge(
         self, examples: list[Example], encoded: list[EncodedPrompt], rollout: Rollout
     ) -> Graded:
-        """Grades of completions, prompt after prompt, and what they are worth: their accuracy."""
+        """Grades of completions, prompt by prompt, and their rewards; here the accuracies."""
         golds = [example.answer for example in examples]
         grades = self.pool.grade_all(self.texts(rollout), golds)
         return grades, np.array([grade.accuracy for grade in grades])
 
     def texts(self, rollout: Rollout) -> list[str]:
-        """Of all completions, prompt after prompt."""
+        """Decoded texts of all completions, prompt by prompt."""
         length = rollout.tokens.shape[-1]
         tokens, mask = rollout.tokens.reshape(-1, length), rollout.mask.reshape(-1, length)
         decode = self.checkpoint.processor.decode
         return [decode(row, real) for row, real in zip(tokens, mask, strict=True)]
 
     def validate(self, questions: Questions, state: TrainState) -> dict[str, Any]:
-        """Figures of the policy as it is now; see `Questions.measure`."""
+        """Validation metrics of the current policy; see `Questions.measure`."""
         assert self.compiled.answering is not None
         respond = self.compiled.answering(self.policy(state))
-        # No token is drawn: the keys change nothing.
+        # Decoding is greedy: the keys have no effect.
         keys = np.zeros((self.config.prompts_per_step // self.share[1], 2), np.uint32)
 
         def answer(encoded: list[EncodedPrompt]) -> Rollout:
@@ -199,12 +199,12 @@ class Trainer(abc.ABC, Generic[_Config]):
         record: RunRecord | None = None,
         changed: Mapping[str, Any] | None = None,
     ) -> None:
-        """Train from the last checkpoint, or from the reference, to the last step.
+        """Train from the last checkpoint, or from the initial model, to the last step.
 
         Args:
-          directory: of the run.
-          record: of a run that goes on, with its settings as they are now.
-          changed: settings that are others than before.
+          directory: run directory.
+          record: record of a resumed run, with its current settings; None for a new run.
+          changed: settings that differ from those before.
         """
         checkpoints = Checkpoints(directory, self.config, self.parallel, self.layout)
         state, done, notes = self._first_state(directory, checkpoints, resumed=record is not None)
@@ -213,7 +213,7 @@ class Trainer(abc.ABC, Generic[_Config]):
                 change = {"after_step": done, "settings": changed}
                 record = dataclasses.replace(record, changes=(*record.changes, change))
             directory.write_record(record)
-        # The copies on the devices are all that is needed from here on.
+        # Drop the initial parameters: from here on, only the copies on the devices are needed.
         self.checkpoint = dataclasses.replace(self.checkpoint, params={})
         self.started = time.perf_counter()
         monitor = Monitor(
@@ -257,7 +257,7 @@ class Trainer(abc.ABC, Generic[_Config]):
         return step % self.config.validation.validate_every == 0 or step == self.steps
 
     def _progress(self, directory: RunDirectory) -> dict[str, Any]:
-        """What a checkpoint holds beside the state: where everything else stands."""
+        """Progress that a checkpoint holds beside the state: loader position, shapes, counters."""
         return {
             "loader": self.loader.get_state(),
             "shapes": dataclasses.asdict(self.shapes),
@@ -269,9 +269,9 @@ class Trainer(abc.ABC, Generic[_Config]):
     def _first_state(
         self, directory: RunDirectory, checkpoints: Checkpoints, *, resumed: bool
     ) -> tuple[TrainState, int, list[str]]:
-        """The state on the devices, the steps it has behind it, and what a user should know.
+        """The state on the devices, the number of steps done, and messages for the user.
 
-        Of a resumed run, the loader and the metrics stand there too.
+        For a resumed run, this also restores the loader, the shapes, the counters and the metrics.
         """
         given = self.checkpoint.params
         if not resumed:
@@ -291,10 +291,10 @@ class Trainer(abc.ABC, Generic[_Config]):
         if done > self.steps:
             raise UserError(f"--steps is {self.steps}, but {done} steps are done already")
         self.loader.set_state(progress["loader"])
-        if "shapes" in progress:  # an earlier version padded each batch by itself
+        if "shapes" in progress:  # missing if written by a version that padded each batch by itself
             self.shapes = Shapes.stored(progress["shapes"])
         self.nonfinite = NonFinite(**progress["nonfinite"])
-        self.best = Best(**progress.get("best", {}))  # an earlier version validated nothing
+        self.best = Best(**progress.get("best", {}))  # missing if the version had no validation
         if directory.keep_metrics_until(done) != progress["metrics"]:
             notes.append(
                 f"{directory.path}/metrics.jsonl is not what was written up to step {done}"
@@ -319,15 +319,15 @@ class Trainer(abc.ABC, Generic[_Config]):
         monitor.say(f"othink-jax {self.config.kind} --resume {path}")
 
     def next_prompts(self, state: TrainState) -> tuple[list[Example], list[EncodedPrompt], Prompts]:
-        """The next batch: as it was read, and as prompts on the devices.
+        """The next batch: examples, encoded prompts, and prompts on the devices.
 
-        These have the features of their images, where the vision tower is not trained.
+        The latter include the features of their images if the vision tower is frozen.
         """
         examples, encoded = next(self.loader)
         return examples, encoded, self.prompts_of(encoded, state)
 
     def prompts_of(self, encoded: list[EncodedPrompt], state: TrainState) -> Prompts:
-        """Prompts on the devices, padded to shapes of the run that all processes share."""
+        """Prompts on the devices, padded to one of the run's shapes, equal in all processes."""
         processor = self.checkpoint.processor
         pad = self.shapes.of_prompts(common_shapes(processor.bucket(encoded)))
         prompts = self.parallel.shard(processor.batch(encoded, pad=pad))
@@ -337,11 +337,11 @@ class Trainer(abc.ABC, Generic[_Config]):
         return prompts
 
     def common_length(self, prompts: Prompts, longest: int) -> int:
-        """T of completions of these prompts, of all processes; this one's longest has so many."""
+        """Padded completion length T in all processes; `longest` is the maximum of this process."""
         return self.shapes.of_completions(shape_of(prompts), max(processes.exchange(longest)))
 
     def update(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, float]]:
-        """Make the updates of a step from one batch; the figures are those of the last one."""
+        """Make the updates of a step from one batch; the metrics are those of the last update."""
         made = []
         for _ in range(self.updates_per_step):
             state, measured = self.compiled.update(state, (self.fixed, batch))
@@ -352,11 +352,11 @@ class Trainer(abc.ABC, Generic[_Config]):
 
     @property
     def fixed(self) -> Params:
-        """The parameters that an update takes beside those of its state."""
+        """The frozen parameters that an update takes beside the state."""
         return self.frozen
 
     def policy(self, state: TrainState) -> Params:
-        """All parameters of the model as it is now; no array is copied."""
+        """All parameters of the current policy; no array is copied."""
         return join(state.params, self.frozen)
 
     def row(
@@ -369,9 +369,9 @@ class Trainer(abc.ABC, Generic[_Config]):
         """A row of metrics.jsonl.
 
         Args:
-          step: its number.
-          figures: what a method measures of a step; those that are not finite are left out.
-          records: what each process counts of it: `tokens` of completions.
+          step: step number.
+          figures: metrics of the method; those that are not finite are left out.
+          records: one per process, with its number of completion `tokens`.
           clock: started with the step.
         """
         seconds = clock.stop()
@@ -382,7 +382,7 @@ class Trainer(abc.ABC, Generic[_Config]):
         return {
             "step": step,
             **figures,
-            # As other figures of an update, of the last one of this step.
+            # Like other metrics of an update, that of the last update of this step.
             "learning_rate": float(self.learning_rate(max(updates - 1, 0))),
             "skipped": self.loader.skipped.total(),
             "tokens_per_second": sum(record["tokens"] for record in records)
@@ -394,13 +394,13 @@ class Trainer(abc.ABC, Generic[_Config]):
 
 @dataclasses.dataclass
 class NonFinite:
-    """Updates that were not made, for something in them was not finite."""
+    """Counts of updates skipped for a non-finite loss, gradient or parameter change."""
 
     total: int = 0
-    in_a_row: int = 0  # steps that had such an update
+    in_a_row: int = 0  # consecutive steps with such an update
 
     def count(self, updates: int) -> None:
-        """After a step, of whose updates so many were not finite."""
+        """Add the number of non-finite updates of a step."""
         self.total += updates
         self.in_a_row = self.in_a_row + 1 if updates else 0
 
@@ -414,7 +414,7 @@ def _diverged(step: int, directory: RunDirectory, checkpoints: Checkpoints) -> U
 
 
 def total_steps(config: TrainingConfig, examples: int) -> int:
-    """Steps of a run over a source of `examples`; UserError if there is no saying."""
+    """Number of steps of a run; raises UserError if the source is endless and `steps` not given."""
     if config.steps is not None:
         return config.steps
     if examples == ENDLESS:
@@ -425,5 +425,5 @@ def total_steps(config: TrainingConfig, examples: int) -> int:
 
 
 def common_shapes(needed: PadTo) -> PadTo:
-    """The least shapes that the prompts of all processes fit into."""
+    """The smallest shapes that fit the prompts of all processes."""
     return common([PadTo(**shapes) for shapes in processes.exchange(dataclasses.asdict(needed))])

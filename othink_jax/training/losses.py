@@ -1,6 +1,6 @@
-"""The loss and the advantages of a run, from its settings: names are looked up in the tables of rl.
+"""Loss and advantages of a run: the settings name functions in the tables of `rl`.
 
-What the settings do not give has the default of its function, which is its paper's.
+A number that the settings leave out has its function's default, which is that of its paper.
 """
 
 import dataclasses
@@ -20,24 +20,24 @@ from othink_jax.errors import UserError
 from othink_jax.training.named import bound, defaults, refuse_own, tried
 from othink_jax.types import Rollout
 
-# (logp, old_logp, ref_logp, advantages, mask, *, kl_coef) -> loss and metrics. `kept`, `weights`,
-# `sampler_logp` of a batch and `kl` come by keyword, where the settings ask for them
+# (logp, old_logp, ref_logp, advantages, mask, *, kl_coef) -> loss and metrics. `kept`, `weights`
+# and `sampler_logp` of a batch, and `kl`, are keyword arguments, given if the settings need them.
 LossFn = Callable[..., tuple[rl.Average, dict[str, rl.Average]]]
 AdvantageFn = Callable[[Float[Array, "B G"]], Float[Array, "B G"]]
 
-# Of sampled tokens, and over the vocabulary
+# KL estimators from sampled tokens, and exact KLs over the vocabulary.
 _ESTIMATORS: Mapping[str, Callable[..., Any]] = {**rl.KL_ESTIMATORS, **rl.KL_DIVERGENCES}
 
 
 def make_loss(config: LossConfig, *, longest: int | None = None) -> LossFn:
-    """The loss that the settings name.
+    """The loss that the settings select.
 
     Args:
-      config: names and numbers.
+      config: names and numbers of the loss.
       longest: limit of a completion, tokens, for a reduction that divides by it.
 
     Raises:
-      UserError: a name or a number is not known, or a number is out of range.
+      UserError: a name or a number is unknown, or a number is out of range.
     """
     clips = {"clip_low": config.clip_low, "clip_high": config.clip_high}
     refuse_own("objective", config.objective, config.objective_args, clips)
@@ -64,15 +64,15 @@ def make_loss(config: LossConfig, *, longest: int | None = None) -> LossFn:
 
 
 def over_vocabulary(config: LossConfig) -> bool:
-    """Whether the KL is measured over the whole vocabulary, and not estimated from one token."""
+    """Whether the KL is exact over the vocabulary, not estimated from the sampled token."""
     return config.kl_estimator in rl.KL_DIVERGENCES
 
 
 def _kl_term(config: LossConfig) -> rl.KLTerm:
-    """The KL term of sampled tokens.
+    """The KL term from log-probabilities of sampled tokens.
 
     Raises:
-      UserError: a name is not known, or the gradient or the placement does not go with it.
+      UserError: a name is unknown, or the estimator does not allow the gradient or the placement.
     """
     estimator = bound(_ESTIMATORS, "kl-estimator", config.kl_estimator, {})
     with_gradient = bound(rl.KL_GRADIENTS, "kl-gradient", config.kl_gradient, {})
@@ -92,10 +92,10 @@ def _not_of_tokens(logp: Array, old_logp: Array, ref_logp: Array) -> Array:
 
 
 def make_advantages(config: LossConfig, *, prompts: int, group_size: int) -> AdvantageFn:
-    """Rewards [B, G] of a step -> advantages [B, G], as the settings name them.
+    """The function that the settings select: rewards [B, G] of a step -> advantages [B, G].
 
     Raises:
-      UserError: a name or a number is not known, or a number is out of range, or the group too
+      UserError: a name or a number is unknown, or a number is out of range, or the group is too
         small.
     """
     shared = {"ddof": config.advantage_ddof, "eps": config.advantage_eps}
@@ -109,7 +109,7 @@ def make_advantages(config: LossConfig, *, prompts: int, group_size: int) -> Adv
 def kept_completions(
     config: LossConfig, rollout: Rollout, rewards: Float[np.ndarray, "B G"]
 ) -> Bool[np.ndarray, "B G"] | None:
-    """Which completions of a step the loss is of; None for all of them."""
+    """Mask of the completions of a step that the loss uses; None for all of them."""
     if not (config.mask_truncated or config.drop_no_signal):
         return None
     kept = np.ones(rewards.shape, bool)
@@ -123,13 +123,13 @@ def kept_completions(
 def token_weights(
     config: LossConfig, rollout: Rollout, index: int, exchange: Callable[[Any], list[Any]]
 ) -> Float[np.ndarray, "B G T"] | None:
-    """Weights of the objective's values; None where all of them are one.
+    """Token weights of the objective; None if all of them are one.
 
     Args:
-      config: names and numbers.
-      rollout: on the host, of this process's prompts.
-      index: of this process.
-      exchange: of JSON values with the others: the highest entropies are those of the whole batch.
+      config: names and numbers of the loss.
+      rollout: rollout of this process's prompts, on the host.
+      index: index of this process.
+      exchange: all-gather of JSON values: the highest entropies are those of the whole batch.
     """
     if config.top_entropy is None:
         return None
@@ -148,13 +148,13 @@ def of_whole_batch(
     index: int,
     exchange: Callable[[Any], list[Any]],
 ) -> Float[np.ndarray, "b ..."]:
-    """This process's rows of a function of the rows of all processes.
+    """Apply a function to the rows of all processes; returns the result of this process's rows.
 
     Args:
-      function: of [B, ...] float32, row for row.
-      rows: of this process.
-      index: of this process.
-      exchange: of JSON values with the others.
+      function: takes the whole batch, [B, ...] float32, and returns one result row per row.
+      rows: rows of this process.
+      index: index of this process.
+      exchange: all-gather of JSON values.
     """
     every = exchange(rows.tolist())
     whole = function(jnp.asarray(np.concatenate(every), jnp.float32))
@@ -163,7 +163,7 @@ def of_whole_batch(
 
 
 def resolved(config: LossConfig) -> LossConfig:
-    """The same settings with the defaults of the functions that they name, for the record of a run.
+    """The same settings with the defaults of their functions filled in, for the run record.
 
     Raises:
       UserError: as `make_loss`.
@@ -191,7 +191,7 @@ def resolved(config: LossConfig) -> LossConfig:
 
 
 def known_names() -> dict[str, dict[str, tuple[str, str]]]:
-    """By option and name: what each function is, and its numbers with their defaults."""
+    """Description of each function, and its numbers with their defaults, by option and name."""
     tables: dict[str, Mapping[str, Callable[..., Any]]] = {
         "kl-schedule": rl.KL_CONTROLS,
         "objective": rl.OBJECTIVES,
@@ -214,11 +214,11 @@ def known_names() -> dict[str, dict[str, tuple[str, str]]]:
 
 
 def notes(config: LossConfig, *, updates: int = 1) -> list[str]:
-    """Warnings about a loss, a line each, before it is descended.
+    """Warnings about a loss before training, one line each.
 
     Args:
-      config: of the loss.
-      updates: from one rollout.
+      config: loss settings.
+      updates: number of updates per rollout.
     """
     found = []
     if config.kl_placement == "loss" and (config.kl_estimator, config.kl_gradient) == ("k1", "own"):

@@ -1,4 +1,4 @@
-"""Functions that settings name: an entry of a table, and its numbers as keyword arguments."""
+"""Functions selected by settings: a name in a table, and numbers as keyword arguments."""
 
 import functools
 import inspect
@@ -17,18 +17,18 @@ def bound(
     given: Mapping[str, float],
     shared: Mapping[str, Any] | None = None,
 ) -> Any:
-    """A function of a table with its numbers: those `given`, and those `shared` that it takes.
+    """Look up a function and bind all `given` numbers, and the `shared` ones that it takes.
 
     Args:
       table: functions by name.
-      option: of the command line, without its dashes, for errors.
-      name: of the function.
-      given: numbers that it must take.
-      shared: numbers that others of the table take too; None stands for one that is not known.
+      option: command-line option without its dashes, for error messages.
+      name: name of the function.
+      given: numbers that the function must take.
+      shared: numbers that other functions of the table take too; None means unknown, not bound.
 
     Raises:
-      UserError: the name is not known, or a number, or one is missing, or one of `shared` is among
-        those `given`: it would contradict its own setting.
+      UserError: the name or a number is unknown, or a required number is missing, or `given` holds
+        a number of `shared`, which could contradict that number's own option.
     """
     if name not in table:
         raise UserError(f"--{option} {name} is not known; what is known: {', '.join(table)}")
@@ -52,10 +52,10 @@ def bound(
 
 
 def refuse_own(option: str, name: str, given: Mapping[str, float], own: Collection[str]) -> None:
-    """Refuse a number among those `given` that has an option of its own: they could contradict.
+    """Refuse a `given` number that has an option of its own: the two could contradict.
 
     Raises:
-      UserError: there is one.
+      UserError: there is such a number.
     """
     if doubled := [number for number in given if number in own]:
         raise UserError(
@@ -64,13 +64,13 @@ def refuse_own(option: str, name: str, given: Mapping[str, float], own: Collecti
 
 
 def keywords(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The numbers of a function, by name."""
+    """Keyword-only parameters of a function (its numbers), by name."""
     parameters = inspect.signature(function).parameters
     return {name: each for name, each in parameters.items() if each.kind is each.KEYWORD_ONLY}
 
 
 def defaults(function: Callable[..., Any]) -> dict[str, float]:
-    """Those that have one."""
+    """Default values of a function's numbers; numbers without a default are left out."""
     return {
         name: each.default
         for name, each in keywords(function).items()
@@ -79,7 +79,7 @@ def defaults(function: Callable[..., Any]) -> dict[str, float]:
 
 
 def tried(function: Callable[..., Any], *shapes: jax.ShapeDtypeStruct | None) -> None:
-    """Trace a function: what it says of its numbers, it says to the user."""
+    """Trace a function on these shapes; its ValueError about a number becomes a UserError."""
     try:
         jax.eval_shape(function, *shapes)
     except ValueError as error:
@@ -87,9 +87,9 @@ def tried(function: Callable[..., Any], *shapes: jax.ShapeDtypeStruct | None) ->
 
 
 def _typed(parameter: inspect.Parameter, value: float, option: str) -> float:
-    """A number as its function takes it: whole ones are given as floats."""
+    """Convert a number to the type that its function takes: settings give integers as floats."""
     if parameter.annotation not in (int, "int"):
         return value
-    if not float(value).is_integer():  # nor are nan and inf
+    if not float(value).is_integer():  # also false for nan and inf
         raise UserError(f"--{option}: {parameter.name} must be a whole number, got {value:g}")
     return int(value)

@@ -1,4 +1,4 @@
-"""The optimizer of a run: clip, AdamW, and the weights of the loss that ride along."""
+"""The optimizer of a run: gradient clip, AdamW, and controllers of the loss coefficients."""
 
 import dataclasses
 import math
@@ -18,27 +18,27 @@ from othink_jax.rl import (
 )
 from othink_jax.training.named import bound, defaults, keywords
 
-# Settings that several controls take; each takes further ones by `kl_args`.
+# Settings that several controllers share; numbers of a single controller are in `kl_args`.
 _SHARED = ("kl_min", "kl_max", "exploration_fraction", "kl_value", "kl_target")
 
 
 def make_optimizer(
     config: OptimizerConfig, control: optax.GradientTransformation | None, total_updates: int
 ) -> optax.GradientTransformationExtraArgs:
-    """Global-norm clip, then AdamW, then the control of the loss's weights.
+    """Global-norm clip, then AdamW, then the controller of the loss coefficients.
 
-    The clip comes first, so that one outlier cannot fill Adam's moments; weight decay (decoupled,
-    on every parameter) comes after it and is not clipped. A control leaves gradients alone, so its
-    place does not matter.
+    The clip comes first, so that one outlier cannot fill Adam's moments. Weight decay (decoupled,
+    on every parameter) comes after it and is not clipped. A controller leaves gradients unchanged,
+    so its place in the chain does not matter.
 
     Args:
-        config: the optimizer's settings.
-        control: of the weights of the loss, such as `make_control`; None for a loss without any,
-            and a state that holds none.
-        total_updates: updates of the whole run, over which the learning rate decays.
+      config: optimizer settings.
+      control: controller of the loss coefficients, see `make_control`; None if the loss has no
+        coefficients, in which case the state holds none.
+      total_updates: updates of the whole run, over which the learning rate decays.
 
     Raises:
-        ValueError: `total_updates` is below 1.
+      ValueError: `total_updates` is below 1.
     """
     adamw = optax.adamw(
         learning_rate_schedule(config, total_updates),
@@ -54,19 +54,19 @@ def make_optimizer(
 
 
 def learning_rate_schedule(config: OptimizerConfig, total_updates: int) -> optax.Schedule:
-    """The learning rate of update number `count` (from 0): float32, elementwise.
+    """Schedule of the learning rate by update number `count` (from 0): float32, elementwise.
 
-    It rises in a straight line from 0 during the first ceil(warmup_fraction * total_updates)
-    updates (all but the last one at most), then decays from the peak to 0 at `total_updates`, in a
-    straight line or along half a cosine, or stays. Without warmup, update 0 has the peak rate.
+    It rises linearly from 0 during the first ceil(warmup_fraction * total_updates) updates (at most
+    all but the last one). It then decays from the peak to 0 at `total_updates`, linearly or along
+    half a cosine, or stays constant. Without warmup, update 0 has the peak rate.
 
     Raises:
-        ValueError: `total_updates` is below 1.
+      ValueError: `total_updates` is below 1.
     """
     if total_updates < 1:
         raise ValueError(f"total_updates must be >= 1, got {total_updates}")
     peak = config.learning_rate
-    # At most all but one: a run of one update would otherwise make it with a rate of 0.
+    # At most all but one: otherwise the only update of a run of one would have a rate of 0.
     warmup = min(math.ceil(config.warmup_fraction * total_updates), total_updates - 1)
     decay = {
         "linear": optax.linear_schedule(peak, 0.0, total_updates - warmup),
@@ -83,11 +83,11 @@ def learning_rate_schedule(config: OptimizerConfig, total_updates: int) -> optax
 
 
 def make_control(config: GRPOConfig, updates: int) -> optax.GradientTransformationExtraArgs:
-    """The controls of the loss's weights that the settings name: of the KL, and of the entropy.
+    """Controllers of the loss coefficients that the settings select: KL, and entropy bonus.
 
     Args:
-      config: of the run.
-      updates: of the whole run.
+      config: settings of the run.
+      updates: updates of the whole run.
 
     Raises:
       UserError: as `make_kl` and `make_entropy`.
@@ -99,7 +99,7 @@ def make_control(config: GRPOConfig, updates: int) -> optax.GradientTransformati
 
 
 def make_entropy(config: EntropyConfig) -> optax.GradientTransformationExtraArgs:
-    """The control of the coefficient of the entropy bonus.
+    """Controller of the coefficient of the entropy bonus.
 
     Raises:
       UserError: a number is out of range.
@@ -119,16 +119,16 @@ def make_entropy(config: EntropyConfig) -> optax.GradientTransformationExtraArgs
 
 
 def make_kl(config: KLConfig, updates: int) -> optax.GradientTransformationExtraArgs:
-    """The control of the KL weight that the settings name: one of `rl.KL_CONTROLS`.
+    """Controller of the KL coefficient that the settings select, one of `rl.KL_CONTROLS`.
 
-    With it comes the reference, if that moves.
+    If the reference policy moves, its update is chained to the controller.
 
     Args:
-      config: names and numbers.
-      updates: of the whole run.
+      config: name and numbers of the controller.
+      updates: updates of the whole run.
 
     Raises:
-      UserError: the name or a number is not known, or one is missing or out of range.
+      UserError: the name or a number is unknown, or a number is missing or out of range.
     """
     shared = {name: getattr(config, name) for name in _SHARED}
     control = bound(KL_CONTROLS, "kl-schedule", config.kl_schedule, config.kl_args, shared)
@@ -143,12 +143,12 @@ def make_kl(config: KLConfig, updates: int) -> optax.GradientTransformationExtra
 
 
 def check_kl(config: KLConfig) -> None:
-    """Refuse to begin with a number that the control does not take.
+    """Refuse to start a run with a number that its KL controller does not take.
 
-    Not a part of `make_kl`: a run of a version that passed over such a number goes on.
+    Not part of `make_kl`, so that a run of a version that ignored such numbers can be resumed.
 
     Raises:
-      UserError: there is one; or as `make_kl`.
+      UserError: there is such a number; or as `make_kl`.
     """
     make_kl(config, 1)
     known, usual = keywords(KL_CONTROLS[config.kl_schedule]), KLConfig()
@@ -159,7 +159,7 @@ def check_kl(config: KLConfig) -> None:
 
 
 def resolved_kl(config: KLConfig) -> KLConfig:
-    """The same settings with the defaults of the control, for the record of a run."""
+    """The same settings with the defaults of the controller filled in, for the run record."""
     own = defaults(KL_CONTROLS[config.kl_schedule])
     numbers = {name: value for name, value in own.items() if name not in _SHARED}
     return dataclasses.replace(config, kl_args=numbers | config.kl_args)

@@ -1,6 +1,6 @@
-"""What of a policy is trained, and what stands still: kept once, for policy and reference alike.
+"""Which parameters are trained and which are frozen; policy and reference share the frozen ones.
 
-train   trained                        frozen             a reference's own
+train   trained                        frozen             held by the reference alone
 all     everything                     nothing            everything
 text    the text tower                 the vision tower   the text tower
 lora    adapters of the text tower     everything         nothing
@@ -18,21 +18,21 @@ from othink_jax.model.config import VLMConfig
 from othink_jax.model.stack import laid_out
 from othink_jax.model.vlm import VLM
 
-Params = dict[str, Any]  # nested; of arrays
+Params = dict[str, Any]  # nested dict of arrays
 
-REFERENCE = "reference"  # where an update finds one, beside the frozen parameters of the policy
+REFERENCE = "reference"  # key of the reference's parameters among an update's frozen ones
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parts:
-    """The policy is `join(trained, frozen)`."""
+    """Trained and frozen parameters; the policy is `join(trained, frozen)`."""
 
     trained: Params  # float32
-    frozen: Params  # in the dtype of the computation
+    frozen: Params  # in the compute dtype
 
 
 def divide(checkpoint: Model, config: TrainingConfig) -> Parts:
-    """The parts of a policy that begins as `checkpoint`."""
+    """Trained and frozen parameters of a policy that starts from `checkpoint`."""
     params = checkpoint.params
     if config.train == "all":
         return Parts(trained=params, frozen={})
@@ -45,19 +45,19 @@ def divide(checkpoint: Model, config: TrainingConfig) -> Parts:
 
 
 def own_of_reference(checkpoint: Model, config: TrainingConfig) -> Params:
-    """What a reference that stays `checkpoint` has beside the frozen part of the policy."""
+    """Parameters that a reference fixed at `checkpoint` needs beside the policy's frozen ones."""
     params = checkpoint.params
     own = {"all": params, "text": {"text": params["text"]}, "lora": {}}
     return _computed(own[config.train], config)
 
 
 def _computed(params: Params, config: TrainingConfig) -> Params:
-    """In the dtype of the computation."""
+    """Cast parameters to the compute dtype."""
     return jax.tree.map(lambda leaf: leaf.astype(config.dtype, copy=False), params)
 
 
 def policy_graphdef(checkpoint: Model, config: TrainingConfig) -> Any:
-    """Static part of the policy: that of `checkpoint`, but for adapters."""
+    """Graphdef of the policy: that of `checkpoint`, or with adapters for LoRA."""
     if config.train != "lora":
         return checkpoint.graphdef
     compute = dataclasses.replace(checkpoint.compute, lora=config.lora)
@@ -65,9 +65,9 @@ def policy_graphdef(checkpoint: Model, config: TrainingConfig) -> Any:
 
 
 def decoding_graphdef(checkpoint: Model, config: TrainingConfig) -> Any:
-    """Static part of the policy with no layers scanned.
+    """Graphdef of the policy with unrolled layers, for decoding.
 
-    A scan would copy the keys and values of all layers at each token that is drawn.
+    A scan over layers would copy the keys and values of all layers at each sampled token.
     """
     adapters = config.lora if config.train == "lora" else None
     compute = dataclasses.replace(checkpoint.compute, scan_layers="off", lora=adapters)
@@ -75,9 +75,9 @@ def decoding_graphdef(checkpoint: Model, config: TrainingConfig) -> Any:
 
 
 def fresh_adapters(config: VLMConfig, lora: LoRAConfig, *, seed: int) -> Params:
-    """Adapters that change nothing yet; float32."""
+    """Newly initialised float32 adapters, which do not change the model's outputs yet."""
 
-    # Compiled, so that the model's other weights, which nobody asks for, are not made.
+    # Jitted: the model's other weights are unused, so they are never materialised.
     @jax.jit
     def draw() -> Params:
         model = VLM(config, rngs=nnx.Rngs(seed), compute=ComputeConfig(lora=lora))
@@ -87,6 +87,6 @@ def fresh_adapters(config: VLMConfig, lora: LoRAConfig, *, seed: int) -> Params:
 
 
 def join(one: Params, other: Params) -> Params:
-    """Two nested dicts without a common leaf as one. No array is copied."""
+    """Merge two nested dicts that share no leaf. No array is copied."""
     common = {key: join(one[key], other[key]) for key in one.keys() & other.keys()}
     return one | other | common

@@ -1,7 +1,7 @@
-"""Several processes as one run: how they find each other, tell each other small things, and end.
+"""Multi-process runs: connecting the processes, exchanging small values, ending together.
 
 Every process runs the same program. Each loads its part of the data and grades its own completions;
-the first one writes. Where one of them fails or dies, the others end within a minute.
+the first one writes. If one of them fails or dies, the others end within a minute.
 """
 
 import atexit
@@ -25,21 +25,21 @@ from othink_jax.training.supervisor import ADVICE
 
 _T = TypeVar("_T")
 
-_BEAT_S = 2.0  # between two signs of life of a process
-_SILENT_S = 30.0  # a process without a sign of life for so long has died
-# JAX's own limit, at which it aborts a process. Ours comes first and says what to do.
+_BEAT_S = 2.0  # between two heartbeats of a process
+_SILENT_S = 30.0  # a process without a heartbeat for this long has died
+# JAX's own heartbeat timeout, at which it aborts a process. Ours fires first and says what to do.
 _HEARTBEAT_S = 2 * int(_SILENT_S)
-_FAREWELL_S = 10.0  # how long a process that ends waits for the others to end
-_SMALLEST_TEXT = 4096  # bytes that processes exchange at least; nearly all they say fits
-# What JAX's collectives raise where another process is gone.
+_FAREWELL_S = 10.0  # how long process 0 waits at its exit for the others to end
+_SMALLEST_TEXT = 4096  # minimum size of an exchanged value, bytes; nearly all values fit
+# Errors that JAX's collectives raise if another process is gone.
 _GONE = re.compile("Gloo|[Cc]onnection (reset|closed)|coordination service|heartbeat|UNAVAILABLE")
 
 
 def join(config: ProcessConfig) -> None:
-    """Find the other processes, if there are any; before JAX is asked for its devices.
+    """Connect to the other processes, if any. Call it before JAX is asked for its devices.
 
     Raises:
-      UserError: they cannot be found.
+      UserError: the processes cannot connect.
     """
     if not config.several:
         return
@@ -67,12 +67,12 @@ def first() -> bool:
 
 
 def exchange(value: _T) -> list[_T]:
-    """What each process gives, in their order: a JSON value. Each waits for all others."""
+    """All-gather a JSON value: one per process, in process order. It is a barrier too."""
     if jax.process_count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.int32(len(text)))
-    # Each size is another program, of which a power of two has few.
+    # Each size compiles another program; powers of two keep them few.
     padded = np.zeros(max(_SMALLEST_TEXT, 1 << int(lengths.max() - 1).bit_length()), np.uint8)
     padded[: len(text)] = text
     gathered = np.asarray(multihost_utils.process_allgather(padded))
@@ -83,10 +83,10 @@ def exchange(value: _T) -> list[_T]:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """All that the processes of a run do together: where one fails or dies, the others end too.
+    """Context of all joint work of the processes: if one fails or dies, the others end too.
 
     Raises:
-      UserError: another process is gone, in the place of what JAX raises.
+      UserError: another process is gone; it replaces the error that JAX raises.
     """
     if jax.process_count() == 1:
         yield
@@ -106,21 +106,21 @@ def together() -> Iterator[None]:
 
 
 class _Watch(threading.Thread):
-    """Gives a sign of life of this process, and looks for those of the others."""
+    """Thread that sends heartbeats of this process and checks those of the others."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        from jax._src import distributed  # the key-value store of a run has no public name
+        from jax._src import distributed  # the key-value store of a run has no public API
 
         self._store: Any = distributed.global_state.client
         self._me = jax.process_index()
         self._others = [i for i in range(jax.process_count()) if i != self._me]
         self._parent = os.getppid()
         self._stopped = threading.Event()
-        self._last_word = threading.Lock()  # held by the thread that says why this process ends
+        self._last_word = threading.Lock()  # held by the thread that reports why this process ends
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop watching."""
         self._stopped.set()
 
     def run(self) -> None:
@@ -133,7 +133,7 @@ class _Watch(threading.Thread):
             try:
                 self._tell(str(beat))
                 now = {i: self._told_by(i) for i in self._others}
-            except Exception:  # the store lies in process 0, which is gone with it
+            except Exception:  # process 0 hosts the store, which is gone with it
                 self._end("process 0 has died", told=True)
                 return
             if os.getppid() != self._parent:
@@ -158,9 +158,9 @@ class _Watch(threading.Thread):
             raise
 
     def _end(self, reason: str, *, told: bool = False) -> None:
-        """End this process at once; `told`: there is nobody to tell."""
+        """End this process at once. `told` means that there is nobody left to tell."""
         if self._stopped.is_set() or not self._last_word.acquire(blocking=False):
-            return  # this one ends too, and says why
+            return  # the main thread is ending this process already, and reports why
         line = f"othink-jax: this process ends, for {reason}; the run goes on from its last"
         os.write(2, f"\n{line} checkpoint with --resume\n".encode())
         if not told:
@@ -169,11 +169,11 @@ class _Watch(threading.Thread):
         os._exit(1)
 
     def end_at_exit(self, code: int) -> None:
-        """Tell the others that this process ends, and end it without waiting for them to shut down.
+        """Tell the others that this process ends, and exit without JAX's wait for their shutdown.
 
-        That happens when all of this process's own words are said.
+        The exit happens in `atexit`, after this process has printed its own messages.
         """
-        self._last_word.acquire()  # for ever, if the watch is ending the process
+        self._last_word.acquire()  # blocks forever if the watch is ending the process
         self.stop()
         with contextlib.suppress(Exception):
             self._tell("ended")
@@ -182,7 +182,7 @@ class _Watch(threading.Thread):
     def _leave(self, code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
-        # Process 0 holds the store, whose end aborts whoever is still there.
+        # Process 0 hosts the store; its end aborts every process that is still running.
         end = time.monotonic() + (_FAREWELL_S if self._me == 0 else 0.0)
         with contextlib.suppress(Exception):
             while time.monotonic() < end and any(self._told_by(i) != "ended" for i in self._others):

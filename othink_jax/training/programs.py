@@ -1,4 +1,4 @@
-"""The device programs of a step, of each method."""
+"""Compiled device programs of a step, for each method."""
 
 import dataclasses
 import functools
@@ -34,26 +34,26 @@ from othink_jax.types import GRPOBatch, Prompts, Rollout, SFTBatch, TokenStats
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Programs:
-    """Compiled for the devices of a run; each takes what `Parallel` has put there.
+    """Programs compiled for the devices of a run; they take arrays that `Parallel` put there.
 
-    Parameters are those of a whole model, but for the update: what it trains is in the state.
+    `params` are those of the whole model. Only `update` takes the trained ones in its state.
     """
 
     encode: Callable[..., Float[Array, "B M D"] | None]  # params, prompts
     update: Callable[..., tuple[TrainState, Metrics]]  # state, (fixed parameters, batch)
-    # params -> (prompts, key_data) -> their greedy answers, G = 1; of a run that is validated
+    # params -> (prompts, key_data) -> greedy answers, G = 1; None without validation
     answering: Callable[[Params], Callable[..., Rollout]] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GRPOPrograms(Programs):
-    """And what comes before an update of GRPO."""
+    """Programs of GRPO, which also samples and computes log-probabilities before an update."""
 
-    unroll: Callable[[Params], Params] | None  # weights of a policy whose layers are scanned
-    weights: Callable[[Params], Params]  # params -> those that `sample` takes
+    unroll: Callable[[Params], Params] | None  # params -> weights, unstacked; None if not scanned
+    weights: Callable[[Params], Params]  # params -> weights that `sample` takes
     sample: Callable[..., Rollout]  # weights, params, prompts, key_data
     logp: Callable[..., Float[Array, "B G T"]]  # params, prompts, completions
-    ref_logp: Callable[..., Float[Array, "B G T"]]  # the reference's params, prompts, completions
+    ref_logp: Callable[..., Float[Array, "B G T"]]  # params of the reference, prompts, completions
 
 
 def compile_grpo(
@@ -63,11 +63,12 @@ def compile_grpo(
     tx: optax.GradientTransformation,
     loss: LossFn | None = None,
 ) -> GRPOPrograms:
-    """The programs of a GRPO run. Prompts are taken in `micro_batches`, but for decoding.
+    """The programs of a GRPO run. All but decoding split the prompts into `micro_batches`.
 
-    Its steps, bound by reading the weights, cost the same for few prompts as for many.
+    Decode steps are bound by reading the weights, so they cost the same for few prompts as for
+    many.
     """
-    # Not the checkpoint itself: what the programs close over would keep its parameters alive.
+    # Not the checkpoint itself: programs that close over it would keep its parameters alive.
     reference = checkpoint.graphdef
     policy = policy_graphdef(checkpoint, config)
     decoding = _decoding(checkpoint, config, parallel)
@@ -104,7 +105,7 @@ def compile_grpo(
     moving = over_vocabulary(config.loss) and config.kl.reference_every is not None
     sampler = decoding.sampler(config.sampling, group_size=config.group_size)
     policy_logp = parallel.apply(functools.partial(logp, policy))
-    same = policy is reference  # then what was compiled for one may serve the other
+    same = policy is reference  # if so, one compiled program serves both
     return GRPOPrograms(
         encode=parallel.apply(functools.partial(_encode, policy)),
         answering=decoding.answering(config.sampling.max_new_tokens),
@@ -119,17 +120,17 @@ def compile_grpo(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Decoding:
-    """How completions of a policy are decoded."""
+    """Builds the samplers of a policy and their weights."""
 
     tokens: SpecialTokens
     config: TrainingConfig
     parallel: Parallel
-    prefill: Any  # graphdef of the policy
-    decoder: Any  # the same with unrolled layers
-    unroll: Callable[[Params], Params] | None  # params -> weights, where the policy is scanned
+    prefill: Any  # graphdef of the policy, for the prefill
+    decoder: Any  # graphdef with unrolled layers, for decode steps
+    unroll: Callable[[Params], Params] | None  # params -> weights, unstacked; None if not scanned
 
     def weights(self, params: Params) -> Params:
-        """What `sampler` takes first."""
+        """Weights for decoding, the first argument of a sampler."""
         if self.unroll is not None:
             return self.parallel.whole(self.unroll(params))
         return self.parallel.whole(computing_weights(params, self.config.dtype))
@@ -146,7 +147,7 @@ class _Decoding:
         return self.parallel.sampler(made)
 
     def answering(self, max_new_tokens: int) -> Callable[[Params], Callable[..., Rollout]] | None:
-        """See `Programs`."""
+        """See `Programs.answering`."""
         if not self.config.validation.used:
             return None
         greedy = SamplingConfig(temperature=0.0, max_new_tokens=max_new_tokens)
@@ -181,7 +182,7 @@ def compile_sft(
     parallel: Parallel,
     tx: optax.GradientTransformation,
 ) -> Programs:
-    """The programs of a run of supervised fine-tuning."""
+    """The programs of a supervised fine-tuning run."""
     policy = policy_graphdef(checkpoint, config)
 
     def logp(params: Params, batch: SFTBatch) -> Float[Array, "B G T"]:
@@ -211,13 +212,13 @@ def _compile_update(
     *,
     moving: bool = False,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """One of the updates.
+    """Compile an update: (state, (fixed parameters, batch)) -> (state, metrics).
 
     Args:
-      update: with its optimizer and loss.
-      logp_fn: of all parameters that it is given, and a batch.
-      config, parallel: of the run.
-      moving: whether `logp_fn` takes the reference of the optimizer state too.
+      update: `grpo_update` or `sft_update`, with its optimizer and loss bound.
+      logp_fn: function of all parameters and a batch.
+      config, parallel: settings and devices of the run.
+      moving: whether `logp_fn` also takes the moving reference of the optimizer state.
     """
 
     def with_frozen(

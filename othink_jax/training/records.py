@@ -1,4 +1,4 @@
-"""What a step leaves behind: its times, and figures of its rollout."""
+"""Timings and rollout metrics of a step."""
 
 import math
 import time
@@ -14,32 +14,32 @@ from othink_jax.types import Rollout
 
 
 class Clock:
-    """How long the parts of a step take, seconds."""
+    """Wall-clock seconds of a step and of its parts."""
 
     def __init__(self) -> None:
         self._start = self._last = time.perf_counter()
         self._seconds: dict[str, float] = {}
 
     def lap(self, part: str) -> None:
-        """The part of this name ends here, and another one begins."""
+        """End the current part, record it under this name, and begin the next one."""
         now = time.perf_counter()
         self._seconds[f"seconds_{part}"] = now - self._last
         self._last = now
 
     def stop(self) -> dict[str, float]:
-        """Seconds of each part, and of the whole step."""
+        """Seconds of each part and of the whole step."""
         return self._seconds | {"seconds_step": time.perf_counter() - self._start}
 
 
 def rollout_record(
     rollout: Rollout, grades: Sequence[Grade], rewards: Float[np.ndarray, "B G"]
 ) -> dict[str, Any]:
-    """What a process tells the others of its completions of one step: a JSON object.
+    """One process's summary of its completions in one step: a JSON object to all-gather.
 
     Args:
-        rollout: on the host.
-        grades: of all completions, prompt after prompt.
-        rewards: of the same.
+      rollout: on the host.
+      grades: grades of all completions, prompt by prompt.
+      rewards: rewards of the same completions.
     """
     mask = np.asarray(rollout.mask)
     return {
@@ -49,12 +49,12 @@ def rollout_record(
         "ungradable": sum(grade.ungradable for grade in grades),
         "finished": np.asarray(rollout.finished).tolist(),
         "tokens": int(mask.sum()),
-        "entropy": float(np.asarray(rollout.entropy, np.float64)[mask].sum()),  # of all tokens
+        "entropy": float(np.asarray(rollout.entropy, np.float64)[mask].sum()),  # sum over tokens
     }
 
 
 def rollout_metrics(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Figures of one step's completions, of all processes, for its row of metrics.jsonl."""
+    """Rollout metrics of one step over all processes, for its row of metrics.jsonl."""
 
     def every(name: str) -> np.ndarray:
         return np.concatenate([np.asarray(record[name]) for record in records])
@@ -79,19 +79,19 @@ def rollout_metrics(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def reason(
     kl: float, target: float, before: float, after: float, bounds: Sequence[float | None]
 ) -> str:
-    """Why a controller has changed the KL weight from one update to the next, or has not.
+    """Explain why a controller raised, lowered or kept the KL coefficient after an update.
 
     Args:
-        kl: measured, nats per token.
-        target: of the controller.
-        before: the weight of the update.
-        after: that of the next one.
-        bounds: lowest and highest weight; None for one that is not known.
+      kl: measured KL, nats per token.
+      target: KL target of the controller.
+      before: coefficient of this update.
+      after: coefficient of the next update.
+      bounds: lowest and highest coefficient; None for an unknown bound.
     """
     side = "above" if kl > target else "below" if kl < target else "at"
     change = "rises to" if after > before else "falls to" if after < before else "stays at"
     words = f"KL {kl:.3g} {side} its target {target:g}: the weight {change} {after:.3g}"
     for name, bound in zip(("lowest", "highest"), bounds, strict=True):
-        if bound is not None and math.isclose(after, bound, rel_tol=1e-6):  # it is float32
+        if bound is not None and math.isclose(after, bound, rel_tol=1e-6):  # `after` is float32
             return f"{words}, the {name} that is allowed"
     return words

@@ -1,4 +1,4 @@
-"""The last checkpoint that is whole."""
+"""Recovery of the last undamaged checkpoint."""
 
 from typing import Any
 
@@ -10,19 +10,19 @@ from othink_jax.training import processes
 def last_whole(
     store: TrainingStore, like: Any
 ) -> tuple[tuple[Any, dict[str, Any]] | None, list[str]]:
-    """State and progress of the last checkpoint that can be read, and what was wrong with others.
+    """Restore the last undamaged checkpoint.
 
-    Damaged ones that are later than it are set aside, so that the run can write their steps again.
+    Later ones, which are damaged, are set aside, so that the run can write their steps again.
 
     Args:
-      store: of the run.
-      like: as of `TrainingStore.restore`.
+      store: checkpoints of the run.
+      like: see `TrainingStore.restore`.
 
     Returns:
-      None in the place of state and progress where there is no checkpoint.
+      State and progress, or None if there is no checkpoint; and messages about damaged ones.
 
     Raises:
-      UserError: there are checkpoints, and all are damaged. None is then moved.
+      UserError: there are checkpoints, but all are damaged. None of them is moved.
     """
     faults: dict[int, str] = {}
     for step in store.steps():

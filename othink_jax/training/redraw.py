@@ -1,4 +1,4 @@
-"""Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): groups without signal are drawn anew."""
+"""Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): groups without signal are replaced."""
 
 import dataclasses
 from typing import Any, TypeVar
@@ -23,9 +23,9 @@ class Draw:
     examples: list[Example]
     encoded: list[EncodedPrompt]
     rollout: Rollout
-    texts: list[str]  # of all completions, prompt after prompt
-    grades: list[Grade]  # the same
-    scores: list[Scores]  # the same
+    texts: list[str]  # one per completion, prompt by prompt
+    grades: list[Grade]  # in the same order
+    scores: list[Scores]  # in the same order
     rewards: Float[np.ndarray, "B G"]
 
     @property
@@ -35,10 +35,10 @@ class Draw:
 
 
 def replaced(draw: Draw, other: Draw) -> tuple[Draw, int]:
-    """Groups without signal replaced by groups of another draw that have one, and how many.
+    """Replace groups without signal by groups with signal of another draw; also returns how many.
 
-    The first of the one by the first of the other, as far as those reach. Both rollouts must have
-    the same number of columns.
+    They are paired in order until one kind runs out. Both rollouts must have the same number of
+    columns.
     """
     gone, new = np.flatnonzero(~draw.has_signal), np.flatnonzero(other.has_signal)
     count = min(len(gone), len(new))
@@ -69,7 +69,7 @@ def replaced(draw: Draw, other: Draw) -> tuple[Draw, int]:
 
 
 def with_columns(rollout: Rollout, length: int) -> Rollout:
-    """With so many tokens a completion: cut, or padded with zeros that the mask leaves out."""
+    """Cut completions to `length` tokens, or pad them with zeros that the mask leaves out."""
 
     def sized(x: Any) -> np.ndarray:
         x = np.asarray(x)[..., :length]

@@ -1,4 +1,4 @@
-"""Rewards of a run: functions by their settings, weighted sums, figures by name."""
+"""Rewards of a run: reward functions from its settings, weighted sums, metrics."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,14 +12,14 @@ from othink_jax.errors import UserError
 from othink_jax.identity import source_digest
 from othink_jax.rewards import GRADED, Grade, Reward, Scores, load, parts, weighted
 
-_REASONS = 10  # further ones of a process and a step are only counted
+_REASONS = 10  # error messages listed per process and step; further ones are only counted
 
 
 def load_rewards(config: RewardConfig) -> list[Reward]:
-    """The functions of the settings, without what graders measure.
+    """Load the reward functions of the settings, without those that graders measure.
 
     Raises:
-      UserError: one cannot be loaded, see `rewards.load`.
+      UserError: a function cannot be loaded, see `rewards.load`.
     """
     try:
         return [load(path) for path in config.weights if path not in GRADED]
@@ -28,14 +28,14 @@ def load_rewards(config: RewardConfig) -> list[Reward]:
 
 
 def sources(rewards: Sequence[Reward]) -> dict[str, str]:
-    """Digests of the source of functions, by name; see `identity.source_digest`."""
+    """Digests of the source code of functions, by name; see `identity.source_digest`."""
     return {reward.name: source_digest(reward.function) for reward in rewards}
 
 
 def total(
     config: RewardConfig, grades: Sequence[Grade], scores: Sequence[Scores]
 ) -> Float[np.ndarray, " N"]:
-    """The reward of each of N completions, float32: that of Eq. 1, or a weighted sum."""
+    """Rewards of N completions, float32: by Eq. 1, or as a weighted sum."""
     made = parts(map(name_of, config.weights), grades, scores)
     if config.functions:
         return weighted(config.weights.values(), made)
@@ -43,14 +43,14 @@ def total(
 
 
 def metric(name: str) -> str:
-    """The name of a function's mean among the metrics of a run."""
+    """Metric name of a reward function's mean."""
     return f"reward_{name}"
 
 
 def record(rewards: Sequence[Reward], scores: Sequence[Scores]) -> dict[str, Any]:
-    """What a process tells the others of its functions in one step: a JSON object.
+    """One process's summary of its reward functions in one step: a JSON object to all-gather.
 
-    Nothing where there are none.
+    It is empty if there are no functions.
     """
     if not rewards:
         return {}
@@ -67,11 +67,11 @@ def record(rewards: Sequence[Reward], scores: Sequence[Scores]) -> dict[str, Any
 
 
 def figures(rewards: Sequence[Reward], records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Of each function the mean and the share of full values, and how many values failed.
+    """Metrics: mean and share of full values of each function, and the number of failed values.
 
     Args:
-      rewards: the functions.
-      records: of all processes, see `record`.
+      rewards: reward functions.
+      records: one per process, see `record`.
     """
     made: dict[str, float] = {}
     for reward in rewards:

@@ -1,15 +1,15 @@
-"""A run is a directory: what is in it, written so that an interruption loses nothing.
+"""The directory of a run, written so that an interruption loses nothing.
 
-config.json      settings, versions, device, what made it; SHA256SUMS has its checksum
-reference/       the model it started from; of a GRPO run, also the reference of the KL term
+config.json      settings, versions, device, the code that made it; SHA256SUMS has its checksum
+reference/       initial model; of a GRPO run, also the reference policy of the KL term
 checkpoints/     training states
-damaged/         those that could not be read when the run went on, if there are any
-metrics.jsonl    one object a step
-skipped.txt      the examples that cannot be used and why, if there are any; as of each checkpoint
-failed_rewards.txt  why reward functions had no value, if they had none somewhere
-samples/         of a GRPO run: completions with their images, every so often
-tensorboard/     event files, where the extra `tensorboard` is installed
-wandb_id.txt     of its run at Weights & Biases, if it has one
+damaged/         checkpoints that were unreadable when the run was resumed, if any
+metrics.jsonl    one JSON object per step
+skipped.txt      examples that cannot be used and why, if any; updated at each checkpoint
+failed_rewards.txt  reasons why reward functions had no value, if any
+samples/         of a GRPO run: completions with their images, every `sample_every` steps
+tensorboard/     event files, if the extra `tensorboard` is installed
+wandb_id.txt     id of its Weights & Biases run, if any
 evaluations/     results of `othink-jax evaluate`
 """
 
@@ -52,15 +52,15 @@ from othink_jax.files import (
 from othink_jax.identity import code_name, source_digest
 from othink_jax.training.samples import Samples
 
-_LOCK_WAIT_S = 0.5  # one that only looks whether it is held lets go of it at once
+_LOCK_WAIT_S = 0.5  # a process that only checks whether the lock is held releases it at once
 _FAILED = "failed_rewards.txt"
-_SEEN_S = 45.0  # that a common file system may take to show a file to another machine
+_SEEN_S = 45.0  # time that a shared file system may take to show a file to another machine
 _NO_SOURCES: Mapping[str, str] = {}
 _VERSIONS_OF = ("othink_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "transformers")
 
 
 def environment() -> dict[str, Any]:
-    """Versions and device, for the record."""
+    """Versions and device, for the run record."""
     return {
         "versions": {name: importlib.metadata.version(name) for name in _VERSIONS_OF},
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -68,7 +68,7 @@ def environment() -> dict[str, Any]:
 
 
 class RunDirectory:
-    """Paths and files of one run. Of its processes, only one writes."""
+    """Paths and files of one run. Only one of its processes writes."""
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
@@ -81,7 +81,7 @@ class RunDirectory:
     def check_free(self) -> None:
         """Raise UserError if a new run cannot begin here.
 
-        Evaluations may be here already, and what is left of a run that was stopped while it began.
+        Evaluations may be here already, and leftovers of a run that was stopped while it began.
         """
         check_output_directory(self.path)
         if not self.path.exists():
@@ -96,10 +96,10 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """While no other process may begin or continue this run; makes the directory.
+        """Lock the run, so that no other process begins or continues it; makes the directory.
 
         Raises:
-          UserError: another one does.
+          UserError: another process holds the lock.
         """
         if not self._writes:
             yield
@@ -128,30 +128,30 @@ class RunDirectory:
         trainer: type[Any],
         sources: Mapping[str, str] = _NO_SOURCES,
     ) -> Iterator[None]:
-        """Make it a run with these settings, when the block has filled it.
+        """Context in which a new run directory is filled; at its end the run record is written.
 
-        Before this there is nothing to resume; if it is killed, the same command begins anew. A
-        process that does not write does nothing.
+        Until then there is nothing to resume. If the process is killed, the same command starts
+        over. A process that does not write does nothing here.
 
         Args:
-          config: of the run.
-          total_steps: steps that it will have.
-          trainer: the class that makes it.
-          sources: digests of the user's own functions in it, by name.
+          config: settings of the run.
+          total_steps: total number of steps.
+          trainer: trainer class of the run.
+          sources: digests of the user's own functions, by name.
         """
         if not self._writes:
             yield
             return
         self.check_free()
         (self.path / RUN_BEGINNING).write_bytes(b"")
-        for name in (RUN_REFERENCE, f".{RUN_REFERENCE}.unfinished"):  # of one that was killed
+        for name in (RUN_REFERENCE, f".{RUN_REFERENCE}.unfinished"):  # left by a killed run
             remove(self.path / name)
         yield
         self.begin(config, total_steps, trainer, sources)
         (self.path / RUN_BEGINNING).unlink()
 
     def sees_beginning(self) -> bool:
-        """Whether this process sees what another one has written, within `beginning`."""
+        """Whether this process sees the marker file that the writer made in `beginning`."""
         end = time.monotonic() + _SEEN_S
         while not (self.path / RUN_BEGINNING).exists():
             if time.monotonic() > end:
@@ -166,7 +166,7 @@ class RunDirectory:
         trainer: type[Any],
         sources: Mapping[str, str] = _NO_SOURCES,
     ) -> None:
-        """Write the record of a run that begins, whose reference is there; see `beginning`."""
+        """Write the record of a new run, whose reference is written already; see `beginning`."""
         (self.path / "samples").mkdir(parents=True, exist_ok=True)
         self.write_record(
             RunRecord(
@@ -183,7 +183,7 @@ class RunDirectory:
         )
 
     def write_record(self, record: RunRecord) -> None:
-        """Write config.json, and the checksum that tells whether it is what was written."""
+        """Write config.json, and its checksum."""
         if not self._writes:
             return
         (self.path / SUMS).unlink(missing_ok=True)
@@ -191,10 +191,10 @@ class RunDirectory:
         write_sums(self.path, [self._config])
 
     def record(self, cls: type[TrainingConfig]) -> RunRecord:
-        """That of the run that is here.
+        """The record of the run in this directory.
 
         Raises:
-          UserError: there is none, one of another method than that of `cls`, or a damaged one.
+          UserError: there is no run, or one of another method than that of `cls`, or a damaged one.
         """
         record = read_run(self.path)
         if not isinstance(record.config, cls):
@@ -208,9 +208,9 @@ class RunDirectory:
         return record
 
     def metrics_digest(self) -> str:
-        """Of metrics.jsonl as it is now; empty in a process that does not write it.
+        """SHA-256 of the current metrics.jsonl; empty in a process that does not write it.
 
-        In a bucket, it is also written as it is now.
+        In a bucket, this also uploads the current rows.
         """
         if not self._writes:
             return ""
@@ -218,7 +218,7 @@ class RunDirectory:
         return hashlib.sha256(self._metrics.read()).hexdigest()
 
     def keep_metrics_until(self, step: int) -> str:
-        """Drop the rows after `step`, and what an interruption cut short; returns their digest."""
+        """Drop rows after `step` and incomplete ones; returns the digest of the remaining rows."""
         if not self._writes:
             return ""
         lines = self._metrics.read().splitlines(keepends=True)
@@ -227,23 +227,23 @@ class RunDirectory:
         return self.metrics_digest()
 
     def end_early(self, step: int) -> None:
-        """Write down that the run has ended after this step."""
+        """Record that the run has ended after this step."""
         if self._writes:
             self.write_record(dataclasses.replace(read_run(self.path), ended=step))
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """One step's row of metrics."""
+        """Append a step's row of metrics."""
         if self._writes:
             self._metrics.append(f"{json.dumps(row)}\n".encode())
 
     def list_skipped(self, messages: Iterable[str]) -> None:
-        """Add to the list of examples that cannot be used; each stands there once."""
+        """Add to the list of examples that cannot be used; each is listed once."""
         self._list("skipped.txt", messages)
 
     def list_failed(self, reasons: Iterable[str]) -> None:
-        """Add to the list of why reward functions had no value; each reason stands there once.
+        """Add reasons why reward functions had no value to their list; each is listed once.
 
-        After a hundred, further ones are only counted by the metrics.
+        After a hundred reasons, further ones are only counted in the metrics.
         """
         self._list(_FAILED, reasons, limit=100)
 
@@ -259,7 +259,7 @@ class RunDirectory:
             write_atomically(path, "".join(line + "\n" for line in lines))
 
     def write_samples(self, samples: Samples) -> None:
-        """Store sample completions of one step, and the images of their prompts."""
+        """Store the sample completions of a step and the images of their prompts."""
         if not self._writes:
             return
         name, lines = f"step_{samples.step:06d}", []
@@ -273,7 +273,7 @@ class RunDirectory:
 
 
 def _step_of(line: bytes) -> float:
-    """The step of a row of metrics.jsonl; infinity where the line is no such row."""
+    """The step of a row of metrics.jsonl; infinity if the line is not such a row."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

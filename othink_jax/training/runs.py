@@ -1,4 +1,4 @@
-"""Beginning a run, and continuing one."""
+"""Starting a run, and resuming one."""
 
 import dataclasses
 import shlex
@@ -24,11 +24,11 @@ _Config = TypeVar("_Config", bound=TrainingConfig)
 def begin(trainer: type[Trainer[_Config]], config: _Config) -> Path:
     """Start a run in `config.out` and take it to its end; returns the run directory.
 
-    The parameters that are trained, and the moments of their gradients, are float32; `config.dtype`
-    is that of the computation, of a reference and of what is frozen.
+    Trained parameters and optimizer moments are float32 (the first moment: `mu_dtype`).
+    `config.dtype` is the dtype of the computation, the reference and the frozen parameters.
 
     Raises:
-      UserError: something is wrong with the settings, the model or the data; nothing is written.
+      UserError: the settings, the model or the data are invalid; nothing is written.
       KeyboardInterrupt: the run was interrupted; it is saved.
     """
     directory = RunDirectory(config.out, writes=processes.first())
@@ -62,16 +62,16 @@ def begin(trainer: type[Trainer[_Config]], config: _Config) -> Path:
 def go_on(
     trainer: type[Trainer[_Config]], settings: type[_Config], changes: ResumeConfig | Path
 ) -> Path:
-    """Continue a run from its last checkpoint, with its own trainer, settings and reference.
+    """Resume a run from its last checkpoint, with its own trainer, settings and reference.
 
     Args:
-      trainer: of the method. A run that another class has made needs that one: it is imported, or
-        given here.
-      settings: of the method.
-      changes: the run directory, and settings that may change.
+      trainer: trainer class of the method. If another class made the run, that one is imported; if
+        it cannot be imported, it must be given here.
+      settings: config class of the method.
+      changes: the run directory, alone or with changed settings.
 
     Raises:
-      UserError: there is no such run, something of it is damaged, or what made it has changed.
+      UserError: there is no such run, part of it is damaged, or the code that made it has changed.
       KeyboardInterrupt: the run was interrupted; it is saved.
     """
     if not isinstance(changes, ResumeConfig):
@@ -98,7 +98,7 @@ def go_on(
 def _maker(
     given: type[Trainer[_Config]], record: RunRecord, changes: ResumeConfig
 ) -> type[Trainer[_Config]]:
-    """The class that a run was made by."""
+    """The trainer class that made a run."""
     run = shlex.quote(str(changes.resume))
     found = given
     if record.trainer not in ("", code_name(given)):
@@ -126,7 +126,7 @@ def _maker(
 def _changed_sources(
     record: RunRecord, made: Trainer[Any], changes: ResumeConfig
 ) -> dict[str, list[str]]:
-    """Of functions of the user's own: the digest of each that is another now, as it was and is."""
+    """Old and new digests of the user's own functions that have changed, by name."""
     found = {
         name: [before, made.sources[name]]
         for name, before in record.sources.items()
@@ -145,7 +145,7 @@ def _load(model: str | Path, config: TrainingConfig) -> Checkpoint:
     return load(
         model,
         compute=config.compute(jax.default_backend()),
-        unread=True,  # a whole copy may have no room, on a device or on the host
+        unread=True,  # a full copy may not fit on a device or on the host
         min_pixels=config.data.min_pixels,
         max_pixels=config.data.max_pixels,
     )

@@ -1,4 +1,4 @@
-"""Sample completions of a step: stored with the run, and shown to those who watch it."""
+"""Sample completions of a step: stored with the run, logged to TensorBoard and W&B."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from othink_jax.rewards import Scores
 from othink_jax.training.redraw import Draw
 from othink_jax.types import Rollout
 
-_PROMPTS = 2  # prompts whose completions are stored at a time
+_PROMPTS = 2  # prompts of a step whose completions are stored
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,16 +19,16 @@ class Samples:
     """All completions of the first prompts of a step."""
 
     step: int
-    rows: list[dict[str, Any]]  # one a prompt: JSON objects
-    images: list[tuple[Image.Image, ...]]  # RGB, of each row's prompt, in the order it shows them
+    rows: list[dict[str, Any]]  # JSON objects, one per prompt
+    images: list[tuple[Image.Image, ...]]  # RGB images of each row's prompt, in prompt order
 
     def table(self, images: Sequence[Sequence[Any]]) -> tuple[list[str], list[list[Any]]]:
-        """Names of columns, and a row of cells for each completion.
+        """Column names, and one row of cells per completion.
 
-        The values of reward functions go by the names that they have among the metrics.
+        Columns of reward functions have the names of their metrics.
 
         Args:
-          images: what stands in the cells for the images of each row's prompt.
+          images: cells for the images of each row's prompt.
         """
         most = max(map(len, self.images))
         own = list(self.rows[0]["completions"][0].get("rewards", {}))
@@ -52,12 +52,12 @@ class Samples:
 
 
 def samples_of(step: int, draw: Draw, rollout: Rollout) -> Samples:
-    """Completions of the first prompts of a step, for a reader.
+    """Completions of the first prompts of a step, for human readers.
 
     Args:
-        step: its number.
-        draw: prompts, texts, grades and rewards.
-        rollout: the completions without padding, on the host.
+      step: step number.
+      draw: prompts, texts, grades and rewards.
+      rollout: completions without padding columns, on the host.
     """
     group = draw.rewards.shape[1]
     lengths, finished = np.asarray(rollout.mask).sum(axis=-1), np.asarray(rollout.finished)
@@ -87,5 +87,5 @@ def samples_of(step: int, draw: Draw, rollout: Rollout) -> Samples:
 
 
 def _values(scores: Scores) -> dict[str, Any]:
-    """Of a completion's functions; nothing where there are none."""
+    """Reward function values of a completion; empty if there are no reward functions."""
     return {"rewards": dict(scores.values)} if scores.values else {}

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on the data's own solutions: the answer is learned, the prompt is not."""
+"""Supervised fine-tuning on the solutions in the data: the loss is on answers, not prompts."""
 
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,14 @@ from othink_jax.types import SFTBatch
 
 
 class SFTTrainer(Trainer[SFTConfig]):
-    """One run, from its directory; `train` and `resume` are the ways in."""
+    """One run of supervised fine-tuning; the entry points are `train` and `resume`."""
 
     def __init__(self, config: SFTConfig, checkpoint: Checkpoint) -> None:
         super().__init__(config, checkpoint, max_completion_tokens=config.max_completion_tokens)
         self.compiled = compile_sft(checkpoint, config, self.parallel, self.tx)
 
     def lengths(self, longest: int) -> Lengths:
-        """By the first solutions: the limit may be many times as long."""
+        """Lengths around the first solutions, since the limit may be many times as long."""
         return around(longest, self.config.max_completion_tokens)
 
     def step(

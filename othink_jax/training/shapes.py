@@ -1,10 +1,9 @@
-"""The few shapes that a run pads its batches to: each is another compilation of its programs.
+"""The few shapes (buckets) that a run pads its batches to; each compiles its programs again.
 
-A program of a 2B model takes minutes to compile, and batch after batch the largest prompt has
-another size. So the shapes are fixed before the first step: by what the first batches need, and by
-what the settings allow. They depend on nothing else, such as what is compiled already, for numbers
-differ in their last digits from shape to shape, and a run that goes on is to equal one that never
-stopped.
+A program of a 2B model takes minutes to compile, and the largest prompt differs from batch to
+batch. So the shapes are fixed before the first step, by what the first batches need and what the
+settings allow. They depend on nothing else, such as what is compiled already: numbers differ in
+their last digits from shape to shape, and a resumed run must equal one that never stopped.
 """
 
 import dataclasses
@@ -15,28 +14,28 @@ from typing import Any, Self
 from othink_jax.data.processing import PadTo, Processor
 from othink_jax.types import Prompts
 
-SURVEYED = 8  # batches that the shapes of a run are chosen by
-MOST_PROMPT_SHAPES = 2  # of a run, so many programs that sample or encode images
-MOST_SHAPES = 6  # of prompts and completions together, so many updates
-_LENGTH_UNIT = 64  # completion tokens; shorter ones are not told apart
+SURVEYED = 8  # first batches, by which the shapes of a run are chosen
+MOST_PROMPT_SHAPES = 2  # maximum prompt shapes: compilations of sampling and of image encoding
+MOST_SHAPES = 6  # maximum pairs of prompt and completion shapes: compilations of the update
+_LENGTH_UNIT = 64  # tokens; completion lengths are multiples of this, or the limit
 
-# Of completions, tokens: ascending, the last one holds every completion of the run.
+# Completion lengths, tokens: ascending; the last one fits every completion of the run.
 Lengths = tuple[int, int, int, int]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """Two shapes of prompts, of which the larger is seldom met, and lengths of completions."""
+    """Two prompt shapes, the larger one rarely used, and the completion lengths."""
 
-    usual: PadTo  # all or most of the first batches fit into it
-    largest: PadTo  # every batch fits into it that the settings bound
-    lengths: Lengths  # T beside `usual`; beside other prompts, the second and the last of them
+    usual: PadTo  # fits all or most of the first batches
+    largest: PadTo  # fits every batch that the settings bound
+    lengths: Lengths  # T with `usual`; other prompt shapes use the second and the last only
 
     def of_prompts(self, needed: PadTo) -> PadTo:
         """The shape that a batch is padded to.
 
-        Nothing bounds the number of images, and `max_prompt_tokens` may be None: what does not fit
-        into `largest` has this doubled, where it is too small, until it fits.
+        The number of images is unbounded, and `max_prompt_tokens` may be None. If a batch does not
+        fit into `largest`, each dimension that is too small is doubled until it fits.
         """
         for shape in (self.usual, self.largest):
             if _fits(needed, shape):
@@ -48,19 +47,19 @@ class Shapes:
         )
 
     def of_completions(self, prompts: PadTo, longest: int) -> int:
-        """T of a batch, by the shape of its prompts and the tokens of its longest completion."""
+        """Padded length T of a batch, by its prompt shape and its longest completion, tokens."""
         return min(length for length in self._lengths(prompts) if length >= longest)
 
     @classmethod
     def stored(cls, value: Mapping[str, Any]) -> Self:
-        """From the JSON object that `dataclasses.asdict` makes of one."""
+        """Shapes from the JSON object that `dataclasses.asdict` makes of them."""
         a, b, c, d = value["lengths"]
         return cls(
             usual=PadTo(**value["usual"]), largest=PadTo(**value["largest"]), lengths=(a, b, c, d)
         )
 
     def updates(self) -> list[tuple[PadTo, int]]:
-        """All pairs of a shape of prompts and T that the settings allow, `usual` first."""
+        """All pairs of prompt shape and T that the settings allow, `usual` first."""
         shapes = dict.fromkeys((self.usual, self.largest))
         return [(shape, length) for shape in shapes for length in self._lengths(shape)]
 
@@ -75,19 +74,19 @@ def choose_shapes(
     *,
     max_prompt_tokens: int | None,
 ) -> Shapes:
-    """The shapes of a run.
+    """Choose the shapes of a run.
 
     Args:
-      processor: of the model; it bounds the patches of an image.
-      first: what each of the first batches needs, one or more.
-      lengths: of completions.
-      max_prompt_tokens: of a prompt, image tokens included; None: no bound is known.
+      processor: processor of the model; it bounds the patches of an image.
+      first: shapes that the first batches need, one or more.
+      lengths: completion lengths.
+      max_prompt_tokens: limit of a prompt, image tokens included; None if there is no limit.
     """
     together = common(first)
     largest = largest_prompts(
         processor,
         max_prompt_tokens=max_prompt_tokens or 2 * round_up(together.prompt_tokens),
-        # Prompts of one image each, or of none, are taken to stay so.
+        # If no prompt so far has more than one image, later ones are assumed not to either.
         image_slots=together.image_slots * (1 if together.image_slots < 2 else 2),
     )
     largest = common([largest, together])
@@ -102,17 +101,17 @@ def choose_shapes(
     def cost(usual: PadTo) -> int:
         return sum(_cost(usual if _fits(needed, usual) else largest) for needed in first)
 
-    # All of them, or, where a few are far larger than the others, those without these.
+    # `usual` fits all first batches, or leaves out the largest ones if that costs less in total.
     by_cost = sorted(first, key=_cost)
     candidates = [rounded(common(by_cost[:count])) for count in range(len(first), 0, -1)]
     return Shapes(usual=min(candidates, key=cost), largest=largest, lengths=lengths)
 
 
 def largest_prompts(processor: Processor, *, max_prompt_tokens: int, image_slots: int) -> PadTo:
-    """The shape that every prompt of so many images and tokens fits into."""
+    """The shape that fits every prompt of this many images and tokens."""
     settings = processor.image_settings
     patches = settings.max_pixels // settings.patch_size**2
-    # Each merge window of patches is a token of the prompt.
+    # Each merge window of patches is one token of the prompt.
     patches = min(patches, max_prompt_tokens * settings.merge_size**2)
     return processor.multiples(
         prompt_tokens=max_prompt_tokens,
@@ -122,18 +121,18 @@ def largest_prompts(processor: Processor, *, max_prompt_tokens: int, image_slots
 
 
 def quarters(limit: int) -> Lengths:
-    """Lengths of completions that may become as long as `limit`, and that training changes."""
+    """Quarters of `limit`: lengths of completions that training changes, up to `limit`."""
     return _of_units((limit / 4, limit / 2, 3 * limit / 4, limit), limit)
 
 
 def around(longest: int, limit: int) -> Lengths:
-    """Lengths of completions of which `longest` is known, and `limit` may be far away."""
+    """Lengths of completions around a known `longest`; `limit` may be far above it."""
     usual = round_up(longest)
     return _of_units((usual / 2, usual, 2 * usual, limit), limit)
 
 
 def common(needed: Sequence[PadTo]) -> PadTo:
-    """The least shape that all of these fit into."""
+    """The smallest shape that fits all of these."""
     return PadTo(
         prompt_tokens=max(shape.prompt_tokens for shape in needed),
         image_slots=max(shape.image_slots for shape in needed),
@@ -142,7 +141,7 @@ def common(needed: Sequence[PadTo]) -> PadTo:
 
 
 def shape_of(prompts: Prompts) -> PadTo:
-    """What prompts, on the host or on devices, have been padded to."""
+    """The padded shape of prompts, on the host or on devices."""
     return PadTo(
         prompt_tokens=prompts.tokens.shape[-1],
         image_slots=prompts.patches.shape[-3],
@@ -151,7 +150,7 @@ def shape_of(prompts: Prompts) -> PadTo:
 
 
 def round_up(size: int) -> int:
-    """To the next of 4, 5, 6 and 7 times a power of two: by a quarter at most."""
+    """Round up to 4, 5, 6 or 7 times a power of two: by a quarter at most."""
     step = 2 ** max(0, (size - 1).bit_length() - 3)
     return math.ceil(size / step) * step
 
@@ -166,12 +165,12 @@ def _fits(needed: PadTo, shape: PadTo) -> bool:
 
 
 def _cost(prompts: PadTo) -> int:
-    """Of computing prompts, in patches: a token of Qwen2-VL-2B takes the FLOPs of about two."""
+    """Cost of computing prompts, in patches: a token of Qwen2-VL-2B costs as much as about two."""
     return 2 * prompts.prompt_tokens + prompts.image_slots * prompts.patches
 
 
 def _doubled(size: int, needed: int) -> int:
-    """`size` times the least power of two that makes it hold `needed`."""
+    """`size` doubled until it is at least `needed`; `needed` itself if `size` is 0."""
     size = size or needed
     while size < needed:
         size *= 2

@@ -1,4 +1,4 @@
-"""What training carries from update to update, and what a checkpoint stores."""
+"""The training state, carried from update to update and stored in checkpoints."""
 
 import jax.numpy as jnp
 import optax
@@ -9,11 +9,11 @@ from othink_jax.types import pytree
 
 @pytree
 class TrainState:
-    """Parameters and the state of their optimizer. Copied to D devices, every leaf leads with D."""
+    """Parameters and optimizer state. Copied to D devices by `pmap`, every leaf is [D, ...]."""
 
-    step: Int[Array, ""]  # int32; updates made
+    step: Int[Array, ""]  # int32; number of updates
     params: PyTree  # nested dict of arrays
-    opt_state: optax.OptState  # holds the KL weight too, see `rl.carry_kl_coef`
+    opt_state: optax.OptState  # also holds the KL coefficient, see `rl.carry_kl_coef`
 
     @classmethod
     def create(cls, params: PyTree, tx: optax.GradientTransformation) -> "TrainState":

@@ -1,4 +1,4 @@
-"""A parent for a process that JAX may abort."""
+"""A parent process that reports it when JAX aborts its child."""
 
 import os
 import signal
@@ -9,14 +9,14 @@ ADVICE = ". The run goes on from its last checkpoint with --resume"
 
 
 def supervise() -> None:
-    """Go on in a child process; this one waits for it, hands it its signals and ends as it does.
+    """Return in a child process; the parent forwards signals to it and exits with its exit code.
 
-    JAX aborts a process whose coordinator has died, from a thread of its own, where no Python code
-    can say a word. The parent says it. Call this before JAX is imported.
+    JAX aborts a process whose coordinator has died. It does so from a thread of its own, where no
+    Python code can print a message, so the parent prints it. Call this before JAX is imported.
     """
     child = os.fork()
     if child == 0:
-        os.setsid()  # a Ctrl-C in the terminal reaches the parent alone, which hands it on, once
+        os.setsid()  # Ctrl-C in the terminal reaches only the parent, which forwards it once
         return
 
     def hand_on(number: int, frame: FrameType | None) -> None:

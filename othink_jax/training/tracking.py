@@ -1,4 +1,4 @@
-"""Weights & Biases: the rows and samples of a run, in one run there however often it goes on."""
+"""Weights & Biases tracking: rows and samples of a run, in one W&B run however often it resumes."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -10,24 +10,24 @@ from othink_jax.errors import first_line
 from othink_jax.files import is_cloud
 from othink_jax.training.samples import Samples
 
-_ID = "wandb_id.txt"  # in the run directory: that of its run there
+_ID = "wandb_id.txt"  # in the run directory: id of its W&B run
 
 
 class Tracker:
-    """A run of Weights & Biases; needs the extra `wandb`.
+    """A Weights & Biases run; needs the extra `wandb`.
 
-    What fails there (the network, a login that is missing) is said once and ends nothing.
+    A failure of W&B (network, missing login) is reported once and does not end the training run.
     """
 
     def __init__(
         self, directory: Path, config: TrainingConfig, *, say: Callable[[str], None]
     ) -> None:
-        """Begin a run there, or continue that of this directory.
+        """Start a W&B run, or continue the one of this directory.
 
         Args:
-          directory: of the run.
-          config: its settings.
-          say: tells the user a line.
+          directory: run directory.
+          config: settings of the run.
+          say: prints a line to the user.
         """
         self._directory, self._say, self._failed = directory, say, False
         self._run: Any = None
@@ -46,13 +46,13 @@ class Tracker:
             dir=None if is_cloud(self._directory) else str(self._directory),
             id=known,
             resume="allow" if known else None,
-            # Where none are given, those stay that were written on its page.
+            # None keeps the notes and tags that were written on the W&B page.
             notes=config.notes or None,
             tags=list(config.tags) or None,
         )
         if known is None:
             file.write_text(self._run.id, encoding="utf-8")
-        # Steps that a killed run makes once more are there already, and none can be written over.
+        # A killed run repeats steps that W&B has already, and W&B cannot overwrite a step.
         self._first = self._run.starting_step
 
     def add(self, numbers: Mapping[str, float], step: int) -> None:
@@ -62,7 +62,7 @@ class Tracker:
                 self._run.log(dict(numbers), step=step)
 
     def add_samples(self, samples: Samples) -> None:
-        """Log completions as a table with their images."""
+        """Log sample completions as a table with their images."""
         if not self._is_new(samples.step):
             return
         with self._forgiving():
@@ -74,7 +74,7 @@ class Tracker:
             self._run.log({"samples": table}, step=samples.step)
 
     def close(self, *, failed: bool) -> None:
-        """End the run there, as one that has failed or not."""
+        """Finish the W&B run, marked as failed or not."""
         if self._run is not None:
             with self._forgiving():
                 self._run.finish(exit_code=int(failed))
@@ -86,7 +86,7 @@ class Tracker:
     def _forgiving(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # whatever the library or the network come up with
+        except Exception as error:  # the library and the network may raise anything
             if not self._failed:
                 self._say(
                     f"Weights & Biases failed: {first_line(error)}. The run goes on; what is"

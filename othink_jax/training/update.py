@@ -1,4 +1,4 @@
-"""One update of each method, a pure function. How it is spread over devices is decided outside."""
+"""The update of each method, a pure function. The caller spreads it over devices."""
 
 import functools
 import operator
@@ -32,16 +32,16 @@ Metrics = dict[str, Float[Array, ""]]
 _T = TypeVar("_T")
 _Batch = TypeVar("_Batch", GRPOBatch, SFTBatch)
 
-# Float32 log-probabilities (nats) of `batch.completions` under given parameters, of the whole batch
-# or of a piece. What it returns outside `batch.mask` does not matter.
+# (params, batch) -> float32 log-probabilities (nats) of `batch.completions`, for a whole batch or a
+# micro-batch. Values outside `batch.mask` do not matter.
 LogpFn = Callable[[PyTree, _Batch], Float[Array, "B G T"]]
 
-# The same, or what else an update needs of the tokens, such as their entropy.
+# The same, or `TokenStats` if the update also needs other statistics, such as the entropy.
 StatsFn = Callable[[PyTree, GRPOBatch], Float[Array, "B G T"] | TokenStats]
 
 _Averages = dict[str, Average]
 
-# Of trained parameters, frozen ones and a piece of a batch: its share of the loss, and metrics.
+# (trained params, frozen params, micro-batch) -> the micro-batch's share of the loss, and metrics.
 _ShareFn = Callable[[PyTree, PyTree, _Batch], tuple[Float[Array, ""], dict[str, Average]]]
 
 
@@ -58,50 +58,48 @@ def grpo_update(
     axis_name: str | None = None,
     skip_nonfinite: bool = False,
 ) -> tuple[TrainState, Metrics]:
-    """One step of `tx` down a loss such as that of Eq. 4, with the KL weight of `state.opt_state`.
+    """One optimizer step on a loss such as Eq. 4, with the KL coefficient of `state.opt_state`.
 
-    With `micro_batches` the prompts are taken in that many pieces, one after the other, each with
-    its own forward and backward pass; the optimizer makes its one step with the average gradient.
-    With `axis_name` the batch is this device's share of the prompts, and the average is over the
-    axis too. A loss says its numerator and its denominator apart, and pieces and shares are divided
-    by that of the whole batch: whatever the reduction, the step is that of the whole batch, not an
-    approximation.
+    `micro_batches` is the number of gradient accumulation steps: each micro-batch of prompts has
+    its own forward and backward pass, and the optimizer makes one step with the average gradient.
+    With `axis_name`, the batch is this device's share of the prompts, and the average is over the
+    axis too. A loss returns its numerator and denominator separately. Every micro-batch and device
+    divides by the denominator of the whole batch. So, for every reduction, the step is exactly that
+    of the whole batch.
 
     Args:
-        state: before the update; `opt_state` must hold the KL weight (`rl.carry_kl_coef`). Where it
-            holds the coefficient of an entropy bonus too (`rl.carry_entropy_coef`), the loss has
-            one.
-        batch: old_logp = None makes the update strictly on-policy, with a ratio of one; ref_logp =
-            None leaves the KL out, of the loss and of the metrics.
-        logp_fn: of the policy, see `LogpFn`. For an entropy bonus it gives `TokenStats` with the
-            entropy; its `kl`, if there is one, stands in the place of `batch.ref_logp`.
-        tx: an optimizer; it is handed what is measured of `kl` and `entropy` as extra arguments of
-            these names.
-        config: of the loss.
-        frozen: parameters that `logp_fn` gets beside those of the state, and that stay as they are;
-            nested dicts, as those are.
-        loss: another one than `config` asks for.
-        micro_batches: pieces; divides the number of prompts.
-        axis_name: of the mapped axis that this runs under; None outside of one.
-        skip_nonfinite: where the step is not `finite`, leave parameters and `opt_state`, the KL
-            weight and the position in every schedule among it, as they are; `step` counts it.
+      state: before the update. `opt_state` must hold the KL coefficient (`rl.carry_kl_coef`). If it
+        also holds the coefficient of an entropy bonus (`rl.carry_entropy_coef`), the loss has one.
+      batch: old_logp = None makes the update strictly on-policy, with a ratio of one. ref_logp =
+        None leaves the KL out of the loss and of the metrics.
+      logp_fn: log-probabilities of the policy, see `LogpFn`. For an entropy bonus it returns
+        `TokenStats` with the entropy. If these have a `kl`, it replaces that of `batch.ref_logp`.
+      tx: optimizer; it receives the measured `kl` and `entropy` as extra arguments of these names.
+      config: loss settings.
+      frozen: parameters that `logp_fn` gets beside those of the state, and that are not updated;
+        nested dicts, as those are.
+      loss: replaces the loss of `config`.
+      micro_batches: number of micro-batches; divides the number of prompts.
+      axis_name: name of the mapped axis that this runs under; None outside of one.
+      skip_nonfinite: if the step is not `finite`, keep the old parameters and `opt_state`, with the
+        KL coefficient and the position in every schedule; `step` still counts it.
 
     Returns:
-        The state after the update, and metrics, float32 scalars: `loss`, `beta` (the KL weight that
-        was used), `grad_norm` (before the clip), `completion_length` (mean, tokens), `finite` (1 if
-        loss, gradient and the change of the parameters are finite, else 0, and the new state is
-        spoilt), and those of the loss; with an entropy bonus also `entropy_coef` (that was used),
-        `entropy_loss` (its share of the loss) and `policy_entropy` (nats per token).
+      The state after the update, and metrics, float32 scalars: `loss`, `beta` (the KL coefficient
+      that was used), `grad_norm` (before the clip), `completion_length` (mean, tokens), `finite` (1
+      if loss, gradient and parameter change are finite; else 0, and the new state is unusable
+      unless `skip_nonfinite`), and those of the loss. With an entropy bonus also `entropy_coef`
+      (that was used), `entropy_loss` (its share of the loss) and `policy_entropy` (nats per token).
 
     Raises:
-        ValueError: `opt_state` holds no KL weight, or the loss is no `rl.Average`, or only one of
-            `opt_state` and `logp_fn` has an entropy.
+      ValueError: `opt_state` holds no KL coefficient, or the loss is no `rl.Average`, or only one
+        of `opt_state` and `logp_fn` has an entropy.
     """
     beta, bonus = kl_coef(state.opt_state), entropy_coef(state.opt_state)
     measure = make_loss(config) if loss is None else loss
 
     def terms_of(stats: TokenStats, batch: GRPOBatch) -> tuple[_Averages, _Averages]:
-        """The terms of the loss, each with a divisor of its own, and metrics."""
+        """Loss terms, each with a divisor of its own, and metrics."""
         old_logp = stats.logp if batch.old_logp is None else batch.old_logp
         further = {
             name: value
@@ -122,7 +120,7 @@ def grpo_update(
         terms = {"loss": value, "entropy_loss": entropy_loss(*of_tokens, coef=bonus)}
         return terms, metrics | {"policy_entropy": mean_over_tokens(*of_tokens)}
 
-    # Divisors do not depend on the policy.
+    # Divisors do not depend on the policy: zeros stand in for its statistics.
     nothing = jnp.zeros(batch.mask.shape)
     whole, _ = terms_of(TokenStats(logp=nothing, entropy=None if bonus is None else nothing), batch)
     divisors = {
@@ -154,7 +152,7 @@ def grpo_update(
 
 
 def _stats(given: Array | TokenStats, *, entropy: bool) -> TokenStats:
-    """Statistics that a `logp_fn` gave; ValueError unless they have the entropy just if asked."""
+    """Result of a `logp_fn` as `TokenStats`; raises ValueError if `entropy` is missing or extra."""
     stats = given if isinstance(given, TokenStats) else TokenStats(logp=given)
     if entropy and stats.entropy is None:
         raise ValueError(
@@ -179,21 +177,21 @@ def sft_update(
     axis_name: str | None = None,
     skip_nonfinite: bool = False,
 ) -> tuple[TrainState, Metrics]:
-    """One step of `tx` down the negative log-likelihood of the answers, nats per token.
+    """One optimizer step on the negative log-likelihood of the answers, nats per token.
 
-    It is the mean over all tokens of all answers, of all devices: a long answer weighs more than a
-    short one. Pieces and shares add up as in `grpo_update`.
+    The loss is the mean over all tokens of all answers on all devices, so a long answer weighs more
+    than a short one. Micro-batches and devices add up as in `grpo_update`.
 
     Args:
-        state: before the update.
-        batch: prompts, and what is to be answered.
-        logp_fn: of the model, see `LogpFn`.
-        tx: an optimizer.
-        frozen, micro_batches, axis_name, skip_nonfinite: as of `grpo_update`.
+      state: before the update.
+      batch: prompts and target answers.
+      logp_fn: log-probabilities of the model, see `LogpFn`.
+      tx: optimizer.
+      frozen, micro_batches, axis_name, skip_nonfinite: as in `grpo_update`.
 
     Returns:
-        The state after the update, and metrics, float32 scalars: `loss`, `grad_norm` and `finite`,
-        as of `grpo_update`.
+      The state after the update, and metrics, float32 scalars: `loss`, `grad_norm` and `finite`, as
+      in `grpo_update`.
     """
     divisor = _share_of(batch.mask.sum(), micro_batches, axis_name)
 
@@ -218,7 +216,7 @@ def _make_step(
     skip_nonfinite: bool,
     **measured: Float[Array, ""],
 ) -> tuple[TrainState, Metrics]:
-    """The state after a step of `tx`, which is handed what was `measured`, and all metrics."""
+    """Apply `tx`, with `measured` as extra arguments; returns the new state and all metrics."""
     updates, opt_state = optax.with_extra_args_support(tx).update(
         gradient, state.opt_state, state.params, **measured
     )
@@ -239,13 +237,13 @@ def _make_step(
 def _share_of(
     count: Float[Array, ""] | float, pieces: int, axis_name: str | None
 ) -> Float[Array, ""] | float:
-    """Divisor of a piece of a batch, with which the mean over all of them is that of the batch."""
+    """Divisor of a micro-batch, such that the mean over all of them is that of the batch."""
     share = count / (pieces * axis_size(FSDP))
     if isinstance(share, float):
         return share
     if axis_name is not None:
         share = jax.lax.pmean(share, axis_name)
-    return jnp.where(share == 0, 1.0, share)  # nothing is kept, and the total is zero too
+    return jnp.where(share == 0, 1.0, share)  # 0 if no token is kept; the total is zero too
 
 
 def _mean_gradient(
@@ -256,7 +254,7 @@ def _mean_gradient(
     pieces: int,
     axis_name: str | None,
 ) -> tuple[PyTree, Metrics]:
-    """Gradient and metrics of the mean of shares over pieces of a batch, and over devices."""
+    """Gradient and metrics of the loss shares, averaged over micro-batches and devices."""
     of_rows = functools.partial(_mean_over_pieces, share_fn, pieces)
     gradient, averages = mean_gradient(of_rows, params, frozen, batch)
     if axis_name is not None:
@@ -267,7 +265,7 @@ def _mean_gradient(
 def _mean_over_pieces(
     share_fn: _ShareFn[_Batch], pieces: int, params: PyTree, frozen: PyTree, batch: _Batch
 ) -> tuple[PyTree, dict[str, Average]]:
-    """The same on one device, a piece at a time."""
+    """The same on one device, by gradient accumulation over micro-batches."""
 
     def gradient_of(piece: _Batch) -> tuple[PyTree, dict[str, Average]]:
         gradient, averages = jax.grad(share_fn, has_aux=True)(params, frozen, piece)
@@ -280,7 +278,7 @@ def _mean_over_pieces(
         gradient, averages = gradient_of(piece)
         return jax.tree.map(_add, total, gradient), averages
 
-    # f32: a sum in bf16 loses the small pieces to the large ones.
+    # f32: a sum in bf16 loses small terms to large ones.
     zeros = jax.tree.map(
         lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), params
     )
@@ -290,12 +288,12 @@ def _mean_over_pieces(
 
 
 def _add(total: Float[Array, "..."], piece: Float[Array, "..."]) -> Float[Array, "..."]:
-    # XLA moves sums over devices out of a loop that adds them up, and fails where they are bf16:
-    # `while_loop_all_reduce_code_motion`, libtpu 0.0.42. A barrier a leaf, so that each is added,
-    # and its memory free, as soon as it is there.
+    # XLA moves all-reduces out of a loop that accumulates their results, and fails if they are bf16
+    # (`while_loop_all_reduce_code_motion`, libtpu 0.0.42). The barrier prevents it. It is set per
+    # leaf, so that each is added, and its memory freed, as soon as it is there.
     return total + jax.lax.optimization_barrier(piece)
 
 
 def _norm(tree: PyTree) -> Float[Array, ""]:
-    # f32: a norm summed in bf16 keeps two or three digits, and overflows no later.
+    # f32: a norm summed in bf16 keeps two or three digits, and has no larger range.
     return optax.tree.norm(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree))

@@ -1,4 +1,4 @@
-"""Validation between the steps of a run: greedy answers to questions that are not trained on."""
+"""Validation between the steps of a run: greedy answers to held-out questions."""
 
 import dataclasses
 import itertools
@@ -22,7 +22,7 @@ from othink_jax.training.shapes import common
 from othink_jax.types import Rollout
 
 _T = TypeVar("_T")
-# Grades and rewards of completions; the method of the run knows how.
+# Grades and rewards of completions; the training method computes them.
 Graded = tuple[Sequence[Grade], Float[np.ndarray, "..."]]
 Answer = Callable[[list[EncodedPrompt]], Rollout]
 Judge = Callable[[list[Example], list[EncodedPrompt], Rollout], Graded]
@@ -30,14 +30,14 @@ Judge = Callable[[list[Example], list[EncodedPrompt], Rollout], Graded]
 
 @dataclasses.dataclass
 class Best:
-    """The best validation so far, as it is stored with a checkpoint."""
+    """The best validation so far; it is stored with a checkpoint."""
 
     score: float | None = None
     step: int | None = None
-    waited: int = 0  # validations since then
+    waited: int = 0  # validations since the best one
 
     def take(self, score: float, step: int) -> bool:
-        """After a validation; returns whether it is the best. Of equals, the first is."""
+        """Add a validation; returns whether it is the best. Of equal scores, the first is best."""
         if self.score is not None and score <= self.score:
             self.waited += 1
             return False
@@ -45,12 +45,12 @@ class Best:
         return True
 
     def is_over(self, patience: int | None) -> bool:
-        """Whether the run ends here."""
+        """Whether to stop early: `patience` validations in a row were no better."""
         return patience is not None and self.waited >= patience
 
 
 class Questions:
-    """What is asked at every validation: the same questions in the same batches."""
+    """The questions of every validation, always in the same batches."""
 
     def __init__(
         self,
@@ -63,13 +63,13 @@ class Questions:
         """Read all questions once; one that cannot be used counts as answered wrongly.
 
         Args:
-          config: of the run.
-          processor: of the model.
+          config: settings of the run.
+          processor: processor of the model.
           share: this is process `share[0]` of `share[1]`.
           columns: see `open_source`.
 
         Raises:
-          UserError: there are none, or not one can be used.
+          UserError: there are no questions, or none of them can be used.
         """
         self._processor = processor
         self._share = share
@@ -84,12 +84,12 @@ class Questions:
         if not read:
             raise UserError(f"not one question of {self._data.name} can be used for validation")
         self._usable = [number for number, _ in read]
-        self.shapes: list[PadTo] = [  # that the batches need
+        self.shapes: list[PadTo] = [  # shapes that the batches need
             common([shape for _, shape in batch]) for batch in _cut(read, self._batch_size)
         ]
 
     def __len__(self) -> int:
-        """Those that cannot be used included."""
+        """Number of questions, including those that cannot be used."""
         return len(self._source)
 
     def _ask(self, source: Source, unreadable: list[Example] | None = None) -> Any:
@@ -104,15 +104,15 @@ class Questions:
         )
 
     def measure(self, answer: Answer, judge: Judge) -> dict[str, Any]:
-        """Figures of a row of metrics, `validation_...`.
+        """Ask all questions; returns the `validation_...` entries of a row of metrics.
 
         Args:
-          answer: completes this process's rows of a batch.
-          judge: grades them.
+          answer: samples completions of this process's rows of a batch.
+          judge: grades these completions.
         """
         begun = time.perf_counter()
         rows = self._batch_size // self._share[1]
-        # The last batch is filled up by its first questions, which then count once.
+        # The first questions fill up the last batch; their second answers are not counted.
         filled = -len(self._usable) % self._batch_size
         order = [*self._usable, *itertools.islice(itertools.cycle(self._usable), filled)]
         own = [
@@ -137,7 +137,7 @@ class Questions:
     def _figures(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         right, total = int(sum(row["accuracy"] for row in rows)), len(self)
         low, high = wilson_interval(right, total)
-        # In the order of the questions: a sum of floats depends on it.
+        # Sum in the order of the questions: a sum of floats depends on the order.
         ordered = sorted(rows, key=lambda row: row["place"])
         shares = {
             f"validation_{name}": sum(row[name] for row in ordered) / total
@@ -161,14 +161,14 @@ def _chosen(data: DataConfig, count: int, *, columns: bool) -> Source:
 
 
 def _cut(values: Sequence[_T], size: int) -> list[Sequence[_T]]:
-    """Into pieces of so many, the last one of fewer."""
+    """Split into pieces of `size`; the last one may be shorter."""
     return [values[first : first + size] for first in range(0, len(values), size)]
 
 
 def _rows(
     places: Sequence[int], grades: Sequence[Grade], rewards: np.ndarray, rollout: Rollout
 ) -> list[dict[str, Any]]:
-    """What a process tells the others of a batch."""
+    """One process's results of a batch, as JSON objects to all-gather."""
     lengths = np.asarray(rollout.mask).sum(axis=-1).reshape(-1)
     return [
         {

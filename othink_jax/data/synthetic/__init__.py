@@ -1,4 +1,4 @@
-"""Synthetic tasks: counting, geometry reasoning and grounding, exact, endless, deterministic."""
+"""Synthetic tasks, exact, endless and deterministic: counting, geometry reasoning, grounding."""
 
 from othink_jax.data.synthetic.counting import CountingDifficulty
 from othink_jax.data.synthetic.geometry import GeometryDifficulty

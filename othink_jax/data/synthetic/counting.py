@@ -21,8 +21,8 @@ _SUBSET_PHRASES = (
     "How many {things} are in the image?",
     "Count the {things}.",
 )
-# Which attributes a question names, and how often it does. No question of `test-ood` names a shape:
-# its shapes have no words in training, and the shift under test is in the pictures.
+# Attributes that a question names, each repeated by its frequency. No question of `test-ood` names
+# a shape: training has no words for its shapes, and the shift under test is in the images.
 _NAMED: tuple[tuple[str, ...], ...] = (
     *((),) * 10,
     *(("colour",),) * 4,
@@ -35,7 +35,7 @@ _OOD_NAMED = tuple(named for named in _NAMED if "shape" not in named)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CountingDifficulty(SceneDifficulty):
-    """How hard the scenes are: one to nine things, unless another range is given."""
+    """Difficulty of the scenes: one to nine things, unless another range is given."""
 
 
 LEVELS = {
@@ -47,14 +47,14 @@ LEVELS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which things a question is about; None is any."""
+    """Attributes of the things that a question is about; None matches any."""
 
     shape: str | None = None
     colour: str | None = None
     size: str | None = None
 
     def matches(self, look: Look) -> bool:
-        """Whether a thing of this look is meant."""
+        """Whether a thing with this look is selected."""
         return all(
             wanted is None or wanted == had
             for wanted, had in zip((self.shape, self.colour, self.size), look, strict=True)
@@ -73,7 +73,7 @@ class Selection:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CountingProblem:
-    """A scene and what is asked about it."""
+    """A scene and the question about it."""
 
     scene: Scene
     selection: Selection
@@ -81,7 +81,7 @@ class CountingProblem:
 
     @property
     def answer(self) -> int:
-        """How many things are meant."""
+        """The number of selected things."""
         return len(self.selected)
 
     @property
@@ -92,7 +92,7 @@ class CountingProblem:
 
     @property
     def content(self) -> str:
-        """What decides the split, see `scenes.content`."""
+        """See `scenes.content`."""
         return scenes.content(tuple(item.look for item in self.scene.items))
 
     @property
@@ -127,7 +127,7 @@ def sample_looks(
 
 
 def sample_question(rng: np.random.Generator, ood: bool = False) -> tuple[Selection, str]:
-    """What to ask for, and how the question is put."""
+    """The things to ask for, and the wording of the question."""
     named = pick(rng, _OOD_NAMED if ood else _NAMED)
     if not named:
         return Selection(), pick(rng, _TOTAL_PHRASES)
@@ -142,7 +142,7 @@ def sample_problem(
     """A problem whose scene belongs to the split.
 
     Raises:
-        UserError: the difficulty asks for more things than fit, or leaves the split no scene.
+      UserError: the difficulty asks for more things than fit, or leaves the split no scene.
     """
     ood = split == "test-ood"
     propose = functools.partial(_propose, difficulty=difficulty, ood=ood)
@@ -160,7 +160,7 @@ def _propose(
 ) -> tuple[str, tuple[tuple[Selection, str], tuple[Look, ...]]]:
     selection, question = sample_question(rng, ood)
     count = int(rng.integers(difficulty.min_objects, difficulty.max_objects + 1))
-    # Uniform, so that no answer is a good guess; a plain scene seldom has many of a kind.
+    # Uniform, so that no answer is a good guess: a scene of random looks seldom has many matches.
     selected = count if selection == Selection() else int(rng.integers(count + 1))
     looks = sample_looks(rng, count, selection, selected, ood)
     return scenes.content(looks), ((selection, question), looks)

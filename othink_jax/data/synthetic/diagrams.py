@@ -1,4 +1,4 @@
-"""Geometry figures on paper: a legible layout of a sketch, and the picture of it."""
+"""Legible layout and rendering of geometry figures."""
 
 import collections
 import dataclasses
@@ -14,12 +14,12 @@ from othink_jax.data.synthetic.figures import Mark, Point, Sketch
 
 IMAGE_SIDE = 112  # pixels
 _OVERSAMPLE = 4
-_VALUE_SIZE, _NAME_SIZE = 14, 13  # of the font; digits are 10 pixels high, capitals 9
+_VALUE_SIZE, _NAME_SIZE = 14, 13  # font sizes; digits are 10 pixels high, capitals 9
 _LINE = 1.5  # width of a line, pixels
 _ARC_RADIUS = 9.0  # of the arc that marks an angle, pixels
 _CLEARANCE = 2.0  # least distance of a text from a line, pixels
 _EDGE = 1.0  # least distance of a text from the edge of the paper, pixels
-_DOTS = 40  # points of a line that are tested against the texts
+_DOTS = 40  # points per line that are tested against the texts
 _LAYOUT_TRIES = 16
 _INK, _VALUE_INK = (24, 24, 28), (20, 60, 200)
 
@@ -30,12 +30,12 @@ class Text:
 
     text: str
     centre: Point  # pixels
-    is_value: bool  # at an angle; otherwise the name of a point
+    is_value: bool  # the text of an angle; otherwise the name of a point
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Diagram:
-    """A sketch on paper: pixels, y downwards. All that `render` needs."""
+    """A sketch placed on paper, in pixels, y downwards: the whole input of `render`."""
 
     points: Mapping[str, Point]
     segments: tuple[tuple[str, str], ...]
@@ -56,7 +56,7 @@ def _glyphs(text: str, is_value: bool) -> Image.Image:
 
 
 def lay_out(rng: np.random.Generator, sketch: Sketch) -> Diagram | None:
-    """Turn, mirror, scale and place a sketch so that every text is legible; None if none is found.
+    """Turn, mirror, scale and place a sketch with every text legible; None if no try succeeds.
 
     Texts keep off each other, off every line and inside the paper; the measure of an angle lies
     between its two sides and nearer to its vertex than to any other corner.
@@ -99,7 +99,7 @@ def _bearing(origin: Point, target: Point) -> float:
 
 
 def sector(mark: Mark, points: Mapping[str, Point]) -> tuple[float, float]:
-    """Where the marked angle begins and how wide it opens, radians, in pixel coordinates."""
+    """Start and opening of the marked angle, radians, in pixel coordinates."""
     origin = points[mark.vertex]
     first, second = (_bearing(origin, points[arm]) for arm in mark.arms)
     opening = (second - first) % (2 * math.pi)
@@ -128,7 +128,7 @@ def _value_centre(mark: Mark, points: Mapping[str, Point]) -> Point:
 
 
 def _name_centre(name: str, sketch: Sketch, points: Mapping[str, Point]) -> Point:
-    """Outside of a circle, else in the middle of the widest gap between the lines that meet."""
+    """Centre of a point's name: outside the circle, or amid the widest gap between its lines."""
     here, size = points[name], _glyphs(name, False).size
     if sketch.radius is not None and name != "O":
         return _wedged(here, _bearing(points["O"], here) - math.pi / 2, math.pi, size, 0)

@@ -1,6 +1,6 @@
 """Geometry problems: kinds of figure, their given angles, their answers, and their exact shape.
 
-A kind is one theorem put to use. Its givens (whole degrees) fix the answer and the figure up to
+A kind is one theorem, applied. Its givens (whole degrees) fix the answer and the figure up to
 motion and scale; figures are true to scale. All coordinates here are unit-free, with y upwards.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 Point = tuple[float, float]
 Givens = tuple[int, ...]  # degrees
-X = "x"  # what stands at an angle that is asked for but has no name
+X = "x"  # label of an angle that is asked for but has no name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Kind:
     name: str
     weight: int  # how often it is drawn, relative to the others
     arity: int  # how many angles are given
-    fact: str  # what the text tells; it holds no number
+    fact: str  # statement in the question; it holds no number
     asked: str  # the angle asked for
     roomy: Callable[..., tuple[int, ...]]  # the angles that need room for a text
     answer: Callable[..., float]  # degrees; not always a whole number
@@ -112,7 +112,7 @@ def _isosceles_apex(base: int) -> Sketch:
 def _parallels(given_at: tuple[str, str, str], asked_at: tuple[str, str, str], v: int) -> Sketch:
     """AB above CD, cut by a transversal that rises at `v` degrees; E is on AB, F on CD.
 
-    The places are (vertex, arm, arm).
+    `given_at` and `asked_at` are (vertex, arm, arm).
     """
     gap = 0.7
     f, e = (0.0, 0.0), _along((0, 0), v, gap / math.sin(math.radians(v)))

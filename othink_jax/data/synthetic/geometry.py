@@ -1,6 +1,6 @@
 """Geometry reasoning: a drawn diagram, a text that names its angles, an answer in whole degrees.
 
-The given measures stand in the diagram only. Answers are the bare number: `70`, not `70°`.
+The given measures appear only in the diagram. Answers are the bare number: `70`, not `70°`.
 """
 
 import dataclasses
@@ -23,15 +23,15 @@ _BY_NAME = {kind.name: kind for kind in KINDS}
 # Neighbouring angles at a crossing of lines look alike near 90 degrees.
 _CLOSE_TO_RIGHT = 15
 _LEAST_ANSWER = 20  # degrees
-_MAX_CONTENTS = 100  # tried before a difficulty is given up
+_MAX_CONTENTS = 100  # tries before a difficulty is rejected
 _CROSSINGS = ("corresponding", "alternate", "co-interior")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GeometryDifficulty:
-    """How hard the figures are."""
+    """Difficulty of the figures."""
 
-    step: int = 5  # every angle of a problem is a multiple of so many degrees
+    step: int = 5  # every angle of a problem is a multiple of it, degrees
     min_angle: int = 35  # smallest angle that holds a number, degrees
     kinds: tuple[str, ...] = tuple(_BY_NAME)  # names of `figures.KINDS`
 
@@ -57,7 +57,7 @@ LEVELS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GeometryProblem:
-    """A diagram and what is asked about it."""
+    """A diagram and the question about it."""
 
     kind: Kind
     givens: Givens  # degrees
@@ -66,12 +66,12 @@ class GeometryProblem:
 
     @property
     def answer(self) -> int:
-        """The value that is asked for; all of them are whole numbers."""
+        """The angle that is asked for, a whole number of degrees."""
         return round(self.kind.answer(*self.givens))
 
     @property
     def steps(self) -> str:
-        """The way to the answer, in words."""
+        """The derivation of the answer as text."""
         return self.kind.steps(*self.givens)
 
     @property
@@ -81,7 +81,7 @@ class GeometryProblem:
 
 
 def content(kind: Kind, givens: Givens) -> str:
-    """What decides the split of a problem: its kind and its given angles."""
+    """The content that decides a problem's split: its kind and its given angles."""
     ordered = sorted(givens) if kind.symmetric else givens
     return f"figure {kind.name} " + ",".join(str(given) for given in ordered)
 
@@ -111,7 +111,7 @@ def sample_problem(
     """A problem whose content belongs to the split.
 
     Raises:
-        UserError: the difficulty leaves the split nothing that can be drawn.
+      UserError: the difficulty leaves the split nothing that can be drawn.
     """
     kinds = [kind for kind in KINDS if kind.name in difficulty.kinds for _ in range(kind.weight)]
 

@@ -1,4 +1,4 @@
-"""Visual grounding: CLEVR-like scenes, one thing that is described, and the box around it."""
+"""Visual grounding: CLEVR-like scenes, the description of one thing, and the box around it."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ _PHRASES = (
     "Find the {thing}.",
     "Find the {thing} in the image.",
 )
-# Which attributes a question names, and how often it does.
+# Attributes that a question names, each repeated by its frequency.
 _NAMED: tuple[tuple[str, ...], ...] = (
     *(("colour", "shape"),) * 6,
     *(("size", "colour", "shape"),) * 2,
@@ -28,7 +28,7 @@ _ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "middle", "right")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GroundingDifficulty(SceneDifficulty):
-    """How hard the scenes are: one to six things, unless another range is given."""
+    """Difficulty of the scenes: one to six things, unless another range is given."""
 
     max_objects: int = 6
 
@@ -60,7 +60,7 @@ class GroundingProblem:
 
     @property
     def box(self) -> Box:
-        """The least box around all that is seen of the thing."""
+        """The bounding box of the visible part of the thing."""
         rows, columns = np.nonzero(scenes.id_buffer(self.scene.items) == self.target)
         left, top = int(columns.min()), int(rows.min())
         return left, top, int(columns.max()) + 1, int(rows.max()) + 1
@@ -72,12 +72,12 @@ class GroundingProblem:
 
     @property
     def content(self) -> str:
-        """What decides the split, see `scenes.content`."""
+        """See `scenes.content`."""
         return scenes.content(tuple(item.look for item in self.scene.items))
 
     @property
     def steps(self) -> str:
-        """The third of the picture, down and across, that the middle of the box lies in."""
+        """The vertical and horizontal third of the picture that holds the centre of the box."""
         left, top, right, bottom = self.box
         row, column = (
             words[3 * (low + high) // (2 * IMAGE_SIDE)]
@@ -97,7 +97,7 @@ def sample_problem(
     """A problem whose scene belongs to the split.
 
     Raises:
-        UserError: the difficulty asks for more things than fit, or leaves the split no scene.
+      UserError: the difficulty asks for more things than fit, or leaves the split no scene.
     """
 
     def propose(rng: np.random.Generator) -> tuple[str, tuple[Selection, tuple[Look, ...]]]:

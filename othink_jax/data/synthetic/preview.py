@@ -1,4 +1,4 @@
-"""A sheet of samples to look at."""
+"""Contact sheet of a task's examples."""
 
 import textwrap
 from pathlib import Path
@@ -23,7 +23,7 @@ def preview(
     """Write a PNG of the first `count` examples, each with its question and answer beneath.
 
     Raises:
-        UserError: there is no such task or split, or nothing to show.
+      UserError: there is no such task or split, or `count` is below 1.
     """
     if count < 1:
         raise UserError(f"count must be >= 1, got {count}")

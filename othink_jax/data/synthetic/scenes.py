@@ -1,4 +1,4 @@
-"""Scenes of counting and grounding: what stands in them, where, and the picture of it."""
+"""Scenes of counting and grounding: their things, layout and rendering."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from othink_jax.errors import UserError
 IMAGE_SIDE = 112  # pixels
 Backdrop = Literal["studio", "outdoors"]
 
-# Centres stay this share of the two widths apart. It keeps most layouts within the allowed
-# occlusion, so that the exact check seldom has to refuse one.
+# Least distance of two centres, as a share of the sum of the two widths. It keeps most layouts
+# within the allowed occlusion, so that the exact check seldom has to refuse one.
 _SPACING = 0.34
 _BANDS = 4  # horizontal bands of the picture, in which things are read from left to right
-_PLACE_TRIES = 60  # of one thing before the layout is begun anew
+_PLACE_TRIES = 60  # per thing, before the layout starts over
 _LAYOUT_TRIES = 200
-_ARRANGE_TRIES = 20  # of drawing other things where some found no layout
+_ARRANGE_TRIES = 20  # draws of other things if some have no layout
 _SKIES = ((196, 214, 232), (222, 214, 200), (206, 206, 222))
 _GROUNDS = ((172, 186, 150), (206, 190, 158), (168, 168, 168))
 
@@ -29,12 +29,12 @@ _T = TypeVar("_T")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SceneDifficulty:
-    """How hard the scenes are."""
+    """Difficulty of the scenes."""
 
     min_objects: int = 1
     max_objects: int = 9
     max_occlusion: float = 0.35  # largest share of a thing's area that others may hide
-    clutter: int = 12  # at most so many small grey marks on the ground
+    clutter: int = 12  # largest number of small grey marks on the ground
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_objects <= self.max_objects <= 12:
@@ -51,7 +51,7 @@ class SceneDifficulty:
 
 
 class Look(NamedTuple):
-    """What a thing looks like."""
+    """Appearance of a thing."""
 
     shape: str
     colour: str
@@ -60,7 +60,7 @@ class Look(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Item:
-    """A thing in its place."""
+    """A thing at its position."""
 
     look: Look
     x: int  # centre, pixels from the left
@@ -69,7 +69,7 @@ class Item:
 
     @property
     def sprite(self) -> Sprite:
-        """What is drawn of it."""
+        """The sprite that shows it."""
         return sprite(*self.look, self.variant)
 
     @property
@@ -81,7 +81,7 @@ class Item:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scene:
-    """All that `render` needs; equal scenes give equal pictures."""
+    """The whole input of `render`; equal scenes give equal pictures."""
 
     items: tuple[Item, ...]  # in reading order: bands from top to bottom, each from left to right
     backdrop: Backdrop
@@ -90,7 +90,7 @@ class Scene:
 
 
 def content(looks: tuple[Look, ...]) -> str:
-    """What decides the split of a scene: its things, wherever they stand, whatever is asked."""
+    """The content that decides a scene's split: its things, without positions or question."""
     return "scene " + ",".join(sorted(" ".join(look) for look in looks))
 
 
@@ -100,10 +100,10 @@ def arrange(
     difficulty: SceneDifficulty,
     backdrop: Backdrop,
 ) -> tuple[_T, Scene]:
-    """A scene of things that were drawn, and what was drawn with them.
+    """Draw things until they have a layout; return the question drawn with them, and the scene.
 
     Args:
-      draw_things: draws from `rng` what is asked, and the looks of the things.
+      draw_things: draws from `rng` the question and the looks of the things.
 
     Raises:
       UserError: the difficulty asks for more things than fit, or `draw_things` raises.
@@ -132,9 +132,9 @@ def place(
     clutter: int,
     backdrop: Backdrop,
 ) -> Scene | None:
-    """Put the things on the ground so that none hides more than `max_occlusion` of another.
+    """Put the things on the ground so that at most `max_occlusion` of each one's area is hidden.
 
-    Returns None if no such layout was found: there are too many things for the ground.
+    Returns None if no such layout is found: there are too many things for the ground.
     """
     for _ in range(_LAYOUT_TRIES):
         items = _scatter(rng, looks)
@@ -171,7 +171,7 @@ def _scatter(rng: np.random.Generator, looks: tuple[Look, ...]) -> list[Item] | 
 
 
 def back_to_front(items: tuple[Item, ...] | list[Item]) -> list[int]:
-    """Indices in the order of drawing: what stands lower in the picture is nearer."""
+    """Indices in the order of drawing: things lower in the picture are nearer."""
 
     def depth(index: int) -> tuple[int, int]:
         item = items[index]

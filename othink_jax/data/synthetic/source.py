@@ -19,7 +19,7 @@ from othink_jax.errors import UserError
 
 Difficulty = CountingDifficulty | GeometryDifficulty | GroundingDifficulty
 Problem = CountingProblem | GeometryProblem | GroundingProblem
-# Difficulties with a name, a task: easy, default, hard.
+# Named difficulties of each task: easy, default, hard.
 LEVELS: Mapping[Task, Mapping[str, Difficulty]] = {
     "counting": counting.LEVELS,
     "geometry": geometry.LEVELS,
@@ -38,7 +38,7 @@ def _checked(task: str, split: str) -> tuple[Task, Split]:
 
 
 def _generator(task: Task, split: Split, seed: int, index: int) -> np.random.Generator:
-    """The same numbers in every process, and independent ones for every example."""
+    """Generator of one example: the same in every process, independent of other examples."""
     name = hashlib.blake2b(f"{task} {split}".encode(), digest_size=8).digest()
     return np.random.default_rng([int.from_bytes(name, "big"), seed, index])
 
@@ -54,8 +54,8 @@ def generate(
     """Example number `index` of a task's split; a function of its arguments alone.
 
     Raises:
-        UserError: there is no such task or split, the seed is negative, or the difficulty is the
-            another task's.
+      UserError: there is no such task or split, the seed is negative, or the difficulty is another
+        task's.
     """
     problem = sample_problem(task, split, index, seed=seed, difficulty=difficulty)
     if isinstance(problem, GeometryProblem):
@@ -80,7 +80,7 @@ def sample_problem(
     seed: int = 0,
     difficulty: Difficulty | None = None,
 ) -> Problem:
-    """What example number `index` is about; raises as `generate` does, of which it is the start."""
+    """The problem of example number `index`, before rendering; raises as `generate` does."""
     task, split = _checked(task, split)
     if seed < 0:
         raise UserError(f"seed must be >= 0, got {seed}")
@@ -124,9 +124,9 @@ class SyntheticSource:
         return generate(self.task, self.split, number, seed=self.seed, difficulty=self.difficulty)
 
     def texts(self) -> Iterator[str]:
-        """What tells these examples from others: the settings that they are made from."""
+        """The settings that the examples are made from, which identify them."""
         yield repr(self)
 
     def further(self, index: int) -> Mapping[str, Any]:
-        """None: an example is no row."""
+        """Empty: an example has no row."""
         return {}

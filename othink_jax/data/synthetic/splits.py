@@ -1,8 +1,8 @@
-"""Disjoint splits by construction: what a sample shows decides the split it belongs to.
+"""Splits that are disjoint by construction: the content of a sample decides its split.
 
-A sample's content is a canonical text of what it is about, without what does not matter to its
-answer (where things stand, how the question is put). A hash of the content names the one split that
-may use it, so no content can occur in two splits, whatever the seeds and the sizes.
+A sample's content is a canonical text of its subject, without details that do not matter to its
+answer (positions of the things, wording of the question). A hash of the content names the one split
+that may use it, so no content can occur in two splits, whatever the seeds and the sizes.
 """
 
 import hashlib
@@ -21,11 +21,12 @@ _T = TypeVar("_T")
 
 # Shares of the contents: train 70%, validation 10%, test 20%.
 _TRAIN_BELOW, _VALIDATION_BELOW, _BUCKETS = 70, 80, 100
-# The first of 0, 1, 2, ... that gives every kind of geometry figure, at the default difficulty, at
-# least one validation and two test contents, and half of its own to train (some have only eight),
-# and leaves no answer more than a tenth of the test questions or a fifth of the validation's.
+# The smallest salt for which, at the default difficulty, every kind of geometry figure has at least
+# one validation content, two test contents and half of its contents in train (some kinds have only
+# eight), and no answer has more than a tenth of the test questions or a fifth of the validation
+# questions.
 _SALT = 4092
-# A difficulty may leave a split no content at all; this many misses in a row are proof enough.
+# A difficulty may leave a split no content at all: give up after this many misses in a row.
 _MAX_PROPOSALS = 10_000
 
 
@@ -43,10 +44,10 @@ def draw(
     split: Split,
     propose: Callable[[np.random.Generator], tuple[str, _T]],
 ) -> _T:
-    """Draw proposals (content and whatever goes with it) until the content belongs to `split`.
+    """Draw proposals (content, payload) until a content is of `split`, and return its payload.
 
     Raises:
-        UserError: nothing that `propose` makes seems to belong to the split.
+      UserError: none of `_MAX_PROPOSALS` proposals belongs to the split.
     """
     for _ in range(_MAX_PROPOSALS):
         content, made = propose(rng)
@@ -56,5 +57,5 @@ def draw(
 
 
 def pick(rng: np.random.Generator, choices: Sequence[_T]) -> _T:
-    """One of `choices`, each as likely (ten times faster than `rng.choice`)."""
+    """A uniform draw from `choices` (ten times faster than `rng.choice`)."""
     return choices[int(rng.integers(len(choices)))]

@@ -1,7 +1,7 @@
-"""The things that stand in a counting scene, drawn once each and kept.
+"""Sprites of the things in a scene, each drawn once and cached.
 
-Each is drawn four times larger than needed and reduced, with light from the upper left and a soft
-shadow on the ground.
+Each is drawn at four times its size and reduced, with light from the upper left and a soft shadow
+on the ground.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ def _shadow(mask: Bool[np.ndarray, "height width"]) -> Image.Image:
 
 
 def _tone(colour: tuple[int, int, int], brightness: float) -> tuple[int, int, int]:
-    """Towards black below 1, towards white above."""
+    """A tone of the colour: towards black below 1, towards white above."""
     if brightness <= 1:
         red, green, blue = (round(c * brightness) for c in colour)
     else:
@@ -99,7 +99,7 @@ def _cube(canvas: Image.Image, box: _Box, colour: _Colour, view: int) -> None:
     low, high = box
     width = high - low
     pen = ImageDraw.Draw(canvas)
-    # The front edge is off the middle, left or right of it, so that the two sides differ.
+    # The front edge lies left or right of the middle, so that the two sides differ.
     edge = low + round(width * (0.6 if view else 0.4))
     back = low + high - edge
     top, upper = low, low + round(width * 0.25)

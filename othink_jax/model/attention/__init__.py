@@ -1,17 +1,19 @@
-"""Attention: inside an image, inside a prompt, and of completions over prompt and own past.
+"""Attention kernels, for images, for prompts, and for completions behind a shared prompt.
 
-Every kernel computes the same two functions:
+Every kernel implements the same two functions:
 
-    attention                of tokens over each other, by a `SelfMask`
-    shared_prefix_attention  of completions over their prompt and each over itself
+    attention                self-attention under a `SelfMask`
+    shared_prefix_attention  completions attend to their shared prompt and each to itself
 
-    reference   holds all scores
-    chunked     holds those of a block of queries
+The kernels are:
+
+    reference   materialises all scores
+    chunked     materialises the scores of one block of queries
     splash      JAX's kernel for TPUs
-    cudnn       NVIDIA's, for 16-bit floats
+    cudnn       NVIDIA's kernel, for 16-bit floats
 
-Scores and softmax are float32. A query that sees nothing (padding) gets something finite, with
-finite gradients, that nobody uses.
+Scores and softmax are float32. A query that sees no key (padding) gets a finite output with finite
+gradients; nobody uses it.
 """
 
 import functools
@@ -40,15 +42,15 @@ _KERNELS: dict[Attention, ModuleType] = {
     "cudnn": cudnn,
 }
 
-# The platform of those that do not run everywhere.
+# Platform of the kernels that do not run everywhere.
 _ONLY_ON: dict[Attention, str] = {"splash": "tpu", "cudnn": "gpu"}
 
-# Scores of a head up to which `auto` takes the reference: it is faster where they are few.
+# `auto` takes the reference up to this many scores per head: it is faster for few scores.
 _FEW = 512 * 512
 
 
 def check_attention(compute: ComputeConfig) -> None:
-    """Raise UserError if the platform has no such attention."""
+    """Raise UserError if the kernel does not support the platform or the dtype."""
     name, platform = compute.attention, _platform(compute)
     if _ONLY_ON.get(name, platform) != platform:
         raise UserError(
@@ -66,7 +68,7 @@ def attention(
     mask: SelfMask,
     compute: ComputeConfig,
 ) -> Float[Array, "b s KV R H"]:
-    """Grouped-query attention; R query heads share each of KV key heads, which are not repeated."""
+    """Grouped-query attention: R query heads share each of the KV heads, without repeating it."""
     return _run("attention", compute, (query, key, value, mask), key.shape[1] ** 2)
 
 
@@ -79,9 +81,9 @@ def shared_prefix_attention(
     value: Float[Array, "B G T KV H"],
     compute: ComputeConfig,
 ) -> Float[Array, "B G T KV R H"]:
-    """Attention of G whole completions over their one prompt and each over itself, in one softmax.
+    """Attention of G complete completions to their prompt and each to itself, in one softmax.
 
-    `reference.shared_prefix_attention` is that of completions that are being drawn, too.
+    Decoding calls `reference.shared_prefix_attention` instead.
     """
     length = query.shape[2]
     given = query, prefix_key, prefix_value, prefix_real, key, value
@@ -93,7 +95,7 @@ def _run(function: str, compute: ComputeConfig, given: tuple[Any, ...], scores: 
     if name == "auto":
         name = "reference" if scores <= _FEW else _best(function, platform, given)
     run = getattr(_KERNELS[name], function)
-    # On a CPU, the kernel of TPUs can be tried at least.
+    # Interpret mode lets the TPU kernel be tried on a CPU.
     return run(*given, interpret=True) if name == "splash" and platform == "cpu" else run(*given)
 
 
@@ -102,7 +104,7 @@ def _platform(compute: ComputeConfig) -> str:
 
 
 def _best(function: str, platform: str, given: tuple[Any, ...]) -> Attention:
-    """The kernel for many scores."""
+    """The kernel that `auto` takes for many scores."""
     if platform == "tpu":
         return "splash"
     if platform == "gpu" and given[0].dtype.itemsize == 2:
@@ -115,7 +117,7 @@ def _best(function: str, platform: str, given: tuple[Any, ...]) -> Attention:
 
 @functools.cache
 def _cudnn_takes(function: str, shapes: tuple[jax.ShapeDtypeStruct, ...], tree: Any) -> bool:
-    """Whether cuDNN has a graph for these shapes; where no GPU is there to ask, it has."""
+    """Whether cuDNN supports these shapes; assumed to be true if there is no GPU to ask."""
     if jax.default_backend() != "gpu":
         return True
 
@@ -125,7 +127,7 @@ def _cudnn_takes(function: str, shapes: tuple[jax.ShapeDtypeStruct, ...], tree: 
 
     try:
         jax.jit(jax.grad(total)).lower(*shapes).compile()
-    except Exception as error:  # of whatever type XLA gives to what cuDNN says
+    except Exception as error:  # XLA wraps cuDNN's errors in various types
         _log.warning("cuDNN has no attention for these shapes: %s", first_line(error))
         return False
     return True

@@ -1,6 +1,6 @@
-"""The reference, a block of queries at a time: no more scores exist than those of a block.
+"""Reference attention, one block of queries at a time: only one block's scores exist at once.
 
-Plain XLA, for every platform. The backward pass computes a block's scores again.
+Plain XLA, for every platform. The backward pass recomputes the scores of a block.
 """
 
 import math
@@ -15,8 +15,8 @@ from othink_jax.model.attention.masks import SelfMask
 from othink_jax.model.precision import at_least_f32
 from othink_jax.types import Array
 
-_SCORES = 2**20  # numbers of a block: 4 MiB in float32, as a CPU has cache
-_FEWEST = 64  # queries of a block, so that its products stay efficient
+_SCORES = 2**20  # scores of a block: 4 MiB in float32, about the cache of a CPU
+_FEWEST = 64  # fewest queries of a block, so that its products stay efficient
 
 
 def attention(
@@ -69,7 +69,7 @@ def shared_prefix_attention(
 
 
 def _by_rows(of_row: Callable[..., Array], *rows: Array | None) -> Array:
-    """`of_row` of each row, one after the other; a row keeps a leading axis of one."""
+    """Apply `of_row` to each row in turn; a row keeps a leading axis of size 1."""
     if jax.tree.leaves(rows)[0].shape[0] == 1:
         return of_row(*rows)
 
@@ -82,7 +82,7 @@ def _by_rows(of_row: Callable[..., Array], *rows: Array | None) -> Array:
 def _by_blocks(
     of_block: Callable[..., Array], query: Array, keys: tuple[Array, ...], *, axis: int
 ) -> Array:
-    """of_block(queries, number of the first, *keys) of each block of queries along an axis."""
+    """Apply of_block(queries, index of the first query, *keys) to each block of queries."""
     count = query.shape[axis]
     size = _block_size(query, sum(each.shape[-3] for each in keys) // 2, axis)
     blocks = -(-count // size)
@@ -90,7 +90,7 @@ def _by_blocks(
     padding[axis] = (0, blocks * size - count)
     cut = jnp.pad(query, padding)
     cut = cut.reshape(*cut.shape[:axis], blocks, size, *cut.shape[axis + 1 :])
-    # Wide, so that the sum of the blocks' gradients is rounded once, as the reference's is.
+    # At least f32, so that the sum of the blocks' gradients is rounded once, as in the reference.
     wide = tuple(each.astype(at_least_f32(each.dtype)) for each in keys)
 
     @jax.checkpoint
@@ -103,7 +103,7 @@ def _by_blocks(
 
 
 def _block_size(query: Array, keys: int, axis: int) -> int:
-    """Queries along `axis` whose scores fit into `_SCORES`: a power of two."""
+    """Number of queries along `axis` whose scores fit into `_SCORES`: a power of two."""
     scores = keys * query.size // (query.shape[axis] * query.shape[-1])  # of one query
     fitting = max(_SCORES // scores, _FEWEST)
     return min(2 ** int(math.log2(fitting)), query.shape[axis])

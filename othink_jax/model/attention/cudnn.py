@@ -1,7 +1,7 @@
-"""Attention by NVIDIA's cuDNN, through JAX, for 16-bit floats: scores stay on the chip.
+"""NVIDIA's cuDNN attention through JAX, for 16-bit floats: scores stay on the chip.
 
-One call for prompt and completion: the result of two, joined by their log-sum-exps, would have
-wrong gradients, for JAX gives that of cuDNN none.
+Prompt and completion share one call. Two calls joined by their log-sum-exps would have wrong
+gradients, since JAX's cuDNN attention has no gradient for the log-sum-exp.
 """
 
 import jax
@@ -19,7 +19,7 @@ def attention(
     value: Float[Array, "b s KV H"],
     mask: SelfMask,
 ) -> Float[Array, "b s KV R H"]:
-    """As `reference.attention`. Padding has to be on the right."""
+    """As `reference.attention`. Padding must be on the right."""
     windowed = mask.windows is not None
     mixed = jax.nn.dot_product_attention(
         query.reshape(*query.shape[:2], -1, query.shape[-1]),
@@ -27,7 +27,7 @@ def attention(
         value,
         mask=mask.dense()[:, None] if windowed else None,
         is_causal=mask.causal and not windowed,
-        # At least one: of an image that is all padding, something finite is to come out.
+        # At least one, so that an image that is all padding gets a finite output.
         key_value_seq_lengths=None if windowed else jnp.maximum(mask.real.sum(axis=1), 1),
         implementation="cudnn",
     )
@@ -44,10 +44,10 @@ def shared_prefix_attention(
 ) -> Float[Array, "B G T KV R H"]:
     """As `reference.shared_prefix_attention`.
 
-    The completions of a prompt go side by side, as heads, for they have one mask [T, P + T].
+    The completions of a prompt are laid out as heads, since they share one mask [T, P + T].
     """
     batch, group, length, kv_heads, shared, size = query.shape
-    # With a mask, cuDNN wants even numbers of queries and keys.
+    # With a mask, cuDNN needs even numbers of queries and keys.
     query, key, value = (_even(x, axis=2) for x in (query, key, value))
     prefix_key, prefix_value, prefix_real = (
         _even(x, axis=1) for x in (prefix_key, prefix_value, prefix_real)

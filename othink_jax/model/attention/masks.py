@@ -1,4 +1,4 @@
-"""Which keys a query sees, as a structure that each kernel turns into what it needs."""
+"""Attention masks in a common form that each kernel converts to its own."""
 
 import dataclasses
 
@@ -11,20 +11,20 @@ from othink_jax.types import Array, pytree
 
 @pytree
 class SelfMask:
-    """Of tokens that attend to each other, such as a prompt's or an image's.
+    """Mask of self-attention, such as over a prompt or an image.
 
-    A query sees the real keys of its own window and, if causal, none that come after it. A query at
-    padding sees what a real one in its place would; nobody uses what it gets.
+    A query sees the real keys of its own window and, if causal, none that come after it. A padding
+    query sees what a real query in its place would; nobody uses its output.
     """
 
-    real: Bool[Array, "b t"]  # no padding
-    windows: Int[Array, "b t"] | None = None  # number of a token's window, >= 0; None: all in one
+    real: Bool[Array, "b t"]  # false at padding
+    windows: Int[Array, "b t"] | None = None  # index of a token's window, >= 0; None: one window
     causal: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def dense(
         self, first: Int[Array, ""] | int = 0, count: int | None = None
     ) -> Bool[Array, "b #s t"]:
-        """True where a query may look, of the `count` queries from `first` on; all by default."""
+        """Dense mask of `count` queries from `first` on (default: all); true at keys they see."""
         length = self.real.shape[1]
         count = length if count is None else count
         mask = self.real[:, None]
@@ -35,5 +35,5 @@ class SelfMask:
 
 
 def sees_past(first: Int[Array, ""] | int, count: int, keys: int) -> Bool[Array, "s t"]:
-    """Causal: query `first + i` sees the keys up to number `first + i`."""
+    """Causal mask: query `first + i` sees keys 0 to `first + i`."""
     return jnp.arange(keys) <= first + jnp.arange(count)[:, None]

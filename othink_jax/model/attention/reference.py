@@ -1,4 +1,4 @@
-"""Attention that holds all scores: what the other kernels are measured by."""
+"""Reference attention, which materialises all scores; the other kernels are compared with it."""
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,12 @@ def attention(
     *,
     first: Int[Array, ""] | int = 0,
 ) -> Float[Array, "b s KV R H"]:
-    """Grouped-query attention; R query heads share each of KV key heads, which are not repeated.
+    """Grouped-query attention: R query heads share each of the KV heads, without repeating it.
 
     Args:
-      query, key, value: projected and rotated.
-      mask: of the t tokens.
-      first: number of the first query among them.
+      query, key, value: projections; queries and keys are rotated.
+      mask: mask of the t tokens.
+      first: index of the first query among the t tokens.
     """
     scale = query.shape[-1] ** -0.5
     scores = wide_einsum("bskrh,btkh->bkrst", query * scale, key)
@@ -45,16 +45,16 @@ def shared_prefix_attention(
     *,
     first: Int[Array, ""] | int = 0,
 ) -> Float[Array, "B G T KV R H"]:
-    """Attention of G completions over their one prompt and each over itself, in one softmax.
+    """Attention of G completions to their shared prompt and each to itself, in one softmax.
 
-    The prompt's keys and values are read by all G completions and never repeated. One maximum and
-    one denominator serve both parts, so the result is that of attention over their concatenation.
+    All G completions read the prompt's keys and values, which are never repeated. Both parts share
+    one maximum and one denominator, so the result equals attention over their concatenation.
 
     Args:
-      query, key, value: of the completions, projected and rotated.
-      prefix_key, prefix_value: of the prompts.
-      prefix_real: which of their tokens are no padding.
-      first: number of the first query among the S tokens; each sees those up to itself.
+      query, key, value: projections of the completions; queries and keys are rotated.
+      prefix_key, prefix_value: the same of the prompts.
+      prefix_real: false at padding of the prompts.
+      first: index of the first query among the S tokens; each query sees the tokens up to itself.
     """
     query = query * query.shape[-1] ** -0.5
     to_prefix = wide_einsum("bgtkrh,bpkh->bkgtrp", query, prefix_key)
@@ -69,7 +69,7 @@ def shared_prefix_attention(
     to_prefix, to_own = jnp.exp(to_prefix - top), jnp.exp(to_own - top)
     total = to_prefix.sum(axis=-1) + to_own.sum(axis=-1)
     dtype = query.dtype
-    # Wide, so that the two parts together are rounded once, as one product would be.
+    # At least f32, so that the sum of both parts is rounded once, as one product would be.
     mixed = wide_einsum("bkgtrp,bpkh->bgtkrh", to_prefix.astype(dtype), prefix_value)
     mixed += wide_einsum("bkgtrs,bgskh->bgtkrh", to_own.astype(dtype), value)
     return (mixed / jnp.moveaxis(total, 1, 3)[..., None]).astype(dtype)

@@ -1,8 +1,8 @@
-"""Splash attention, the kernel for TPUs that comes with JAX: scores stay on the chip.
+"""Splash attention, JAX's kernel for TPUs: scores stay on the chip.
 
-Both functions are causal or full attention with segments, which the kernel knows. A completion's
-keys follow those of its prompt: it sees as many keys as it has places before it, and the padding of
-the prompt is a segment of its own.
+Both functions map to causal or full attention with segments, which the kernel supports. The keys of
+a completion follow those of its prompt: the causal mask is offset by the length of the prompt, and
+the padding of the prompt is a segment of its own.
 """
 
 from typing import Any
@@ -15,8 +15,8 @@ from othink_jax.model.attention.masks import SelfMask
 from othink_jax.model.attention.prefix import join_prefix
 from othink_jax.types import Array
 
-_BLOCKS = (512, 256, 128)  # queries, and keys, of a block; lengths are padded to a multiple
-_PADDING = -1  # segment of keys that no query sees
+_BLOCKS = (512, 256, 128)  # block sizes of queries and keys; lengths are padded to a multiple
+_PADDING = -1  # segment id of keys that no query sees
 
 
 def attention(
@@ -76,7 +76,7 @@ def _splash(
     past: int | None,
     interpret: bool,
 ) -> Float[Array, "n s KV R H"]:
-    """Each query sees the keys of its segment; with `past`, up to so many after its own number."""
+    """Each query sees the keys of its segment; with `past`, query i only keys 0 to i + past."""
     _, count, kv_heads, shared, size = query.shape
     blocks = _block_of(count), _block_of(key.shape[1])
 
@@ -104,8 +104,8 @@ def _kernel(
     blocks: tuple[int, int],
     interpret: bool,
 ) -> tuple[Any, Any]:
-    """The kernel for [heads, s] queries, and the type of its segments."""
-    # Imported here: Pallas takes half a second, which no other platform should pay.
+    """The kernel for [heads, s] queries, and the type of its segment ids."""
+    # Imported here: importing Pallas takes half a second, which other platforms need not pay.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     heads, count = queries
@@ -132,12 +132,12 @@ def _kernel(
 
 
 def _block_of(length: int) -> int:
-    """The size of block that pads a length least; of several, the largest."""
+    """The block size that pads this length least; the largest of equals."""
     return min(_BLOCKS, key=lambda block: (-length % block, -block))
 
 
 def _padded(x: Array, block: int, *, value: int = 0) -> Array:
-    """[n, length, ...], padded to a multiple of the block."""
+    """Pad [n, length, ...] along its length to a multiple of the block."""
     padding = [(0, 0)] * x.ndim
     padding[1] = (0, -x.shape[1] % block)
     return jnp.pad(x, padding, constant_values=value)

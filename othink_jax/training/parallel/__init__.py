@@ -1,6 +1,6 @@
-"""How a pure function is spread over devices: by `jit`, by `pmap`, or over a mesh.
+"""Parallelism strategies for a pure function: `jit` on one device, `pmap`, or a mesh.
 
-The loops know only the interface `Parallel`.
+The training loops use only the interface `Parallel`.
 """
 
 from collections.abc import Sequence
@@ -18,16 +18,15 @@ __all__ = ["OneDevice", "Parallel", "make_parallel", "placed"]
 
 
 def make_parallel(config: ParallelConfig, visible: Sequence[jax.Device] | None = None) -> Parallel:
-    """The implementation that the settings ask for.
+    """The implementation of `Parallel` that the settings select.
 
     Args:
-        config: the settings.
-        visible: devices to choose from, such as those that programs can only be compiled for;
-            those of JAX if not given.
+      config: parallelism settings.
+      visible: devices to choose from, which may be compile-only; `jax.devices()` if not given.
 
     Raises:
-        UserError: more devices are asked for than there are, several with `jit`, or so many that
-            they do not divide by `tensor`.
+      UserError: the settings ask for more devices than visible, for several with `jit`, or for a
+        number that `tensor` does not divide.
     """
     visible = jax.devices() if visible is None else visible
     processes = len({device.process_index for device in visible})
@@ -51,7 +50,7 @@ def make_parallel(config: ParallelConfig, visible: Sequence[jax.Device] | None =
         return Replicas(devices)
     if processes > 1 and count != len(visible):
         raise UserError(f"a run of {processes} processes uses all of their devices")
-    # Devices of one process stand side by side, so that the pieces of a layer do too.
+    # Devices of a process are adjacent in the mesh, so a tensor-parallel group is in one process.
     local = len(visible) // processes
     if count % config.tensor or local % config.tensor:
         raise UserError(

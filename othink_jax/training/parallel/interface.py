@@ -1,7 +1,7 @@
-"""The interface `Parallel`, which is all that the loops know of devices.
+"""The interface `Parallel`, through which the training loops use devices.
 
-Arrays stand in one of three places: on the host (numpy, leading B), on the devices as a batch
-(`shard`, leading axes as the implementation likes), or on the devices as a state (`replicate`).
+An array is in one of three places: on the host (numpy, leading B), on the devices as a batch
+(`shard`; the implementation chooses the leading axes), or on the devices as a state (`replicate`).
 """
 
 import abc
@@ -25,64 +25,64 @@ _T = TypeVar("_T")
 class Parallel(abc.ABC):
     """Puts arrays on devices, compiles functions for them, brings results back."""
 
-    devices: tuple[jax.Device, ...]  # those in use
-    batch_sharding: jax.sharding.Sharding  # of the arrays that `shard` gives
+    devices: tuple[jax.Device, ...]  # devices in use
+    batch_sharding: jax.sharding.Sharding  # sharding of the arrays that `shard` returns
 
     @abc.abstractmethod
     def replicate(self, tree: _T) -> _T:
-        """A copy of a state or of parameters on every device. The argument stays valid.
+        """Put a state or parameters on all devices: copied, or sharded on a mesh.
 
-        It never shares memory with the argument, so the policy that `update` overwrites in place
-        and the frozen reference may start from the same arrays.
+        The argument stays valid. The result never shares memory with it, so the policy that
+        `update` overwrites in place and the frozen reference may start from the same arrays.
 
         Args:
-            tree: of arrays. Of one that is not yet read (`checkpoint.tensors.StoredArray`) a
-                process reads what its devices hold, array by array.
+          tree: tree of arrays. Of an array not yet read (`checkpoint.tensors.StoredArray`), a
+            process reads only what its devices hold, array by array.
         """
 
     def begin(self, params: PyTree, tx: optax.GradientTransformation) -> TrainState:
-        """The state before the first update, on the devices. The argument stays valid."""
-        # The moments are made where they are to stand.
+        """Create the state before the first update, on the devices. The argument stays valid."""
+        # The optimizer moments are created directly on their devices.
         return self._create(self.replicate(params), functools.partial(TrainState.create, tx=tx))
 
     @abc.abstractmethod
     def _create(self, params: PyTree, create: Callable[[PyTree], TrainState]) -> TrainState:
-        """The state of replicated parameters, whose life it ends."""
+        """Create the state of replicated parameters, which are donated."""
 
     @abc.abstractmethod
     def unreplicate(self, tree: _T) -> _T:
-        """What a checkpoint is to hold of a state: of copies, the first device's.
+        """The state as a checkpoint holds it: the first device's copy if there are copies.
 
-        On one device and on a mesh it is the argument itself, so `update` ends its life too.
+        On one device and on a mesh this is the argument itself, so `update` donates it too.
         """
 
     @abc.abstractmethod
     def stored(self, state: _T) -> _T:
-        """Of the shapes of an unreplicated state: with the places that a checkpoint is read to."""
+        """Shapes of an unreplicated state, with the shardings that a checkpoint is restored to."""
 
     def replicated(self, state: _T) -> _T:
-        """Of the same shapes: as compiled functions take what `replicate` or `adopt` gives."""
+        """The same shapes as those of a state from `replicate` or `adopt`, with shardings."""
         return self.stored(state)
 
     def sharded(self, batch: _T) -> _T:
-        """Of the shapes of a batch on the host: as compiled functions take what `shard` gives."""
+        """Shapes of a host batch as those of the batch that `shard` returns, with shardings."""
         return placed(batch, self.batch_sharding)
 
     @abc.abstractmethod
     def adopt(self, state: _T) -> _T:
-        """Put back on the devices what was read to the places of `stored`. Use the result alone."""
+        """Put a state restored to the shardings of `stored` on all devices. Use only the result."""
 
     @property
     def batch_shards(self) -> int:
-        """How many pieces a batch is cut into."""
+        """Number of shards of a batch."""
         return len(self.devices)
 
     def check_batch(self, size: int, micro_batches: int = 1) -> None:
-        """Refuse a number of prompts (B) that cannot be cut evenly.
+        """Refuse a number of prompts (B) that cannot be divided evenly.
 
         Raises:
-            UserError: it does not divide over the devices, or a device's share not into
-                `micro_batches`.
+          UserError: B does not divide over the devices, or the prompts of a device do not divide
+            into `micro_batches`.
         """
         count = self.batch_shards
         if size % count:
@@ -97,82 +97,81 @@ class Parallel(abc.ABC):
 
     @property
     def tensor_shards(self) -> int:
-        """How many pieces a block of layers is cut into."""
+        """Number of tensor-parallel shards of a block of layers."""
         return 1
 
     def check_model(self, config: VLMConfig) -> None:
-        """Raise UserError if a model cannot be cut into `tensor_shards`."""
+        """Raise UserError if a model cannot be split into `tensor_shards`."""
         check_tensor(config, self.tensor_shards)
 
     @abc.abstractmethod
     def shard(self, batch: _T) -> _T:
-        """Put a batch (leaves of numpy or jax, all with a leading B) on the devices, cut along B.
+        """Put a batch (numpy or jax leaves with a leading B) on the devices, sharded along B.
 
-        Of several processes, each gives its own rows.
+        With several processes, each passes its own rows.
 
         Raises:
-            UserError: B does not divide over the devices.
+          UserError: B does not divide over the devices.
         """
 
     @abc.abstractmethod
     def gather(self, batch: PyTree) -> PyTree:
-        """A sharded batch back on the host: numpy leaves, leading B, in the order it was cut.
+        """Bring a sharded batch back to the host: numpy leaves, leading B, rows in their order.
 
-        Of several processes, each gets its own rows.
+        With several processes, each gets its own rows.
         """
 
     @abc.abstractmethod
     def update(self, fn: Callable[..., Any]) -> Callable[[TrainState, Any], Any]:
         """Compile fn(state, batch, *, axis_name) -> (state, metrics), such as `grpo_update`.
 
-        The compiled function takes a replicated state and a sharded batch. On a mesh, fn takes
-        gradients by `collectives.mean_gradient`, as the updates here do. It overwrites the
-        state it is given (donation): only the returned one may be used from there on. Metrics are
-        scalars, the same on every device.
+        The compiled function takes a replicated state and a sharded batch. It donates the state:
+        only the returned one may be used afterwards. Metrics are scalars, the same on every device.
+        On a mesh, fn must take gradients by `collectives.mean_gradient`, as the updates here do.
         """
 
     def decoding(self, params: PyTree) -> PyTree:
-        """Where replicated parameters are to lie while they are read at each token.
+        """Sharding of replicated parameters during decoding.
 
-        On a mesh they are put together: a device would have to ask the others at each token.
+        On a mesh they are all-gathered along `fsdp` once, instead of at each token.
         """
         return jax.tree.map(lambda x: x.sharding, params)
 
     def whole(self, params: _T) -> _T:
-        """Replicated parameters, laid as `decoding` says. What lies so is not copied."""
+        """Reshard replicated parameters as `decoding` says. Arrays already so are not copied."""
         return params
 
     def lower_whole(self, params: PyTree) -> jax.stages.Lowered | None:
-        """What `whole` runs, lowered for such shapes; None if nothing is copied."""
+        """The program of `whole`, lowered for these shapes; None if nothing is copied."""
         return None
 
     @abc.abstractmethod
     def relay(self, fn: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
-        """Compile fn(params) -> params, which brings parameters into other arrays.
+        """Compile fn(params) -> params, which rearranges parameters, such as unstacking layers.
 
-        The compiled function takes replicated parameters and gives such.
+        The compiled function takes and returns replicated parameters.
         """
 
     @abc.abstractmethod
     def apply(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Compile fn(params, *batches) -> batch, each row of the result from its rows alone.
+        """Compile fn(params, *batches) -> batch, each result row from its own input rows alone.
 
         The compiled function takes replicated parameters and sharded batches. On each device fn
-        sees that device's rows only: randomness must come with the rows, as one key a row. On a
-        mesh it sees parameters that are cut, which the model's layers put together.
+        sees only that device's rows: randomness must come with the rows, as one key per row. On a
+        mesh it sees sharded parameters, which the model's layers all-gather.
         """
 
     @abc.abstractmethod
     def sampler(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Compile fn(weights, params, *batches) -> batch, as `apply` does.
 
-        The compiled function takes weights that lie as `decoding` says, and replicated parameters
+        The compiled function takes weights sharded as `decoding` says, and replicated parameters
         or None.
         """
 
 
 def placed(shapes: _T, sharding: Any) -> _T:
-    """Shapes with one sharding for all leaves, or with a tree of them."""
+    """Attach shardings to shapes: one for all leaves, or a tree of them."""
     if isinstance(sharding, jax.sharding.Sharding):
         sharding = jax.tree.map(lambda _: sharding, shapes)
     return jax.tree.map(
@@ -181,5 +180,5 @@ def placed(shapes: _T, sharding: Any) -> _T:
 
 
 def in_memory(x: Any) -> Any:
-    """An array that JAX takes."""
+    """The array in a form that JAX takes: a `jax.Array` as it is, anything else as numpy."""
     return x if isinstance(x, jax.Array) else np.asarray(x)

@@ -1,4 +1,4 @@
-"""Everything cut over a mesh of devices."""
+"""Sharding over a mesh of devices."""
 
 import functools
 from collections.abc import Callable
@@ -18,10 +18,10 @@ _T = TypeVar("_T")
 
 
 class Sharded(Parallel):
-    """`jit` over a mesh: states cut over all devices, the prompts of a batch over its first axis.
+    """`jit` over a mesh: states sharded over all devices, batches over the mesh's first axis.
 
-    The numbers are those of one device. How arrays are cut is written in `model.sharding`, and what
-    devices tell each other in `model.collectives`.
+    The numbers are those of one device. `model.sharding` defines the shardings of arrays,
+    `model.collectives` the communication between devices.
     """
 
     def __init__(self, devices: tuple[jax.Device, ...], *, tensor: int) -> None:
@@ -38,7 +38,7 @@ class Sharded(Parallel):
         return self._mesh.shape[TENSOR]
 
     def replicate(self, tree: _T) -> _T:
-        # By way of the host, piece by piece: a whole array may have no room on any device.
+        # Through the host, shard by shard: a full array may not fit on any device.
         return jax.tree.map(cut, tree, shardings(tree, self._mesh))
 
     def _create(self, params: PyTree, create: Callable[[PyTree], TrainState]) -> TrainState:
@@ -73,7 +73,7 @@ class Sharded(Parallel):
         def update(state: TrainState, batch: Any) -> tuple[TrainState, Any]:
             with over(self._mesh):
                 state, metrics = fn(state, batch, axis_name=None)
-            # Cut as it came: only then is it overwritten in place.
+            # Keep the sharding of the input: a donated buffer is only reused if it is the same.
             return jax.lax.with_sharding_constraint(state, shardings(state, self._mesh)), metrics
 
         return jax.jit(update, donate_argnums=0)
@@ -93,7 +93,7 @@ class Sharded(Parallel):
         return self._moved.lower(self._moving(params))
 
     def _moving(self, params: _T) -> _T:
-        """Parameters, or their shapes, that do not lie as `decoding` says; None for others."""
+        """Parameters, or their shapes, whose sharding differs from `decoding`; None for others."""
 
         def moving(x: Any, place: jax.sharding.Sharding) -> Any:
             return None if x.sharding.is_equivalent_to(place, x.ndim) else x
@@ -102,8 +102,8 @@ class Sharded(Parallel):
 
     @functools.cached_property
     def _moved(self) -> jax.stages.Wrapped:
-        # One program for all arrays. `jax.device_put` has one for each, and processes that run them
-        # in different orders wait for each other for ever.
+        # One program for all arrays. `jax.device_put` runs one per array, and processes that run
+        # them in different orders deadlock.
         return jax.jit(
             lambda params: jax.lax.with_sharding_constraint(params, self.decoding(params))
         )

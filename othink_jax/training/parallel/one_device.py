@@ -15,7 +15,7 @@ _T = TypeVar("_T")
 
 
 class OneDevice(Parallel):
-    """`jit` on one device: placing is all there is to do."""
+    """`jit` on one device; arrays only have to be put there."""
 
     def __init__(self, device: jax.Device) -> None:
         self.devices = (device,)
@@ -23,7 +23,7 @@ class OneDevice(Parallel):
 
     def replicate(self, tree: _T) -> _T:
         def copy(x: Any) -> jax.Array:
-            # Waited for, so that the host holds one array at a time.
+            # Blocks, so that the host holds one array at a time.
             copied = jax.device_put(in_memory(x), self.devices[0], may_alias=False)
             return copied.block_until_ready()
 

@@ -1,4 +1,4 @@
-"""A copy of everything on each device."""
+"""Data parallelism by `pmap`: a copy of the state on each device."""
 
 import functools
 from collections.abc import Callable
@@ -20,7 +20,7 @@ _T = TypeVar("_T")
 class Replicas(Parallel):
     """`pmap`: a copy of the state on each device, the prompts of a batch divided among them.
 
-    With D devices a state's leaves are [D, ...] and a batch's [D, B/D, ...], cut along D.
+    With D devices a state's leaves are [D, ...] and a batch's [D, B/D, ...], sharded along D.
     """
 
     def __init__(self, devices: tuple[jax.Device, ...]) -> None:
@@ -28,7 +28,7 @@ class Replicas(Parallel):
         self.batch_sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
 
     def replicate(self, tree: _T) -> _T:
-        # One copy a device. Stacking first, as flax.jax_utils.replicate does, would need room for
+        # One copy per device. Stacking first, as flax.jax_utils.replicate does, would need room for
         # all D copies on one device.
         def copy(x: Any) -> jax.Array:
             x = in_memory(x)
@@ -69,7 +69,7 @@ class Replicas(Parallel):
         def cut(x: Any) -> jax.Array:
             self.check_batch(x.shape[0])
             count, size = len(self.devices), x.shape[0]
-            # Spelt out: -1 cannot be inferred for the patches of a batch without images.
+            # Explicit size: -1 cannot be inferred for the patches of a batch without images.
             return jax.device_put(
                 x.reshape(count, size // count, *x.shape[1:]), self.batch_sharding
             )
