@@ -22,7 +22,7 @@ from othink_jax.files import read_json_lines
 from othink_jax.training.grpo import GRPOTrainer
 from othink_jax.training.losses import LossFn
 from othink_jax.training.optimizer import make_optimizer
-from othink_jax.training.runs import begin
+from othink_jax.training.runs import start_run
 
 
 def reinforce(
@@ -80,7 +80,7 @@ def main(steps: int = 30, out: Path = Path("runs/ablation")) -> None:
     print(f"{'variant':<12}{'beta, first and last':>22}{'KL':>8}{'reward':>8}")
     for name, changes in VARIANTS.items():
         trainer = Own if name == "own" else GRPOTrainer
-        run = begin(trainer, settings(out / name, steps, **changes))
+        run = start_run(trainer, settings(out / name, steps, **changes))
         rows = list(read_json_lines(run / "metrics.jsonl").values())
         betas = f"{rows[0]['beta']:.3f} {rows[-1]['beta']:.3f}"
         end = rows[-max(1, len(rows) // 10) :]

@@ -33,7 +33,7 @@ class ContinueConfig:
     seed: int = 1  # seed of the corpus; differs from that of the pre-training
 
 
-def go_on(config: ContinueConfig) -> Path:
+def continue_pretraining(config: ContinueConfig) -> Path:
     """Train, write the model directory atomically, and return it."""
     compilation_cache.enable()
     base = load("tiny")
@@ -56,7 +56,7 @@ def go_on(config: ContinueConfig) -> Path:
 
 
 def main() -> None:
-    print(go_on(tyro.cli(ContinueConfig, description=__doc__)))
+    print(continue_pretraining(tyro.cli(ContinueConfig, description=__doc__)))
 
 
 if __name__ == "__main__":

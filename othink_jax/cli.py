@@ -117,8 +117,8 @@ def _run_training(run: Callable[[], Path], config: ProcessConfig) -> None:
     from othink_jax.training import processes
 
     compilation_cache.enable()
-    processes.join(config)
-    with processes.together():
+    processes.initialize(config)
+    with processes.fail_together():
         directory = run()
         if processes.first():
             print(f"report: {write_report(directory)}")

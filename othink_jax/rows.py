@@ -10,7 +10,7 @@ from othink_jax.types import Array
 _T = TypeVar("_T")
 
 
-def cut_rows(batch: _T, pieces: int) -> _T:
+def split_rows(batch: _T, pieces: int) -> _T:
     """Reshape leaves [B, ...] to [pieces, B / pieces, ...], for a scan over the pieces.
 
     Piece i takes rows i, i + pieces, i + 2 * pieces, ...
@@ -24,8 +24,8 @@ def cut_rows(batch: _T, pieces: int) -> _T:
     return jax.tree.map(cut, batch)
 
 
-def join_rows(by_piece: _T) -> _T:
-    """The inverse of `cut_rows`."""
+def concat_rows(by_piece: _T) -> _T:
+    """The inverse of `split_rows`."""
 
     def join(leaf: Array) -> Array:
         rows = jnp.swapaxes(leaf, 0, 1)

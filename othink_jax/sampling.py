@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from othink_jax.config import SamplingConfig
 from othink_jax.data.processing import SpecialTokens
 from othink_jax.model.vlm import VLM, init_cache, merge
-from othink_jax.rows import cut_rows, join_rows
+from othink_jax.rows import concat_rows, split_rows
 from othink_jax.types import Cache, Prefix, Prompts, Rollout, pytree
 
 _BLOCK = 128  # numbers per block of a row, whose maximum is looked at first, see `kth_largest`
@@ -205,7 +205,7 @@ def sample(
             seen |= jax.nn.one_hot(token, seen.shape[-1], dtype=bool)
         return dataclasses.replace(now, step=now.step + 1, seen=seen, rollout=rollout)
 
-    def go_on(carry: tuple[Int[Array, ""], _Decoding]) -> tuple[Int[Array, ""], _Decoding]:
+    def decode_step(carry: tuple[Int[Array, ""], _Decoding]) -> tuple[Int[Array, ""], _Decoding]:
         turn, now = carry
         last = jax.lax.dynamic_slice_in_dim(now.rollout.tokens, now.step - 1, 1, axis=-1)
         hidden, cache = model.extend(last, prefix, now.cache)
@@ -234,12 +234,12 @@ def sample(
         # so that `othink-jax plan` finds their number in the compiled program.
         turns = min(length + 1, capacity) - drawn
 
-        def has_room(carry: tuple[Int[Array, ""], _Decoding], turns: int = turns) -> Array:
+        def keep_decoding(carry: tuple[Int[Array, ""], _Decoding], turns: int = turns) -> Array:
             turn, now = carry
             return (turn < turns) & ~jnp.all(now.rollout.finished)
 
         now = dataclasses.replace(now, cache=_grown(now.cache, length))
-        _, now = jax.lax.while_loop(has_room, go_on, (jnp.int32(0), now))
+        _, now = jax.lax.while_loop(keep_decoding, decode_step, (jnp.int32(0), now))
         drawn += turns
     return now.rollout
 
@@ -248,8 +248,8 @@ def _prefill(model: VLM, prompts: Prompts, pieces: int) -> Prefix:
     """Prefill one micro-batch of prompts at a time, which bounds the memory of intermediates."""
     if pieces == 1:
         return model.prefill(prompts)[1]
-    cut = cut_rows(prompts, pieces)
-    return join_rows(jax.lax.map(lambda piece: model.prefill(piece)[1], cut))
+    cut = split_rows(prompts, pieces)
+    return concat_rows(jax.lax.map(lambda piece: model.prefill(piece)[1], cut))
 
 
 def _cache_lengths(capacity: int) -> tuple[int, ...]:

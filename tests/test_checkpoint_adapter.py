@@ -31,7 +31,7 @@ from othink_jax.errors import UserError
 from othink_jax.model.config import WindowsConfig
 from othink_jax.model.vlm import merge
 from othink_jax.training.grpo import GRPOTrainer
-from othink_jax.training.partial import fresh_adapters, join
+from othink_jax.training.partial import fresh_adapters, merge_params
 from othink_jax.training.run_directory import RunDirectory
 from othink_jax.training.state import TrainState
 from tests.model_cases import IMAGE, make_config, random_case, random_params, save_hub, to_prompts
@@ -122,7 +122,7 @@ def peer_logits(peer, config):
 def test_adapters_merged_exported_and_in_transformers_give_the_same_logits(made):
     """And they are no small change, nor one that merging could lose."""
     with_adapters, _ = abstract_model(made.config, ComputeConfig(lora=LORA))
-    expected = logits_of(with_adapters, join(made.params, made.adapters), made.config)
+    expected = logits_of(with_adapters, merge_params(made.params, made.adapters), made.config)
     loaded = load(made.run)
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded.params)} == {jnp.dtype(jnp.float32)}
     merged = logits_of(loaded.graphdef, loaded.params, made.config)
@@ -146,7 +146,7 @@ def test_the_adapter_file_holds_the_factors_of_the_modules_of_transformers(made)
         added = tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"]
         module.weight.data += settings["lora_alpha"] / settings["r"] * added
     with_adapters, _ = abstract_model(made.config, ComputeConfig(lora=LORA))
-    expected = logits_of(with_adapters, join(made.params, made.adapters), made.config)
+    expected = logits_of(with_adapters, merge_params(made.params, made.adapters), made.config)
     np.testing.assert_allclose(peer_logits(peer, made.config), expected, rtol=0, atol=1e-4)
 
 
@@ -156,7 +156,7 @@ def test_peft_loads_the_adapter_and_gives_the_logits_of_our_model(made):
     peer = peft.PeftModel.from_pretrained(peer_of(made.base), made.out).eval()
     assert peft.get_peft_model_state_dict(peer).keys() == load_file(made.out / WEIGHTS).keys()
     with_adapters, _ = abstract_model(made.config, ComputeConfig(lora=LORA))
-    expected = logits_of(with_adapters, join(made.params, made.adapters), made.config)
+    expected = logits_of(with_adapters, merge_params(made.params, made.adapters), made.config)
     np.testing.assert_allclose(peer_logits(peer, made.config), expected, rtol=0, atol=1e-4)
 
 

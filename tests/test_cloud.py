@@ -127,7 +127,7 @@ def test_a_model_is_written_and_read_bit_for_bit(write, tmp_path, bucket):
         n for n in names(tmp_path / "local") if n[1:] != ("d",)
     }
     expected = load("tiny", on_host=True).params
-    for found in (load(PLACE, on_host=True), load(PLACE, unread=True)):
+    for found in (load(PLACE, on_host=True), load(PLACE, lazy=True)):
         jax.tree.map(
             np.testing.assert_array_equal, jax.tree.map(np.asarray, found.params), expected
         )

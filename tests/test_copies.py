@@ -21,7 +21,7 @@ from othink_jax.config import ComputeConfig, OptimizerConfig, ParallelConfig, Sa
 from othink_jax.data.tables import open_table
 from othink_jax.training.optimizer import make_optimizer
 from othink_jax.training.parallel import make_parallel
-from othink_jax.training.partial import join
+from othink_jax.training.partial import merge_params
 from othink_jax.training.programs import compile_grpo
 from othink_jax.training.state import TrainState
 from tests.model_cases import make_config, random_params
@@ -60,7 +60,7 @@ def test_programs_do_not_keep_the_parameters_they_were_made_with(tmp_path):
 
 def test_joined_parameters_are_the_very_arrays():
     one, other = {"a": {"b": np.ones(1)}}, {"a": {"c": np.ones(1)}, "d": np.ones(1)}
-    joined = join(one, other)
+    joined = merge_params(one, other)
     assert joined["a"]["b"] is one["a"]["b"]
     assert joined["a"]["c"] is other["a"]["c"]
     assert joined["d"] is other["d"]
@@ -103,14 +103,16 @@ ALL = BY_HEADS | {"q", "o", "up", "gate", "down", "proj", "fc1", "fc2", "merger_
 def test_to_decode_only_what_lies_elsewhere_is_copied(config, layers):
     parallel = make_parallel(config)
     params = parallel.replicate(random_params(CONFIG)[1])
-    whole = parallel.whole(params)
+    whole = parallel.reshard_for_decoding(params)
     same = [
         before == after for before, after in zip(addresses(params), addresses(whole), strict=True)
     ]
     moved = [
         not x.sharding.is_equivalent_to(place, x.ndim)
         for x, place in zip(
-            jax.tree.leaves(params), jax.tree.leaves(parallel.decoding(params)), strict=True
+            jax.tree.leaves(params),
+            jax.tree.leaves(parallel.decoding_shardings(params)),
+            strict=True,
         )
     ]
     assert same == [not moves for moves in moved]
@@ -141,7 +143,7 @@ def test_moments_are_made_where_they_are_to_stand(config, compile_by):
     compiled = getattr(jax, compile_by)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, compile_by, recorded)
-        state = parallel.begin(params, tx)
+        state = parallel.create_state(params, tx)
     (program,) = programs
     memory = program.memory_analysis()
     share = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
@@ -160,7 +162,7 @@ def test_moments_are_not_copied_when_a_run_begins(strategy, monkeypatch):
     replicate = parallel.replicate
     monkeypatch.setattr(parallel, "replicate", lambda tree: copied.append(tree) or replicate(tree))
     tx = make_optimizer(OptimizerConfig(), rl.carry_kl_coef(rl.constant_kl(0.1)), 3)
-    state = parallel.begin(params, tx)
+    state = parallel.create_state(params, tx)
     assert copied == [params]
     places = [place for of_leaf in addresses(state) for place in of_leaf]
     assert len(set(places)) == len(places)

@@ -409,7 +409,8 @@ def test_settings_of_the_computation_do_not_change_what_is_learned(finished, tmp
 
 def test_a_weight_of_zero_needs_no_reference(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "othink_jax.training.grpo.own_of_reference", lambda *_: pytest.fail("a reference is kept")
+        "othink_jax.training.grpo.reference_only_params",
+        lambda *_: pytest.fail("a reference is kept"),
     )
     kl = KLConfig(kl_schedule="constant", kl_value=0.0)
     run = train(config_for(tmp_path / "run", steps=2, kl=kl))
@@ -500,7 +501,7 @@ def test_a_group_of_equal_rewards_has_no_signal_whatever_the_rounding():
 
 def test_processes_pad_their_prompts_to_common_shapes(monkeypatch):
     other = {"prompt_tokens": 32, "image_slots": 3, "patches": 128}
-    monkeypatch.setattr(loop.processes, "exchange", lambda own: [other, own])
+    monkeypatch.setattr(loop.processes, "all_gather", lambda own: [other, own])
     own = PadTo(prompt_tokens=64, image_slots=1, patches=64)
     assert loop.common_shapes(own) == PadTo(prompt_tokens=64, image_slots=3, patches=128)
 

@@ -151,7 +151,7 @@ def test_batches_are_the_same_for_any_number_of_processes(load, count):
     whole, skipped = take(alone, 8), dict(alone.skipped)
 
     def use(process, share, exchange):
-        loader = load(source, share=share, exchange=exchange)
+        loader = load(source, share=share, all_gather=exchange)
         return take(loader, 8), dict(loader.skipped), loader.get_state()
 
     made = run_as_processes(count, use)
@@ -172,14 +172,14 @@ def test_a_stream_goes_on_with_another_number_of_processes(load, before, after):
     whole = take(load(source), 7)
 
     def begin(process, share, exchange):
-        loader = load(source, share=share, exchange=exchange)
+        loader = load(source, share=share, all_gather=exchange)
         take(loader, 3)
         return loader.get_state()
 
     (state, *_) = run_as_processes(before, begin)
 
     def go_on(process, share, exchange):
-        loader = load(source, share=share, exchange=exchange)
+        loader = load(source, share=share, all_gather=exchange)
         loader.set_state(json.loads(json.dumps(state)))
         return take(loader, 4)
 

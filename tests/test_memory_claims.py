@@ -17,7 +17,7 @@ from othink_jax.config import ComputeConfig, OptimizerConfig, ParallelConfig, Sa
 from othink_jax.model.attention import SelfMask, reference
 from othink_jax.model.linear import Linear
 from othink_jax.model.log_probs import Reference, completion_logp, token_stats
-from othink_jax.model.vlm import computing_weights, merge
+from othink_jax.model.vlm import cast_matrices, merge
 from othink_jax.sampling import kth_largest, sample
 from othink_jax.training.optimizer import make_optimizer
 from othink_jax.training.parallel import make_parallel
@@ -169,7 +169,7 @@ def test_weights_cast_once_are_not_cast_at_each_token():
         return casts(max(loops, key=len))
 
     assert kernel in casts_of_the_loop(params)
-    cast = jax.eval_shape(functools.partial(computing_weights, dtype=jnp.bfloat16), params)
+    cast = jax.eval_shape(functools.partial(cast_matrices, dtype=jnp.bfloat16), params)
     assert kernel not in casts_of_the_loop(cast)
 
 

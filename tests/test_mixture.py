@@ -181,7 +181,7 @@ def test_data_sets_that_have_moved_keep_their_weights(folder):
     with pytest.raises(UserError, match="where 2 data set"):
         ResumeConfig(resume=folder, dataset="x/a.jsonl").applied(config)
     third = dataclasses.replace(data, dataset=("a.jsonl", f"b.jsonl={1 / 3}"))
-    assert third.moved(("x", "y")).weights == (1.0, 1 / 3)
+    assert third.with_dataset_paths(("x", "y")).weights == (1.0, 1 / 3)
     write("b.jsonl", 1)
-    assert data.located(folder).dataset == ("a.jsonl", f"{folder / 'b.jsonl'}=0.5")
-    assert dataclasses.replace(config, data=data.located(folder)) != config
+    assert data.with_absolute_paths(folder).dataset == ("a.jsonl", f"{folder / 'b.jsonl'}=0.5")
+    assert dataclasses.replace(config, data=data.with_absolute_paths(folder)) != config

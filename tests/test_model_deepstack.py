@@ -14,7 +14,7 @@ from othink_jax.config import ComputeConfig
 from othink_jax.data.images import patch_positions
 from othink_jax.model.log_probs import completion_logp
 from othink_jax.model.rope import text_angles
-from othink_jax.model.stack import laid_out
+from othink_jax.model.stack import match_layout
 from othink_jax.model.vision import interpolated
 from othink_jax.model.vlm import init_cache, merge
 from tests.model_cases import close, make_config, random_case, random_params, to_prompts
@@ -82,10 +82,10 @@ def test_a_prompt_computed_once_gives_the_gradient_of_repeating_it(prompts, comp
 @pytest.mark.parametrize("remat", ["none", "dots", "layer"])
 def test_scanned_layers_give_the_numbers_of_unrolled_ones(prompts, completions, remat):
     graphdef, like = abstract_model(CONFIG, ComputeConfig(scan_layers="on", remat=remat))
-    params = laid_out(PARAMS, like=like)
+    params = match_layout(PARAMS, like=like)
     found = gradient_of(params, prompts, completions, graphdef=graphdef)
     logp, expected = gradient_of(PARAMS, prompts, completions)
-    assert_same(found, (logp, laid_out(expected, like=like)))
+    assert_same(found, (logp, match_layout(expected, like=like)))
 
 
 def test_features_that_are_there_are_taken(prompts, completions):

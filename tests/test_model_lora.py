@@ -13,9 +13,9 @@ from othink_jax.errors import UserError
 from othink_jax.model.linear import Linear
 from othink_jax.model.log_probs import completion_logp
 from othink_jax.model.sharding import partition
-from othink_jax.model.stack import laid_out
+from othink_jax.model.stack import match_layout
 from othink_jax.model.vlm import merge
-from othink_jax.training.partial import fresh_adapters, join
+from othink_jax.training.partial import fresh_adapters, merge_params
 from tests.model_cases import make_config, random_case, random_params, to_prompts
 from tests.programs import equations
 
@@ -69,7 +69,7 @@ def test_products_with_a_kernel_and_with_its_adapter_share_no_operand():
 def test_fresh_adapters_do_not_change_a_bit(dtype):
     _, params = random_params(CONFIG)
     fresh = fresh_adapters(CONFIG, LORA, seed=0)
-    adapted = logp(join(params, fresh), dtype=dtype)
+    adapted = logp(merge_params(params, fresh), dtype=dtype)
     np.testing.assert_array_equal(adapted, logp(params, lora=None, dtype=dtype))
 
 
@@ -100,16 +100,16 @@ def test_adapters_change_prompts_and_completions_as_the_kernels_they_are_added_t
         for name, layer in block.items():
             added = LORA.scale * layer["lora_a"] @ layer["lora_b"]
             merged["text"]["layers"][number][name]["kernel"] += added
-    ours = logp(join(params, adapters))
+    ours = logp(merge_params(params, adapters))
     np.testing.assert_allclose(ours, logp(merged, lora=None), rtol=0, atol=1e-4)
     assert np.abs(ours - logp(params, lora=None)).mean() > 0.1
 
 
 def test_scanned_layers_have_the_adapters_of_unrolled_ones():
     _, params = random_params(CONFIG)
-    params = join(params, random_adapters())
+    params = merge_params(params, random_adapters())
     _, like = abstract_model(CONFIG, ComputeConfig(scan_layers="on"))
-    made = logp(laid_out(params, like=like), scan_layers="on", remat="layer")
+    made = logp(match_layout(params, like=like), scan_layers="on", remat="layer")
     np.testing.assert_allclose(made, logp(params), rtol=0, atol=1e-5)
 
 

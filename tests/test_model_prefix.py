@@ -11,7 +11,7 @@ import pytest
 from othink_jax.checkpoint.load import abstract_model
 from othink_jax.config import ComputeConfig
 from othink_jax.model.log_probs import completion_logp
-from othink_jax.model.stack import laid_out
+from othink_jax.model.stack import match_layout
 from othink_jax.model.vlm import init_cache, merge
 from tests.model_cases import (
     VOCAB,
@@ -185,7 +185,7 @@ def test_no_token_sees_a_later_one_or_another_completion(prompts, completions):
 
 def test_scanned_layers_give_the_numbers_of_unrolled_ones(prompts, completions):
     scanned, abstract = abstract_model(CONFIG, ComputeConfig(scan_layers="on"))
-    params = laid_out(PARAMS, like=abstract)
+    params = match_layout(PARAMS, like=abstract)
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, abstract)
 
     def logp(params, prompts, completions):
@@ -194,7 +194,7 @@ def test_scanned_layers_give_the_numbers_of_unrolled_ones(prompts, completions):
     _, found, gradient = loss_and_gradient(logp)(params, prompts, completions, WEIGHT)
     _, expected, reference = own_gradient(PARAMS, prompts, completions, WEIGHT)
     close(found, expected, 1e-5)
-    close_trees(gradient, laid_out(reference, like=abstract), 1e-4)
+    close_trees(gradient, match_layout(reference, like=abstract), 1e-4)
 
     @functools.partial(jax.jit, static_argnums=0)
     def decode(graphdef, params):
@@ -218,11 +218,11 @@ def test_computing_layers_again_gives_the_same_gradient(prompts, completions, re
     def logp(params, prompts, completions):
         return completion_logp(merge(graphdef, params), prompts, completions, chunk=64)
 
-    params = laid_out(PARAMS, like=like)
+    params = match_layout(PARAMS, like=like)
     _, found, gradient = loss_and_gradient(logp)(params, prompts, completions, WEIGHT)
     _, expected, reference = own_gradient(PARAMS, prompts, completions, WEIGHT)
     close(found, expected, 1e-5)
-    close_trees(gradient, laid_out(reference, like=like), 1e-4)
+    close_trees(gradient, match_layout(reference, like=like), 1e-4)
 
 
 def test_the_more_is_computed_again_the_less_is_kept(prompts, completions):

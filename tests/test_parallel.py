@@ -41,7 +41,7 @@ def train(
 ):
     """Three updates; the host's copy of the state, and the metrics of each."""
     parallel, tx = make_parallel(config), optax.chain(optimizer(), *(control or ()))
-    update = parallel.update(
+    update = parallel.compile_update(
         functools.partial(
             grpo_update,
             logp_fn=logp_fn,
@@ -130,7 +130,7 @@ def test_a_loss_that_does_not_say_its_divisor_is_refused():
 def test_the_compiled_update_writes_every_part_of_the_state_where_the_old_one_was(config):
     """Not only is the old state given up: the program itself aliases its buffers."""
     parallel, tx = make_parallel(config), optimizer()
-    update = parallel.update(
+    update = parallel.compile_update(
         functools.partial(grpo_update, logp_fn=toy_logp, tx=tx, config=LossConfig())
     )
     state = parallel.replicate(TrainState.create(toy_params(), tx))
@@ -162,7 +162,7 @@ def test_mapped_function_gives_each_row_its_own_result(config):
         noise = jax.vmap(lambda key: jax.random.uniform(jax.random.wrap_key_data(key)))(keys)
         return {"logp": toy_logp(params, batch), "noise": noise, "mask": batch.mask}
 
-    mapped = parallel.apply(draw)
+    mapped = parallel.compile_apply(draw)
     params = parallel.replicate(toy_params())
     result = parallel.gather(mapped(params, parallel.shard(batch), parallel.shard(keys)))
     expected = draw(toy_params(), batch, keys)
@@ -207,7 +207,7 @@ def test_update_overwrites_its_state_and_nothing_else(config):
     params = jax.tree.map(jnp.asarray, toy_params())
     reference = parallel.replicate(params)
     state = parallel.replicate(TrainState.create(params, tx))
-    update = parallel.update(
+    update = parallel.compile_update(
         functools.partial(grpo_update, logp_fn=toy_logp, tx=tx, config=LossConfig())
     )
     update(state, parallel.shard(toy_batch()))

@@ -24,7 +24,7 @@ from othink_jax.sampling import prompt_keys
 from othink_jax.training.grpo import GRPOTrainer, resume, train
 from othink_jax.training.optimizer import make_optimizer
 from othink_jax.training.parallel import make_parallel
-from othink_jax.training.partial import divide, join, own_of_reference
+from othink_jax.training.partial import divide, join, reference_only_params
 from othink_jax.training.programs import compile_grpo
 from othink_jax.training.state import TrainState
 from othink_jax.types import GRPOBatch
@@ -222,7 +222,7 @@ def with_features(programs, parts) -> GRPOBatch:
 def test_nothing_but_encode_runs_a_frozen_vision_tower(part, monkeypatch):
     programs, parts, state = compiled(part)
     policy = join(parts.trained, parts.frozen)
-    reference = join(own_of_reference(base(), part_config(Path("unused"), part)), parts.frozen)
+    reference = join(reference_only_params(base(), part_config(Path("unused"), part)), parts.frozen)
     given = with_features(programs, parts)
 
     def fail(*_):

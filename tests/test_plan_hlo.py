@@ -250,7 +250,7 @@ def test_slices_in_place_updates_and_faster_memory_are_counted_as_what_they_are(
 def test_what_a_fusion_in_a_fusion_passes_on_is_read():
     """As a TPU's program reads a weight from its main memory: laid out anew, then multiplied."""
     program = Program("""
-%laid_out (w: bf16[4,8]) -> bf16[4,8,1] {
+%match_layout (w: bf16[4,8]) -> bf16[4,8,1] {
   %w = bf16[4,8]{1,0} parameter(0)
   ROOT %weight = bf16[4,8,1]{1,0,2} bitcast(%w)
 }
@@ -258,7 +258,7 @@ def test_what_a_fusion_in_a_fusion_passes_on_is_read():
 %multiplied (x: bf16[2,4], w: bf16[4,8]) -> bf16[2,8,1] {
   %x = bf16[2,4]{1,0} parameter(0)
   %w = bf16[4,8]{1,0} parameter(1)
-  %weight = bf16[4,8,1]{1,0,2} fusion(%w), kind=kLoop, calls=%laid_out
+  %weight = bf16[4,8,1]{1,0,2} fusion(%w), kind=kLoop, calls=%match_layout
   ROOT %product = bf16[2,8,1]{1,0,2} convolution(%x, %weight), dim_labels=bf_io0->bf0
 }
 

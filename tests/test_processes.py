@@ -196,9 +196,9 @@ def test_other_strategies_are_refused_by_every_process(tmp_path):
 
 
 def test_a_process_alone_exchanges_with_itself():
-    processes.join(ProcessConfig())
+    processes.initialize(ProcessConfig())
     assert processes.first()
-    assert processes.exchange({"a": [1]}) == [{"a": [1]}]
+    assert processes.all_gather({"a": [1]}) == [{"a": [1]}]
 
 
 def test_half_of_an_address_is_refused_and_so_is_no_time_to_connect():

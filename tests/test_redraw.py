@@ -73,7 +73,7 @@ def test_a_step_has_new_groups_for_those_without_signal_and_resumes(tmp_path, mo
     graded = GRPOTrainer.graded
     draws = []
 
-    def without_signal(self, examples, encoded, rollout):
+    def zero_variance_groups(self, examples, encoded, rollout):
         draw = graded(self, examples, encoded, rollout)
         rewards = np.zeros_like(draw.rewards) + np.arange(draw.rewards.shape[1])
         if len(draws) % 3 < 2:
@@ -83,7 +83,7 @@ def test_a_step_has_new_groups_for_those_without_signal_and_resumes(tmp_path, mo
         draws.append(dataclasses.replace(draw, rewards=rewards))
         return draws[-1]
 
-    monkeypatch.setattr(GRPOTrainer, "graded", without_signal)
+    monkeypatch.setattr(GRPOTrainer, "graded", zero_variance_groups)
     run = train(config_for(tmp_path / "run", steps=2, redraw=4, checkpoint_every=1))
     rows = rows_of(run)
     assert len(draws) == 6

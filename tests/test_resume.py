@@ -24,7 +24,7 @@ from othink_jax.digests import SUMS
 from othink_jax.errors import UserError
 from othink_jax.training import run_directory, runs, shapes
 from othink_jax.training.run_directory import RunDirectory
-from othink_jax.training.runs import begin, go_on
+from othink_jax.training.runs import resume_run, start_run
 from othink_jax.training.sft import SFTTrainer, resume, train
 from tests.compiled_once import programs_of_equal_settings_are_compiled_once
 from tests.test_grpo import final_params, rows_of, without_times
@@ -306,7 +306,7 @@ def test_a_run_of_an_own_trainer_goes_on_as_that(tmp_path, write_module):
     write_module(1)
     own = importlib.import_module("own_trainer").Own
     out = tmp_path / "run"
-    begin(own, config_for(out, steps=2, checkpoint_every=1))
+    start_run(own, config_for(out, steps=2, checkpoint_every=1))
     shutil.rmtree(out / "checkpoints" / "2")
     write_module(1)
     resume(out)  # by the command's own way in
@@ -334,13 +334,13 @@ def test_a_run_of_a_trainer_inside_a_function_needs_that_one(tmp_path):
         return Inside
 
     out = tmp_path / "run"
-    begin(with_value(1), config_for(out, steps=2, checkpoint_every=1))
+    start_run(with_value(1), config_for(out, steps=2, checkpoint_every=1))
     shutil.rmtree(out / "checkpoints" / "2")
     with pytest.raises(UserError, match="stands in a script or inside a function"):
         resume(out)
     with pytest.raises(UserError, match=r"the source of .*Inside is not what it was"):
-        go_on(with_value(2), SFTConfig, out)
-    go_on(with_value(1), SFTConfig, out)
+        resume_run(with_value(2), SFTConfig, out)
+    resume_run(with_value(1), SFTConfig, out)
     assert [row["own"] for row in rows_of(out)] == [1, 1]
 
 
@@ -371,7 +371,7 @@ class PoisonedTwice(Poisoned):
 def test_a_step_that_is_not_finite_is_left_out_and_counted(tmp_path):
     run = tmp_path / "run"
     settings = {"skip_nonfinite": 1, "checkpoint_every": 1, "keep_checkpoints": 4}
-    begin(Poisoned, config_for(run, **settings))
+    start_run(Poisoned, config_for(run, **settings))
     rows = rows_of(run)
     assert [row["nonfinite"] for row in rows] == [0, 1, 1, 1]
     assert "loss" not in rows[1]
@@ -380,14 +380,17 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(tmp_path):
     for before, after in zip(first, second, strict=True):
         np.testing.assert_array_equal(before, after)
     assert any((before != after).any() for before, after in zip(second, third, strict=True))
-    go_on(Poisoned, SFTConfig, run)
+    resume_run(Poisoned, SFTConfig, run)
     assert len(rows_of(run)) == 4
 
 
 def test_too_many_of_them_in_a_row_end_the_run_and_the_count_outlives_an_interruption(tmp_path):
     out = tmp_path / "run"
     config = config_for(out, skip_nonfinite=1, checkpoint_every=1)
-    for run in (lambda: begin(PoisonedTwice, config), lambda: go_on(PoisonedTwice, SFTConfig, out)):
+    for run in (
+        lambda: start_run(PoisonedTwice, config),
+        lambda: resume_run(PoisonedTwice, SFTConfig, out),
+    ):
         with pytest.raises(UserError, match=r"step 3: .* not finite; the last good checkpoint"):
             run()
     assert [row["step"] for row in rows_of(out)] == [1, 2]
@@ -395,18 +398,18 @@ def test_too_many_of_them_in_a_row_end_the_run_and_the_count_outlives_an_interru
 
 def test_without_leave_the_first_one_ends_the_run(tmp_path):
     with pytest.raises(UserError, match=r"step 2: .* not finite"):
-        begin(Poisoned, config_for(tmp_path / "run"))
+        start_run(Poisoned, config_for(tmp_path / "run"))
 
 
 def test_a_run_whose_place_is_not_common_to_its_processes_does_not_begin(tmp_path, monkeypatch):
     """Each would write its part of a checkpoint onto a disk of its own."""
-    exchange = runs.processes.exchange
+    exchange = runs.processes.all_gather
 
     def with_a_stranger(value):
         return [value, False] if isinstance(value, bool) else exchange(value)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs.processes, "exchange", with_a_stranger)
+        patch.setattr(runs.processes, "all_gather", with_a_stranger)
         with pytest.raises(UserError, match=r"not all processes of the run see .*gs://BUCKET"):
             train(config_for(tmp_path / "run"))
     assert not (tmp_path / "run" / "config.json").exists()

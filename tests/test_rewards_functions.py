@@ -165,7 +165,7 @@ def test_what_is_given_is_read_with_weights_of_one_or_as_they_stand():
 def test_a_relative_file_is_found_from_where_the_run_began(write, tmp_path):
     write("")
     config = RewardConfig(functions=("own.py:f=2", "else.py:g", "accuracy"))
-    located = config.located(tmp_path).functions
+    located = config.with_absolute_paths(tmp_path).functions
     assert located == (f"{tmp_path}/own.py:f=2", "else.py:g", "accuracy")
 
 

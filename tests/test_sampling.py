@@ -23,7 +23,7 @@ from othink_jax import sampling
 from othink_jax.config import ComputeConfig, SamplingConfig
 from othink_jax.model.config import TextConfig, VisionConfig, VLMConfig
 from othink_jax.model.log_probs import completion_logp
-from othink_jax.model.vlm import VLM, computing_weights, merge, split
+from othink_jax.model.vlm import VLM, cast_matrices, merge, split
 from othink_jax.sampling import kth_largest, processed_logits, prompt_keys, sample
 from othink_jax.types import Prompts, Rollout
 
@@ -140,7 +140,7 @@ def test_log_probs_are_those_of_the_update(model, settings):
 def test_weights_cast_once_draw_what_weights_cast_at_each_token_draw(model):
     _, params = model
     graphdef, _ = split(VLM(CONFIG, rngs=nnx.Rngs(0), compute=ComputeConfig(dtype="bfloat16")))
-    cast = computing_weights(params, "bfloat16")
+    cast = cast_matrices(params, "bfloat16")
     matrices = [leaf for leaf in jax.tree.leaves(cast) if leaf.ndim > 1]
     assert {leaf.dtype for leaf in matrices} == {jnp.dtype("bfloat16")}
     jax.tree.map(np.testing.assert_array_equal, draw((graphdef, cast)), draw((graphdef, params)))

@@ -189,5 +189,5 @@ def test_processes_exchange_texts_of_any_length_in_few_shapes(monkeypatch):
     monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
     monkeypatch.setattr(multihost_utils, "process_allgather", gather)
     for length in [*range(1, 5000, 7), 10_000, 16_384]:
-        assert processes.exchange("x" * length) == ["x" * length] * 2
+        assert processes.all_gather("x" * length) == ["x" * length] * 2
     assert {shape for shape, _ in asked} == {(), (4096,), (8192,), (16_384,), (32_768,)}

@@ -110,7 +110,7 @@ def train(
             axis_name=axis_name,
         )
 
-    update, rows, frozen = parallel.update(of_rows), batch(), {}
+    update, rows, frozen = parallel.compile_update(of_rows), batch(), {}
     if reference is not None:
         frozen = {"reference": parallel.replicate(reference)}
         rows = dataclasses.replace(rows, ref_logp=None)
@@ -204,9 +204,9 @@ def drawing(config, temperature):
             eos_token_ids=range(3, 30),  # so that rows end at different times
         )
 
-    weights = parallel.whole(parallel.replicate(PARAMS))
+    weights = parallel.reshard_for_decoding(parallel.replicate(PARAMS))
     given = weights, None, *parallel.shard((batch().prompts, prompt_keys(0, 1, B)))
-    return parallel.sampler(sampler).lower(*given).compile(), given
+    return parallel.compile_sampler(sampler).lower(*given).compile(), given
 
 
 def draw(config, temperature):
@@ -224,12 +224,12 @@ def test_a_cut_model_draws_the_tokens_of_a_whole_one(config, temperature):
 
 def test_to_decode_layers_are_put_together_but_for_the_tensor_axis():
     parallel = make_parallel(MESHES[1])
-    whole = parallel.whole(parallel.replicate(PARAMS))
+    whole = parallel.reshard_for_decoding(parallel.replicate(PARAMS))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole), PARAMS)
     layer = whole["text"]["layers"][0]
     assert layer["q"]["kernel"].addressable_shards[0].data.size * 2 == layer["q"]["kernel"].size
     for leaf, place in zip(
-        jax.tree.leaves(whole), jax.tree.leaves(parallel.decoding(whole)), strict=True
+        jax.tree.leaves(whole), jax.tree.leaves(parallel.decoding_shardings(whole)), strict=True
     ):
         assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
 
@@ -242,7 +242,7 @@ def test_no_device_asks_others_for_anything_while_it_decodes():
 @pytest.mark.parametrize("config", MESHES, ids=["fsdp 8", "fsdp 4 x tensor 2"])
 def test_a_cut_model_gives_the_log_probs_of_a_whole_one(config):
     parallel = make_parallel(config)
-    placed = parallel.apply(logp)(parallel.replicate(PARAMS), parallel.shard(batch()))
+    placed = parallel.compile_apply(logp)(parallel.replicate(PARAMS), parallel.shard(batch()))
     expected = jax.jit(logp)(PARAMS, batch())
     np.testing.assert_allclose(parallel.gather(placed), expected, rtol=0, atol=1e-5)
 
@@ -276,7 +276,7 @@ def test_what_does_not_divide_stays_whole_and_scanned_layers_are_cut_alike():
 
 def test_the_state_is_overwritten_in_place():
     parallel, tx = make_parallel(MESHES[1]), optimizer()
-    update = parallel.update(
+    update = parallel.compile_update(
         functools.partial(grpo_update, logp_fn=logp, tx=tx, config=LossConfig())
     )
     state = parallel.replicate(TrainState.create(PARAMS, tx))
@@ -334,12 +334,12 @@ def exchanged(program, tensor, remat):
         return completion_logp(merge(graphdef, params), batch.prompts, batch.completions, chunk=32)
 
     parallel, tx = make_parallel(ParallelConfig(strategy="mesh", tensor=tensor)), optimizer()
-    state = parallel.stored(jax.eval_shape(lambda p: TrainState.create(p, tx), params))
+    state = parallel.checkpoint_shapes(jax.eval_shape(lambda p: TrainState.create(p, tx), params))
     if program == "reference":
-        lowered = parallel.apply(logp).lower(state.params, parallel.shard(batch))
+        lowered = parallel.compile_apply(logp).lower(state.params, parallel.shard(batch))
     else:
         update = functools.partial(grpo_update, logp_fn=logp, tx=tx, config=LossConfig())
-        lowered = parallel.update(update).lower(state, parallel.shard(batch))
+        lowered = parallel.compile_update(update).lower(state, parallel.shard(batch))
     return Program(lowered.compile().as_text()).collectives, state.params
 
 

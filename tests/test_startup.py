@@ -13,17 +13,17 @@ from othink_jax import rl
 from othink_jax.checkpoint import hf, orbax_model, safetensors_file
 from othink_jax.checkpoint.load import abstract_model, load
 from othink_jax.checkpoint.tensors import (
-    StoredArray,
+    LazyArray,
     Tensors,
     adapted,
     in_memory,
+    lazy_params,
     read_params,
-    unread_params,
 )
 from othink_jax.config import ComputeConfig, OptimizerConfig, ParallelConfig
 from othink_jax.errors import UserError
 from othink_jax.model.sharding import FSDP, cut
-from othink_jax.model.stack import laid_out
+from othink_jax.model.stack import match_layout
 from othink_jax.training.optimizer import make_optimizer
 from othink_jax.training.parallel import make_parallel
 from othink_jax.training.state import TrainState
@@ -98,16 +98,16 @@ def test_a_part_of_adapted_parameters_has_the_bits_of_the_whole():
 @pytest.mark.parametrize("scan", ["off", "on"], ids=["unrolled", "scanned"])
 @pytest.mark.parametrize("config", STRATEGIES, ids=lambda config: f"{config.strategy}")
 def test_parameters_that_are_not_yet_read_begin_the_run_of_those_that_are(stored, config, scan):
-    unread, read = unread_params(stored), read_params(stored, on_host=True)
-    assert all(isinstance(leaf, StoredArray) for leaf in jax.tree.leaves(unread))
+    unread, read = lazy_params(stored), read_params(stored, on_host=True)
+    assert all(isinstance(leaf, LazyArray) for leaf in jax.tree.leaves(unread))
     if scan == "on":
         _, like = abstract_model(CONFIG, ComputeConfig(scan_layers="on"))
-        unread, read = laid_out(unread, like=like), laid_out(read, like=like)
-        assert all(isinstance(leaf, StoredArray) for leaf in jax.tree.leaves(unread))
+        unread, read = match_layout(unread, like=like), match_layout(read, like=like)
+        assert all(isinstance(leaf, LazyArray) for leaf in jax.tree.leaves(unread))
         equal(read_params(in_memory(CONFIG, unread), on_host=True), PARAMS)
     parallel = make_parallel(config)
     tx = _tx()
-    begun = parallel.unreplicate(parallel.begin(unread, tx))
+    begun = parallel.unreplicate(parallel.create_state(unread, tx))
     equal(jax.device_get(begun), jax.device_get(TrainState.create(read, tx)))
 
 
@@ -136,8 +136,8 @@ def test_a_run_begins_with_few_tensors_at_a_time_on_the_host(tmp_path, config):
         counts.append(sum(ref() is not None for ref in alive))
         return own
 
-    unread = unread_params(Tensors(dtypes=tensors.dtypes, read=read))
-    jax.block_until_ready(make_parallel(config).begin(unread, _tx()))
+    unread = lazy_params(Tensors(dtypes=tensors.dtypes, read=read))
+    jax.block_until_ready(make_parallel(config).create_state(unread, _tx()))
     # JAX lets go of what it has copied at one of its next calls.
     assert max(counts) <= 4 < len(counts) / 4
 
@@ -145,9 +145,7 @@ def test_a_run_begins_with_few_tensors_at_a_time_on_the_host(tmp_path, config):
 def test_a_process_reads_the_part_of_its_own_devices_once(monkeypatch):
     """Of eight devices, the four of the first of two processes."""
     whole, asked = np.arange(48).reshape(6, 8), []
-    stored = StoredArray(
-        whole.shape, whole.dtype, lambda index: asked.append(index) or whole[index]
-    )
+    stored = LazyArray(whole.shape, whole.dtype, lambda index: asked.append(index) or whole[index])
     mesh = jax.make_mesh((8,), (FSDP,))
     every = NamedSharding(mesh, PartitionSpec(None, FSDP)).devices_indices_map(whole.shape)
     own = dict(list(every.items())[:4])
@@ -163,8 +161,8 @@ def test_a_process_reads_the_part_of_its_own_devices_once(monkeypatch):
 
 
 def test_a_model_is_left_unread_where_that_is_asked_for():
-    unread, read = load("tiny", unread=True), load("tiny", on_host=True)
-    assert all(isinstance(leaf, StoredArray) for leaf in jax.tree.leaves(unread.params))
+    unread, read = load("tiny", lazy=True), load("tiny", on_host=True)
+    assert all(isinstance(leaf, LazyArray) for leaf in jax.tree.leaves(unread.params))
     equal(jax.tree.map(np.asarray, unread.params), read.params)
     half = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), unread.params)
     equal(jax.tree.map(np.asarray, half), load("tiny", dtype="bfloat16", on_host=True).params)

@@ -180,7 +180,7 @@ def test_processes_share_the_stream(load):
     whole = take(load(), 8)
 
     def use(process, share, exchange):
-        return take(load(share=share, exchange=exchange), 8)
+        return take(load(share=share, all_gather=exchange), 8)
 
     first, second = run_as_processes(2, use)
     batches = zip(*[iter(first)] * 2, *[iter(second)] * 2, strict=True)

@@ -214,7 +214,7 @@ def test_every_question_counts_once_however_many_processes_ask(tmp_path, monkeyp
         told.append(value)
         return told
 
-    monkeypatch.setattr("othink_jax.training.processes.exchange", exchange)
+    monkeypatch.setattr("othink_jax.training.processes.all_gather", exchange)
     for share in range(processes):
         figures = ask(share)
     assert figures["validation_accuracy"] == pytest.approx(2 / 6)

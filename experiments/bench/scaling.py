@@ -67,9 +67,9 @@ def over_devices(shapes: Shapes, counts: Sequence[int], repeats: int) -> list[di
     for count in counts:
         parallel = make_parallel(ParallelConfig(strategy="mesh", devices=count))
         batch = parallel.shard(make_batch(shapes))
-        states[count] = parallel.begin(params, tx)
+        states[count] = parallel.create_state(params, tx)
         step = functools.partial(grpo_update, logp_fn=logp, tx=tx, config=LossConfig())
-        compiled: Any = parallel.update(step)
+        compiled: Any = parallel.compile_update(step)
         program = compiled.lower(states[count], batch).compile()
         memory = program.memory_analysis()
         rows.append(

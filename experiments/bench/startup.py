@@ -31,7 +31,7 @@ import numpy as np
 from experiments.bench.shapes import presets, qwen2_vl_2b
 from experiments.bench.timing import environment, write_json
 from othink_jax.checkpoint import hf
-from othink_jax.checkpoint.tensors import Index, Tensors, read_params, unread_params
+from othink_jax.checkpoint.tensors import Index, Tensors, lazy_params, read_params
 from othink_jax.config import ParallelConfig, ProcessConfig
 from othink_jax.families import Entry, entries
 from othink_jax.model.config import VLMConfig
@@ -82,7 +82,7 @@ def work(directory: Path, *, whole: bool) -> None:
     for turn in range(jax.process_count()):
         if turn == jax.process_index():
             before, start = _bytes_in_memory("VmRSS"), time.perf_counter()
-            params = read_params(tensors, on_host=True) if whole else unread_params(tensors)
+            params = read_params(tensors, on_host=True) if whole else lazy_params(tensors)
             placed = jax.block_until_ready(parallel.replicate(params))
             seconds = time.perf_counter() - start
             shards = [
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--process", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.process is not None:
-        processes.join(
+        processes.initialize(
             ProcessConfig(
                 coordinator=given.coordinator, num_processes=given.count, process_id=given.process
             )

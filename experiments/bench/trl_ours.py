@@ -93,7 +93,7 @@ class Ours:
 
     def begin(self) -> Any:
         """The state before the first update."""
-        return self.trainer.parallel.begin(self.trainer.checkpoint.params, self.trainer.tx)
+        return self.trainer.parallel.create_state(self.trainer.checkpoint.params, self.trainer.tx)
 
     def steps(self, count: int) -> None:
         """Make `count` steps of rollout, rewards, reference and update."""

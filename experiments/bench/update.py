@@ -24,7 +24,7 @@ from othink_jax import rl
 from othink_jax.config import LossConfig, OptimizerConfig, Remat
 from othink_jax.model.log_probs import Mode, completion_logp
 from othink_jax.model.vlm import merge
-from othink_jax.rows import cut_rows, join_rows
+from othink_jax.rows import concat_rows, split_rows
 from othink_jax.training.optimizer import make_optimizer
 from othink_jax.training.state import TrainState
 from othink_jax.training.update import grpo_update
@@ -50,8 +50,8 @@ def make_programs(
         )
 
     def reference(params: Any, batch: GRPOBatch) -> jax.Array:
-        pieces = cut_rows(batch, shapes.micro_batches)
-        return join_rows(jax.lax.map(functools.partial(logp_of, params), pieces))
+        pieces = split_rows(batch, shapes.micro_batches)
+        return concat_rows(jax.lax.map(functools.partial(logp_of, params), pieces))
 
     def update(state: TrainState, batch: GRPOBatch) -> Any:
         return grpo_update(

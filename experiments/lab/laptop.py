@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from experiments.continue_tiny import ContinueConfig, go_on
+from experiments.continue_tiny import ContinueConfig, continue_pretraining
 from experiments.lab.experiment import Experiment, Options, Result
 from experiments.lab.scales import Laptop
 from othink_jax.config import EvaluateConfig, Task
@@ -42,5 +42,7 @@ class LaptopExperiment(Experiment):
     def run(self) -> Result:
         for base in self.bases:
             if base != "embedded" and not Path(self.model(base)).is_dir():
-                go_on(ContinueConfig(out=Path(self.model(base)), hasty_error=_HASTY_ERROR[base]))
+                continue_pretraining(
+                    ContinueConfig(out=Path(self.model(base)), hasty_error=_HASTY_ERROR[base])
+                )
         return super().run()

@@ -115,7 +115,7 @@ def stored_tensors(directory: Path, config: VLMConfig) -> Tensors:
 
     A file may hold a head though the config ties it to the embedding. Both are then read and
     compared. If they are equal, the head is returned as `keymap.tied_head`, a copy. If not, it is
-    returned as an untied head, with a warning (`tensors.as_stored` gives the config of such a
+    returned as an untied head, with a warning (`tensors.with_stored_tie` gives the config of such a
     model).
 
     Reading a tensor warns of values that are not finite.

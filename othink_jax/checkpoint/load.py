@@ -10,11 +10,11 @@ from othink_jax.checkpoint import hf, orbax_model
 from othink_jax.checkpoint.model_directory import new_model_directory
 from othink_jax.checkpoint.tensors import (
     Tensors,
-    as_stored,
     cast,
     in_memory,
+    lazy_params,
     read_params,
-    unread_params,
+    with_stored_tie,
 )
 from othink_jax.config import DEFAULT_COMPUTE, RUN_REFERENCE, ComputeConfig, run_and_checkpoint
 from othink_jax.data.processing import Processor, SpecialTokens
@@ -23,7 +23,7 @@ from othink_jax.errors import UserError
 from othink_jax.families import family_of
 from othink_jax.files import as_path, on_disk
 from othink_jax.model.config import VLMConfig
-from othink_jax.model.stack import laid_out
+from othink_jax.model.stack import match_layout
 from othink_jax.model.vlm import VLM, split
 
 
@@ -78,7 +78,7 @@ def load(
     compute: ComputeConfig | None = None,
     abstract: bool = False,
     on_host: bool = False,
-    unread: bool = False,
+    lazy: bool = False,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
 ) -> Checkpoint:
@@ -91,7 +91,7 @@ def load(
         norms, rotary positions, softmax and logits are always float32.
       compute: all settings of the computation, instead of `dtype`.
       on_host: keep the parameters in the host's memory, as numpy arrays.
-      unread: leave the parameters in storage: they are `StoredArray`s. Of several processes, each
+      lazy: leave the parameters in storage: they are `LazyArray`s. Of several processes, each
         reads its own part.
       abstract: read no weights and check none; `params` then holds `jax.ShapeDtypeStruct`s, for
         planning.
@@ -116,8 +116,8 @@ def load(
     graphdef, params = abstract_model(config, compute)
     if tensors is not None:
         tensors = tensors if stored else cast(tensors, compute.param_dtype or compute.dtype)
-        read = unread_params(tensors) if unread else read_params(tensors, on_host=on_host)
-        params = laid_out(read, like=params)
+        read = lazy_params(tensors) if lazy else read_params(tensors, on_host=on_host)
+        params = match_layout(read, like=params)
     return Checkpoint(
         config=config,
         compute=compute,
@@ -193,7 +193,7 @@ def stored_model(directory: Path, run: Path | None) -> tuple[VLMConfig, Tensors]
     hf.check_integrity(directory)
     config = hf.load_config(directory)
     tensors = _stored_tensors(directory, run, config)
-    return as_stored(config, tensors), tensors
+    return with_stored_tie(config, tensors), tensors
 
 
 def _stored_tensors(directory: Path, run: Path | None, config: VLMConfig) -> Tensors:

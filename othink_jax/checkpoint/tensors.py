@@ -38,7 +38,7 @@ class Tensors:
         return sum(map(self.nbytes, self.dtypes))
 
 
-class StoredArray:
+class LazyArray:
     """An array in storage: indexing or `np.asarray` reads what it needs at that moment.
 
     Nothing is cached, so what is used twice is read twice.
@@ -65,10 +65,10 @@ class StoredArray:
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[()], dtype=dtype)
 
-    def astype(self, dtype: DTypeLike, copy: bool = False) -> "StoredArray":
+    def astype(self, dtype: DTypeLike, copy: bool = False) -> "LazyArray":
         """The same array in another dtype, still unread."""
         wanted = np.dtype(dtype)
-        return StoredArray(self.shape, wanted, lambda index: self[index].astype(wanted, copy=False))
+        return LazyArray(self.shape, wanted, lambda index: self[index].astype(wanted, copy=False))
 
     def __array_function__(self, func: Any, _: Any, args: Any, kwargs: Any) -> Any:
         # numpy calls this for `np.stack` of scanned layers: the stack stays unread, too.
@@ -81,7 +81,7 @@ class StoredArray:
             chosen = rows[index[0]] if index else rows
             return np.stack([row[index[1:]] for row in chosen])
 
-        return StoredArray(shape, self.dtype, read)
+        return LazyArray(shape, self.dtype, read)
 
 
 def is_tied(tensors: Tensors) -> bool:
@@ -89,7 +89,7 @@ def is_tied(tensors: Tensors) -> bool:
     return all(entry.path != HEAD for entry in tensors.dtypes)
 
 
-def as_stored(config: VLMConfig, tensors: Tensors) -> VLMConfig:
+def with_stored_tie(config: VLMConfig, tensors: Tensors) -> VLMConfig:
     """The config with `tie_word_embeddings` by these tensors, as config.json may be wrong."""
     return dataclasses.replace(config, tie_word_embeddings=is_tied(tensors))
 
@@ -166,11 +166,11 @@ def watched(tensors: Tensors, on_bytes: Callable[[int], None]) -> Tensors:
     return Tensors(dtypes=tensors.dtypes, read=read)
 
 
-def unread_params(tensors: Tensors) -> dict[str, Any]:
+def lazy_params(tensors: Tensors) -> dict[str, Any]:
     """Nested dict of an unrolled model's parameters, unread; a copy of a tied head is left out."""
 
-    def stored(entry: Entry) -> StoredArray:
-        return StoredArray(
+    def stored(entry: Entry) -> LazyArray:
+        return LazyArray(
             entry.shape, tensors.dtypes[entry], lambda index: tensors.read(entry, index)
         )
 
@@ -178,9 +178,9 @@ def unread_params(tensors: Tensors) -> dict[str, Any]:
 
 
 def read_params(tensors: Tensors, *, on_host: bool = False) -> dict[str, Any]:
-    """As `unread_params`, but read: on the default device, or as numpy arrays."""
+    """As `lazy_params`, but read: on the default device, or as numpy arrays."""
     put = np.ascontiguousarray if on_host else jnp.asarray
-    return jax.tree.map(put, unread_params(tensors))
+    return jax.tree.map(put, lazy_params(tensors))
 
 
 def nested(found: Mapping[Entry, Any]) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class DataConfig:
             f"max_prompt_tokens must be >= 1, got {self.max_prompt_tokens}",
         )
 
-    def located(self, directory: Path) -> "DataConfig":
+    def with_absolute_paths(self, directory: Path) -> "DataConfig":
         """This config, with relative paths that exist in `directory` made absolute."""
         names = [
             str(directory / name) if (directory / name).exists() else name
@@ -111,9 +111,9 @@ class DataConfig:
         images = self.images
         if images is not None and (directory / images).exists():
             images = directory / images
-        return dataclasses.replace(self.moved(names), images=images)
+        return dataclasses.replace(self.with_dataset_paths(names), images=images)
 
-    def moved(self, names: Sequence[str]) -> "DataConfig":
+    def with_dataset_paths(self, names: Sequence[str]) -> "DataConfig":
         """This config, with its data sets in other places: one name for each, in their order.
 
         Raises:

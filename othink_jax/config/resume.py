@@ -68,7 +68,7 @@ class ResumeConfig:
             parallel = type(parallel)()
         where = config.data
         if "dataset" in data:
-            where = where.moved(given_datasets(data.pop("dataset")))
+            where = where.with_dataset_paths(given_datasets(data.pop("dataset")))
         return dataclasses.replace(
             config,
             parallel=dataclasses.replace(parallel, **devices),

@@ -67,7 +67,7 @@ class RewardConfig:
             return {"accuracy": 1.0, "format": self.format_weight}
         return dict(map(_read, self.functions))
 
-    def located(self, directory: Path) -> "RewardConfig":
+    def with_absolute_paths(self, directory: Path) -> "RewardConfig":
         """This config, with relative files that exist in `directory` made absolute."""
         return dataclasses.replace(
             self,

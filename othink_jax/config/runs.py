@@ -80,9 +80,9 @@ class TrainingConfig:
         require(self.keep_checkpoints >= 1, "keep_checkpoints must be >= 1")
         require(self.skip_nonfinite >= 0, f"skip_nonfinite must be >= 0, got {self.skip_nonfinite}")
 
-    def located(self, directory: Path) -> Self:
+    def with_absolute_paths(self, directory: Path) -> Self:
         """This config, with relative input paths that exist in `directory` made absolute."""
-        return dataclasses.replace(self, data=self.data.located(directory))
+        return dataclasses.replace(self, data=self.data.with_absolute_paths(directory))
 
     @property
     def criterion(self) -> str:
@@ -151,10 +151,11 @@ class GRPOConfig(TrainingConfig):
         """The accuracy if the reward is that of Eq. 1; else the reward."""
         return "validation_reward" if self.reward.functions else super().criterion
 
-    def located(self, directory: Path) -> Self:
+    def with_absolute_paths(self, directory: Path) -> Self:
         """See `TrainingConfig`."""
         return dataclasses.replace(
-            super().located(directory), reward=self.reward.located(directory)
+            super().with_absolute_paths(directory),
+            reward=self.reward.with_absolute_paths(directory),
         )
 
 

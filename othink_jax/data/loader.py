@@ -213,7 +213,7 @@ class PromptLoader:
         system_prompt: str | None = None,
         answers: AnswerFormat = ANSWER_TAGS,
         share: tuple[int, int] = (0, 1),
-        exchange: Callable[[Any], list[Any]] = _alone,
+        all_gather: Callable[[Any], list[Any]] = _alone,
     ) -> None:
         """Args:
           source: examples, not empty.
@@ -228,14 +228,14 @@ class PromptLoader:
             template.
           answers: how encoded solutions mark their answers.
           share: index of this process and number of processes; the latter divides `batch_size`.
-          exchange: all-gather of JSON values in the order of the processes; required if there are
+          all_gather: all-gather of JSON values in the order of the processes; required if there are
             several.
 
         Raises:
-          ValueError: there are several processes, but `exchange` is not given.
+          ValueError: there are several processes, but `all_gather` is not given.
           UserError: the chat template does not show the system prompt.
         """
-        if share[1] > 1 and exchange is _alone:
+        if share[1] > 1 and all_gather is _alone:
             raise ValueError(f"{share[1]} processes need a way to exchange findings")
         self.skipped = Counter()
         self.left_out = {}
@@ -243,7 +243,7 @@ class PromptLoader:
         self._batch_size = batch_size
         rows = batch_size // share[1]
         self._own = slice(share[0] * rows, (share[0] + 1) * rows)
-        self._exchange = exchange
+        self._all_gather = all_gather
         self._position = 0  # of the next example, in the global order of the run
         self._begun = 0  # first position of the last batch
         self._digest = ""  # of the last batch; empty before the first
@@ -280,7 +280,7 @@ class PromptLoader:
             unknown = [position for position in self._of_own(found) if position not in found]
             self._prepared.begin(unknown)
             told = [dataclasses.astuple(self._prepared[position][1]) for position in unknown]
-            for finding in itertools.starmap(_Finding, itertools.chain(*self._exchange(told))):
+            for finding in itertools.starmap(_Finding, itertools.chain(*self._all_gather(told))):
                 found[finding.position] = finding
             self._check_hope(found)
         chosen = self._chosen(found)

@@ -73,7 +73,7 @@ def evaluated(
         checkpoint = load(
             config.model,
             dtype=config.dtype,
-            unread=config.parallel.strategy != "jit",  # neither device nor host holds it twice
+            lazy=config.parallel.strategy != "jit",  # neither device nor host holds it twice
             min_pixels=config.data.min_pixels,
             max_pixels=config.data.max_pixels,
         )

@@ -63,8 +63,8 @@ class Sampler:
         if isinstance(parallel, OneDevice):  # without a second copy
             self._params = jax.device_put(checkpoint.params, parallel.devices[0])
         else:
-            self._params = parallel.whole(parallel.replicate(checkpoint.params))
-        self._draw: Any = parallel.sampler(
+            self._params = parallel.reshard_for_decoding(parallel.replicate(checkpoint.params))
+        self._draw: Any = parallel.compile_sampler(
             make_sampler(checkpoint.graphdef, self._processor, config, group_size=samples)
         )
         self._programs: dict[tuple[int, PadTo], Any] = {}

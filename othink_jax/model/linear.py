@@ -112,7 +112,7 @@ class Linear(nnx.Linear):
     def _sum(self, product: Array) -> Array:
         return leave(product) if self.cut == "inputs" else product
 
-    def put_together(self, uses: int) -> list[dict[str, Float[Array, "..."]]]:
+    def gather_for_uses(self, uses: int) -> list[dict[str, Float[Array, "..."]]]:
         """All-gather each matrix once for several uses; returns the matrices by name for each."""
         names = ("kernel",) if self.lora is None else ("kernel", "lora_a", "lora_b")
         made = {name: gather_for(uses, self._shard(name), self._shape(name)) for name in names}
@@ -143,7 +143,7 @@ def for_uses(module: _M, uses: int) -> tuple[_M, ...]:
     copies = [nnx.to_pure_dict(state) for _ in range(uses)]
     for path, layer in nnx.iter_graph(module):
         if isinstance(layer, Linear):
-            for copy, matrices in zip(copies, layer.put_together(uses), strict=True):
+            for copy, matrices in zip(copies, layer.gather_for_uses(uses), strict=True):
                 _at(copy, path).update(matrices)
     return tuple(nnx.merge(graphdef, copy) for copy in copies)
 

@@ -138,7 +138,7 @@ def _not_gathered(_: Any, *__: Any, **settings: Any) -> bool:
     return called is None or all(each.primitive.name != "all_gather" for each in called.eqns)
 
 
-def laid_out(tree: _T, *, like: PyTree) -> _T:
+def match_layout(tree: _T, *, like: PyTree) -> _T:
     """Convert a tree of parameters, or of optimizer moments, to the layer layout of `like`.
 
     Args:
@@ -156,7 +156,7 @@ def laid_out(tree: _T, *, like: PyTree) -> _T:
 
 
 def unrolled(tree: _T) -> _T:
-    """Convert a tree, as `laid_out` does, to unstacked layers."""
+    """Convert a tree, as `match_layout` does, to unstacked layers."""
 
     def convert(tower: Any) -> Any:
         if not _is_tower(tower) or not _is_stacked(tower):

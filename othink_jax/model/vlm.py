@@ -189,7 +189,7 @@ def split(model: VLM) -> tuple[Any, dict[str, Any]]:
     return graphdef, nnx.to_pure_dict(state)
 
 
-def computing_weights(params: PyTree, dtype: DTypeLike) -> PyTree:
+def cast_matrices(params: PyTree, dtype: DTypeLike) -> PyTree:
     """Parameters with all matrices cast to the dtype of the computation.
 
     Layers cast their matrices at each call. Decoding reads them at each token, so it casts them

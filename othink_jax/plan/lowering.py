@@ -14,13 +14,19 @@ from othink_jax.checkpoint.load import Model
 from othink_jax.config import GRPOConfig
 from othink_jax.errors import UserError
 from othink_jax.model.stack import unrolled
-from othink_jax.model.vlm import computing_weights
+from othink_jax.model.vlm import cast_matrices
 from othink_jax.rl import reference_params
 from othink_jax.training.layout import DiskLayout
 from othink_jax.training.losses import over_vocabulary
 from othink_jax.training.optimizer import check_kl, make_control, make_optimizer
-from othink_jax.training.parallel import Parallel, placed
-from othink_jax.training.partial import REFERENCE, Params, divide, join, own_of_reference
+from othink_jax.training.parallel import Parallel, with_shardings
+from othink_jax.training.partial import (
+    REFERENCE,
+    Params,
+    merge_params,
+    reference_only_params,
+    split_params,
+)
 from othink_jax.training.programs import compile_grpo
 from othink_jax.training.state import TrainState
 from othink_jax.types import GRPOBatch, Prompts
@@ -61,19 +67,19 @@ def lowering(config: GRPOConfig, model: Model, parallel: Parallel) -> Lowering:
     tx = make_optimizer(config.optimizer, make_control(config, _STEPS), _STEPS)
     programs: Any = compile_grpo(model, config, parallel, tx)
     begun = jax.eval_shape(functools.partial(_begin, model, config, tx), model.params)
-    state, frozen, reference = map(parallel.replicated, begun)
-    batch = parallel.sharded(_batch(config, model))
-    keys = parallel.sharded(_shape((config.prompts_per_step, 2), np.uint32))
-    policy, under = join(state.params, frozen), join(reference, frozen)
-    cast = parallel.replicated(
+    state, frozen, reference = map(parallel.state_shapes, begun)
+    batch = parallel.batch_shapes(_batch(config, model))
+    keys = parallel.batch_shapes(_shape((config.prompts_per_step, 2), np.uint32))
+    policy, under = merge_params(state.params, frozen), merge_params(reference, frozen)
+    cast = parallel.state_shapes(
         jax.eval_shape(
-            lambda params: unrolled(computing_weights(params, config.dtype)),
-            join(begun[0].params, begun[1]),
+            lambda params: unrolled(cast_matrices(params, config.dtype)),
+            merge_params(begun[0].params, begun[1]),
         )
     )
     by = policy if model.scanned else None  # parameters of the prefill, if not `weights`
     stay = 0 if model.scanned else _common_bytes(cast, policy)
-    weights = placed(cast, parallel.decoding(cast))
+    weights = with_shardings(cast, parallel.decoding_shardings(cast))
     given = batch.prompts, batch.completions
     made: list[RunProgram] = []
 
@@ -92,7 +98,7 @@ def lowering(config: GRPOConfig, model: Model, parallel: Parallel) -> Lowering:
         add("images", lambda: programs.encode.lower(policy, whole), device_bytes(policy))
     if programs.unroll is not None:
         add("unrolling", lambda: programs.unroll.lower(policy), device_bytes(policy))
-    if (moving := parallel.lower_whole(cast)) is not None:
+    if (moving := parallel.lower_reshard_for_decoding(cast)) is not None:
         add("gathering", lambda: moving, stay)
     add(
         "rollout",
@@ -105,7 +111,7 @@ def lowering(config: GRPOConfig, model: Model, parallel: Parallel) -> Lowering:
         if config.kl.reference_stays:
             fixed = frozen | {REFERENCE: under}
     elif config.kl.reference_every is not None:
-        under = join(reference_params(state.opt_state), frozen)
+        under = merge_params(reference_params(state.opt_state), frozen)
         held = device_bytes(under)
         add("reference", lambda: programs.logp.lower(under, *given), held, cut=True)
     elif not config.kl.is_zero:
@@ -121,7 +127,7 @@ def lowering(config: GRPOConfig, model: Model, parallel: Parallel) -> Lowering:
         cut=True,
     )
     if (unstack := DiskLayout(parallel, begun[0]).unstack) is not None:
-        stored = parallel.stored(begun[0])
+        stored = parallel.checkpoint_shapes(begun[0])
         add("checkpoint", lambda: unstack.lower(stored), device_bytes(stored), times=0)
     staying = {
         "trained parameters": device_bytes(state.params),
@@ -137,8 +143,8 @@ def _begin(
 ) -> tuple[TrainState, Params, Params]:
     """Train state, frozen parameters, and parameters that only the reference has."""
     whole = dataclasses.replace(model, params=params)
-    parts = divide(whole, config)
-    reference = own_of_reference(whole, config) if config.kl.reference_stays else {}
+    parts = split_params(whole, config)
+    reference = reference_only_params(whole, config) if config.kl.reference_stays else {}
     return TrainState.create(parts.trained, tx), parts.frozen, reference
 
 

@@ -78,8 +78,8 @@ def _unfinished(run: RunData, step: int) -> list[str]:
     standing = run.standing
     if step >= standing.total:
         return []
-    doing = "in progress" if standing.at_work else "stopped"
-    if standing.at_work is None:
+    doing = "in progress" if standing.is_running else "stopped"
+    if standing.is_running is None:
         doing = "unfinished"
     return [
         f"**The training is not finished:** these are the weights after step {step} of"

@@ -18,7 +18,7 @@ from othink_jax.config import RunRecord, read_run
 from othink_jax.files import text_of
 from othink_jax.report.checks import check_record, is_result, is_sample, is_step, numbers_of
 from othink_jax.report.method import describe
-from othink_jax.report.standing import Standing, at_work, standing_of
+from othink_jax.report.standing import Standing, is_running, standing_of
 
 # Image types that `write_samples` of a run writes; the page shows no others.
 _IMAGE_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
@@ -161,14 +161,14 @@ def read_run_data(run: Path) -> RunData:
     record = read_run(run)
     check_record(record, run / "config.json")
     notes: list[str] = []
-    working = at_work(run)
+    working = is_running(run)
     metrics = _read_metrics(run, notes, grows=working is not False)
     last = metrics[-1]["step"] if metrics else 0
     notes += [_change_in_words(change) for change in record.changes]
     return RunData(
         path=run,
         record=record,
-        standing=standing_of(run, record, step=last, at_work=working),
+        standing=standing_of(run, record, step=last, is_running=working),
         metrics=metrics,
         evaluations=_read_evaluations(run, notes),
         samples=_read_samples(run, notes) if describe(record.config).samples else [],

@@ -24,22 +24,22 @@ class Standing:
 
     step: int  # the last recorded step; 0 if there is none
     total: int  # number of steps of the finished run
-    at_work: bool | None  # whether a process is running it; None if unknown
+    is_running: bool | None  # whether a process is running it; None if unknown
     read: str  # ISO time at which it is read
-    go_on: str  # the command that continues it
+    resume_command: str  # the command that continues it
 
     @property
     def finished(self) -> bool:
         """Whether nothing is left to do."""
-        return not self.at_work and self.step >= self.total
+        return not self.is_running and self.step >= self.total
 
     @property
     def sentence(self) -> str:
         """Status for the head of a page; the command follows it unless the run is in progress."""
         where = f"step {self.step} of {self.total}"
-        if self.at_work:
+        if self.is_running:
             return f"In progress: {where}, written at {moment(self.read)}."
-        if self.at_work is None:
+        if self.is_running is None:
             return (
                 f"Unfinished: {where}, written at {moment(self.read)}. From here it cannot be told"
                 " whether a process is at work on it; if none is, go on with"
@@ -47,7 +47,7 @@ class Standing:
         return f"Stopped at {where}; go on with"
 
 
-def at_work(run: Path) -> bool | None:
+def is_running(run: Path) -> bool | None:
     """Whether a process is running a run; None if unknown.
 
     Call it before reading the metrics. If the run ends in between, they then include its last step,
@@ -56,12 +56,12 @@ def at_work(run: Path) -> bool | None:
     return is_locked(run / RUN_LOCK)
 
 
-def standing_of(run: Path, record: RunRecord, *, step: int, at_work: bool | None) -> Standing:
-    """Status of a run now, from its record, its last step and the result of `at_work`."""
+def standing_of(run: Path, record: RunRecord, *, step: int, is_running: bool | None) -> Standing:
+    """Status of a run now, from its record, its last step and the result of `is_running`."""
     return Standing(
         step=step,
         total=record.last_step,
-        at_work=at_work,
+        is_running=is_running,
         read=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        go_on=f"othink-jax {record.kind} --resume {shlex.quote(str(run))}",
+        resume_command=f"othink-jax {record.kind} --resume {shlex.quote(str(run))}",
     )

@@ -20,7 +20,7 @@ from othink_jax.rl.advantages import (
     rloo_advantages,
     soft_overlong_penalty,
     total_reward,
-    without_signal,
+    zero_variance_groups,
 )
 from othink_jax.rl.averages import (
     REDUCTIONS,
@@ -199,5 +199,5 @@ __all__ = [
     "two_sided",
     "two_sided_ppo_clip",
     "vespo",
-    "without_signal",
+    "zero_variance_groups",
 ]

@@ -77,7 +77,7 @@ def group_advantages(
         raise ValueError(f"a group must hold more than ddof={ddof} rewards, got {group_size}")
     if eps < 0:
         raise ValueError(f"eps must be >= 0, got {eps}")
-    no_signal = without_signal(rewards_BG)[:, None]
+    no_signal = zero_variance_groups(rewards_BG)[:, None]
     centred = rewards_BG - rewards_BG.mean(axis=-1, keepdims=True)
     scale = rewards_BG.std(axis=-1, ddof=ddof, keepdims=True) + eps
     return jnp.where(no_signal, 0.0, centred / jnp.where(no_signal, 1.0, scale))
@@ -203,7 +203,7 @@ ADVANTAGES: dict[str, Advantage] = {
 }
 
 
-def without_signal(rewards_BG: Rewards) -> Bool[Array | np.ndarray, " B"]:
+def zero_variance_groups(rewards_BG: Rewards) -> Bool[Array | np.ndarray, " B"]:
     """True for groups whose rewards are all equal: none of them is better than another."""
     # Compared, not inferred from std = 0: the mean of three times 0.1 is not 0.1, and a small eps
     # would amplify the rounding error to an advantage of order one.
@@ -219,7 +219,7 @@ def _grouped(rewards_BG: Rewards) -> Float[Array, "B G"]:
 def _centred(rewards_BG: Float[Array, "B G"]) -> Float[Array, "B G"]:
     """r - mean of the group; exact zeros in groups without signal."""
     centred = rewards_BG - rewards_BG.mean(axis=-1, keepdims=True)
-    return jnp.where(without_signal(rewards_BG)[:, None], 0.0, centred)
+    return jnp.where(zero_variance_groups(rewards_BG)[:, None], 0.0, centred)
 
 
 def _scaled(

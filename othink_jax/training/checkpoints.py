@@ -6,7 +6,7 @@ from othink_jax.checkpoint.store import TrainingStore
 from othink_jax.config import RUN_BEST, TrainingConfig
 from othink_jax.training.layout import DiskLayout
 from othink_jax.training.parallel import Parallel
-from othink_jax.training.recovery import last_whole
+from othink_jax.training.recovery import restore_last_intact
 from othink_jax.training.run_directory import RunDirectory
 from othink_jax.training.state import TrainState
 
@@ -50,12 +50,14 @@ class Checkpoints:
             self._best.save(step, held, progress)
 
     def restore(self) -> tuple[tuple[TrainState, dict[str, Any]] | None, list[str]]:
-        """Restore the last undamaged state to the devices, with its progress; see `last_whole`."""
-        found, notes = last_whole(self._last, self._parallel.stored(self._layout.shapes))
+        """Restore the last intact state to the devices, with its progress."""
+        found, notes = restore_last_intact(
+            self._last, self._parallel.checkpoint_shapes(self._layout.shapes)
+        )
         if found is None:
             return None, notes
         state, progress = found
-        return (self._parallel.adopt(self._layout.from_disk(state)), progress), notes
+        return (self._parallel.place_restored(self._layout.from_disk(state)), progress), notes
 
     def mend_best(
         self, step: int, state: TrainState, progress: dict[str, Any], best: int

@@ -32,12 +32,12 @@ from othink_jax.training.losses import (
     token_weights,
 )
 from othink_jax.training.optimizer import check_kl, make_control, make_optimizer, resolved_kl
-from othink_jax.training.partial import REFERENCE, Params, join, own_of_reference
+from othink_jax.training.partial import REFERENCE, Params, merge_params, reference_only_params
 from othink_jax.training.programs import GRPOPrograms, compile_grpo
 from othink_jax.training.records import Clock, reason, rollout_metrics, rollout_record
 from othink_jax.training.redraw import Draw, replaced, with_columns
 from othink_jax.training.run_directory import RunDirectory
-from othink_jax.training.runs import begin, go_on
+from othink_jax.training.runs import resume_run, start_run
 from othink_jax.training.samples import samples_of
 from othink_jax.training.shapes import Lengths, quarters
 from othink_jax.training.state import TrainState
@@ -49,7 +49,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
     """One GRPO run; the entry points are `train` and `resume`.
 
     A subclass may have another loss or another optimizer, whose state holds the KL coefficient.
-    `begin` and `go_on` of `training.runs` take it in place of this class.
+    `start_run` and `resume_run` of `training.runs` take it in place of this class.
     """
 
     compiled: GRPOPrograms
@@ -62,8 +62,8 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         super().__init__(config, checkpoint, updates_per_step=config.inner_updates)
         self.reference: Params | None = None  # parameters of a fixed reference policy
         if config.kl.reference_stays:
-            own = self.parallel.replicate(own_of_reference(checkpoint, config))
-            self.reference = join(own, self.frozen)
+            own = self.parallel.replicate(reference_only_params(checkpoint, config))
+            self.reference = merge_params(own, self.frozen)
         self.compiled = compile_grpo(checkpoint, config, self.parallel, self.tx, self.loss())
         self.advantages_of_batch = make_advantages(
             config.loss, prompts=config.prompts_per_step, group_size=config.group_size
@@ -103,7 +103,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
             answers=self.answers,
         )
 
-    def judge(
+    def grade_and_reward(
         self, examples: list[Example], encoded: list[EncodedPrompt], rollout: Rollout
     ) -> Graded:
         """Grades of completions, prompt by prompt, and their rewards."""
@@ -141,7 +141,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
             old_logp=old_logp,
             kept=self.parallel.shard(kept_completions(loss, rollout, draw.rewards)),
             weights=self.parallel.shard(
-                token_weights(loss, rollout, self.share[0], processes.exchange)
+                token_weights(loss, rollout, self.share[0], processes.all_gather)
             ),
             sampler_logp=self.parallel.shard(rollout.logp if loss.correction else None),
         )
@@ -152,7 +152,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         if step % self.config.sample_every == 0 or step in (1, self.steps):
             self.samples = samples_of(step, draw, rollout)
             directory.write_samples(self.samples)
-        records = processes.exchange(
+        records = processes.all_gather(
             rollout_record(rollout, draw.grades, draw.rewards)
             | rewards.record(self.rewards, draw.scores)
         )
@@ -197,14 +197,14 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         draw = dataclasses.replace(draw, rollout=with_columns(draw.rollout, longest))
         for attempt in range(1, self.config.redraw + 1):
             # All processes decide together, because all take part in a rollout.
-            if not any(processes.exchange(bool((~draw.has_signal).any()))):
+            if not any(processes.all_gather(bool((~draw.has_signal).any()))):
                 break
             examples, encoded, prompts = self.next_prompts(state)
             rollout = self.roll_out(step, state, prompts, attempt=attempt)
             other = self.graded(examples, encoded, with_columns(rollout, longest))
             draw, count = replaced(draw, other)
             total += count
-        return draw, sum(processes.exchange(total))
+        return draw, sum(processes.all_gather(total))
 
     def roll_out(
         self, step: int, state: TrainState, prompts: Prompts, *, attempt: int = 0
@@ -233,7 +233,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         ref_logp = old_logp = None
         exact = over_vocabulary(self.config.loss)  # if so, the update runs the reference itself
         if self.config.kl.reference_every is not None and not exact:
-            moving = join(rl.reference_params(state.opt_state), self.frozen)
+            moving = merge_params(rl.reference_params(state.opt_state), self.frozen)
             ref_logp = self.compiled.logp(moving, prompts, completions)
         elif self.reference is not None and not exact:
             ref_logp = self.compiled.ref_logp(self.reference, prompts, completions)
@@ -263,7 +263,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
 
     def _check_values(self, scores: Sequence[Scores]) -> None:
         self._tried = True
-        told = processes.exchange([why_all_failed(r, scores) for r in self.rewards])
+        told = processes.all_gather([why_all_failed(r, scores) for r in self.rewards])
         for reward, reasons in zip(self.rewards, zip(*told, strict=True), strict=True):
             if all(reasons):
                 raise UserError(
@@ -285,15 +285,17 @@ class GRPOTrainer(Trainer[GRPOConfig]):
 
     def advantages(self, rewards: Float[np.ndarray, "b G"]) -> Float[np.ndarray, "b G"]:
         """Advantages of this process's prompts; some kinds standardise over the whole batch."""
-        return of_whole_batch(self.advantages_of_batch, rewards, self.share[0], processes.exchange)
+        return of_whole_batch(
+            self.advantages_of_batch, rewards, self.share[0], processes.all_gather
+        )
 
 
 def train(config: GRPOConfig) -> Path:
     """Start a run in `config.out` and take it to its end; see `runs.begin`."""
     check_kl(config.kl)
-    return begin(GRPOTrainer, config)
+    return start_run(GRPOTrainer, config)
 
 
 def resume(changes: ResumeConfig | Path) -> Path:
-    """Continue a run from its last checkpoint; see `runs.go_on`."""
-    return go_on(GRPOTrainer, GRPOConfig, changes)
+    """Continue a run from its last checkpoint; see `runs.resume_run`."""
+    return resume_run(GRPOTrainer, GRPOConfig, changes)

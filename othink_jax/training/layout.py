@@ -4,7 +4,7 @@ import functools
 
 import jax
 
-from othink_jax.model.stack import laid_out, unrolled
+from othink_jax.model.stack import match_layout, unrolled
 from othink_jax.training.parallel import Parallel
 from othink_jax.training.state import TrainState
 
@@ -27,7 +27,7 @@ class DiskLayout:
         if str(jax.tree.structure(self.shapes)) != str(jax.tree.structure(like)):
             self.unstack = jax.jit(unrolled, out_shardings=_places(parallel, self.shapes))
             self._stack = jax.jit(
-                functools.partial(laid_out, like=like), out_shardings=_places(parallel, like)
+                functools.partial(match_layout, like=like), out_shardings=_places(parallel, like)
             )
 
     def to_disk(self, state: TrainState) -> TrainState:
@@ -40,4 +40,4 @@ class DiskLayout:
 
 
 def _places(parallel: Parallel, like: TrainState) -> TrainState:
-    return jax.tree.map(lambda leaf: leaf.sharding, parallel.stored(like))
+    return jax.tree.map(lambda leaf: leaf.sharding, parallel.checkpoint_shapes(like))

@@ -31,7 +31,7 @@ from othink_jax.training.interrupt import StopRequest
 from othink_jax.training.layout import DiskLayout
 from othink_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from othink_jax.training.parallel import make_parallel
-from othink_jax.training.partial import Params, divide, join
+from othink_jax.training.partial import Params, merge_params, split_params
 from othink_jax.training.programs import Programs
 from othink_jax.training.records import Clock
 from othink_jax.training.run_directory import RunDirectory
@@ -48,7 +48,7 @@ class Trainer(abc.ABC, Generic[_Config]):
     """One run of a method. A method implements `step` and `lengths`, and sets `compiled`."""
 
     compiled: Programs
-    pool: GradingPool  # grades the completions of the run; set within `at_work`
+    pool: GradingPool  # grades the completions of the run; set within `run_context`
     sources: Mapping[str, str] = {}  # digests of the user's own functions, by name
     shown: tuple[str, ...] = ()  # additional metrics of the progress line
     samples: Samples | None = None  # the last sample completions that were stored
@@ -88,7 +88,7 @@ class Trainer(abc.ABC, Generic[_Config]):
         self.learning_rate = learning_rate_schedule(config.optimizer, updates)
         self.nonfinite = NonFinite()
         self.notes: list[str] = []  # messages for the user before the first step
-        parts = divide(checkpoint, config)
+        parts = split_params(checkpoint, config)
         self.frozen = self.parallel.replicate(parts.frozen)
         # From here on, `checkpoint.params` holds only the trained parameters.
         self.checkpoint = dataclasses.replace(checkpoint, params=parts.trained)
@@ -103,7 +103,7 @@ class Trainer(abc.ABC, Generic[_Config]):
             max_prompt_tokens=config.data.max_prompt_tokens,
             max_completion_tokens=max_completion_tokens,
             share=self.share,
-            exchange=processes.exchange,
+            all_gather=processes.all_gather,
         )
         self.best = Best()
         self.questions: Questions | None = None
@@ -130,7 +130,7 @@ class Trainer(abc.ABC, Generic[_Config]):
             _, encoded = next(self.loader)
             needed.append(common_shapes(self.checkpoint.processor.bucket(encoded)))
             solutions = [len(x.completion) for x in encoded if x.completion is not None]
-            longest = max(longest, *processes.exchange(max(solutions, default=0)))
+            longest = max(longest, *processes.all_gather(max(solutions, default=0)))
         self.loader.set_state(begin)
         return choose_shapes(
             self.checkpoint.processor,
@@ -155,7 +155,7 @@ class Trainer(abc.ABC, Generic[_Config]):
         """Make step number `step` (from 1); returns the new state and its `row` of metrics."""
 
     @contextlib.contextmanager
-    def at_work(self) -> Iterator[None]:
+    def run_context(self) -> Iterator[None]:
         """Context of all steps, in which `pool` is open."""
         with self.grading_pool() as self.pool:
             yield
@@ -164,7 +164,7 @@ class Trainer(abc.ABC, Generic[_Config]):
         """A new pool that grades completions; here with the strict grader."""
         return GradingPool(answers=self.answers)
 
-    def judge(
+    def grade_and_reward(
         self, examples: list[Example], encoded: list[EncodedPrompt], rollout: Rollout
     ) -> Graded:
         """Grades of completions, prompt by prompt, and their rewards; here the accuracies."""
@@ -181,8 +181,8 @@ class Trainer(abc.ABC, Generic[_Config]):
 
     def validate(self, questions: Questions, state: TrainState) -> dict[str, Any]:
         """Validation metrics of the current policy; see `Questions.measure`."""
-        assert self.compiled.answering is not None
-        respond = self.compiled.answering(self.policy(state))
+        assert self.compiled.greedy_sampler is not None
+        respond = self.compiled.greedy_sampler(self.policy(state))
         # Decoding is greedy: the keys have no effect.
         keys = np.zeros((self.config.prompts_per_step // self.share[1], 2), np.uint32)
 
@@ -190,7 +190,7 @@ class Trainer(abc.ABC, Generic[_Config]):
             prompts = self.prompts_of(encoded, state)
             return self.parallel.gather(respond(prompts, self.parallel.shard(keys)))
 
-        return questions.measure(answer, self.judge)
+        return questions.measure(answer, self.grade_and_reward)
 
     def run(
         self,
@@ -224,7 +224,7 @@ class Trainer(abc.ABC, Generic[_Config]):
             further=self.shown,
             shown=processes.first(),
         )
-        with contextlib.closing(self.loader), StopRequest() as stop, monitor, self.at_work():
+        with contextlib.closing(self.loader), StopRequest() as stop, monitor, self.run_context():
             for note in [*self.notes, *notes]:
                 monitor.say(note)
             for step in range(done + 1, self.steps + 1):
@@ -241,7 +241,7 @@ class Trainer(abc.ABC, Generic[_Config]):
                     better = self.best.take(row[self.config.criterion], step)
                 directory.append_metrics(row)
                 monitor.show(row, self.samples)
-                stopping = any(processes.exchange(stop.made))
+                stopping = any(processes.all_gather(stop.made))
                 over = self.best.is_over(self.config.validation.patience)
                 due = step % self.config.checkpoint_every == 0 or step == self.steps
                 if due or better or over or stopping:
@@ -275,12 +275,12 @@ class Trainer(abc.ABC, Generic[_Config]):
         """
         given = self.checkpoint.params
         if not resumed:
-            return self.parallel.begin(given, self.tx), 0, []
+            return self.parallel.create_state(given, self.tx), 0, []
         found, notes = checkpoints.restore()
         if found is None:
             directory.keep_metrics_until(0)
             notes.append(f"{directory.path} has no checkpoint yet: it begins at step 1")
-            return self.parallel.begin(given, self.tx), 0, notes
+            return self.parallel.create_state(given, self.tx), 0, notes
         state, progress = found
         done = int(self.parallel.unreplicate(state.step)) // self.updates_per_step
         if "loader" not in progress:
@@ -338,7 +338,7 @@ class Trainer(abc.ABC, Generic[_Config]):
 
     def common_length(self, prompts: Prompts, longest: int) -> int:
         """Padded completion length T in all processes; `longest` is the maximum of this process."""
-        return self.shapes.of_completions(shape_of(prompts), max(processes.exchange(longest)))
+        return self.shapes.of_completions(shape_of(prompts), max(processes.all_gather(longest)))
 
     def update(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, float]]:
         """Make the updates of a step from one batch; the metrics are those of the last update."""
@@ -357,7 +357,7 @@ class Trainer(abc.ABC, Generic[_Config]):
 
     def policy(self, state: TrainState) -> Params:
         """All parameters of the current policy; no array is copied."""
-        return join(state.params, self.frozen)
+        return merge_params(state.params, self.frozen)
 
     def row(
         self,
@@ -426,4 +426,4 @@ def total_steps(config: TrainingConfig, examples: int) -> int:
 
 def common_shapes(needed: PadTo) -> PadTo:
     """The smallest shapes that fit the prompts of all processes."""
-    return common([PadTo(**shapes) for shapes in processes.exchange(dataclasses.asdict(needed))])
+    return common([PadTo(**shapes) for shapes in processes.all_gather(dataclasses.asdict(needed))])

@@ -116,12 +116,12 @@ def kept_completions(
     if config.mask_truncated:
         kept &= np.asarray(rollout.finished)
     if config.drop_no_signal:
-        kept &= ~np.asarray(rl.without_signal(rewards))[:, None]
+        kept &= ~np.asarray(rl.zero_variance_groups(rewards))[:, None]
     return kept
 
 
 def token_weights(
-    config: LossConfig, rollout: Rollout, index: int, exchange: Callable[[Any], list[Any]]
+    config: LossConfig, rollout: Rollout, index: int, all_gather: Callable[[Any], list[Any]]
 ) -> Float[np.ndarray, "B G T"] | None:
     """Token weights of the objective; None if all of them are one.
 
@@ -129,7 +129,7 @@ def token_weights(
       config: names and numbers of the loss.
       rollout: rollout of this process's prompts, on the host.
       index: index of this process.
-      exchange: all-gather of JSON values: the highest entropies are those of the whole batch.
+      all_gather: all-gather of JSON values: the highest entropies are those of the whole batch.
     """
     if config.top_entropy is None:
         return None
@@ -139,14 +139,14 @@ def token_weights(
         return rl.top_entropy_mask(entropy, ~jnp.isnan(entropy), share=share)
 
     entropy = np.where(rollout.mask, rollout.entropy, np.nan)
-    return of_whole_batch(chosen, entropy, index, exchange).astype(np.float32)
+    return of_whole_batch(chosen, entropy, index, all_gather).astype(np.float32)
 
 
 def of_whole_batch(
     function: Callable[[Array], Array],
     rows: Float[np.ndarray, "b ..."],
     index: int,
-    exchange: Callable[[Any], list[Any]],
+    all_gather: Callable[[Any], list[Any]],
 ) -> Float[np.ndarray, "b ..."]:
     """Apply a function to the rows of all processes; returns the result of this process's rows.
 
@@ -154,9 +154,9 @@ def of_whole_batch(
       function: takes the whole batch, [B, ...] float32, and returns one result row per row.
       rows: rows of this process.
       index: index of this process.
-      exchange: all-gather of JSON values.
+      all_gather: all-gather of JSON values.
     """
-    every = exchange(rows.tolist())
+    every = all_gather(rows.tolist())
     whole = function(jnp.asarray(np.concatenate(every), jnp.float32))
     begin = sum(map(len, every[:index]))
     return np.asarray(whole)[begin : begin + len(rows)]

@@ -15,7 +15,7 @@ from flax import nnx
 from othink_jax.checkpoint.load import Model, abstract_model
 from othink_jax.config import ComputeConfig, LoRAConfig, TrainingConfig
 from othink_jax.model.config import VLMConfig
-from othink_jax.model.stack import laid_out
+from othink_jax.model.stack import match_layout
 from othink_jax.model.vlm import VLM
 
 Params = dict[str, Any]  # nested dict of arrays
@@ -25,26 +25,26 @@ REFERENCE = "reference"  # key of the reference's parameters among an update's f
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parts:
-    """Trained and frozen parameters; the policy is `join(trained, frozen)`."""
+    """Trained and frozen parameters; the policy is `merge_params(trained, frozen)`."""
 
     trained: Params  # float32
     frozen: Params  # in the compute dtype
 
 
-def divide(checkpoint: Model, config: TrainingConfig) -> Parts:
+def split_params(checkpoint: Model, config: TrainingConfig) -> Parts:
     """Trained and frozen parameters of a policy that starts from `checkpoint`."""
     params = checkpoint.params
     if config.train == "all":
         return Parts(trained=params, frozen={})
     if config.train == "lora":
         adapters = fresh_adapters(checkpoint.config, config.lora, seed=config.seed)
-        adapters = laid_out(adapters, like={"text": params["text"]})
+        adapters = match_layout(adapters, like={"text": params["text"]})
         return Parts(trained=adapters, frozen=_computed(params, config))
     vision = {"visual": params["visual"]}
     return Parts(trained={"text": params["text"]}, frozen=_computed(vision, config))
 
 
-def own_of_reference(checkpoint: Model, config: TrainingConfig) -> Params:
+def reference_only_params(checkpoint: Model, config: TrainingConfig) -> Params:
     """Parameters that a reference fixed at `checkpoint` needs beside the policy's frozen ones."""
     params = checkpoint.params
     own = {"all": params, "text": {"text": params["text"]}, "lora": {}}
@@ -86,7 +86,7 @@ def fresh_adapters(config: VLMConfig, lora: LoRAConfig, *, seed: int) -> Params:
     return draw()
 
 
-def join(one: Params, other: Params) -> Params:
+def merge_params(one: Params, other: Params) -> Params:
     """Merge two nested dicts that share no leaf. No array is copied."""
-    common = {key: join(one[key], other[key]) for key in one.keys() & other.keys()}
+    common = {key: merge_params(one[key], other[key]) for key in one.keys() & other.keys()}
     return one | other | common

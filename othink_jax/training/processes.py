@@ -35,7 +35,7 @@ _SMALLEST_TEXT = 4096  # minimum size of an exchanged value, bytes; nearly all v
 _GONE = re.compile("Gloo|[Cc]onnection (reset|closed)|coordination service|heartbeat|UNAVAILABLE")
 
 
-def join(config: ProcessConfig) -> None:
+def initialize(config: ProcessConfig) -> None:
     """Connect to the other processes, if any. Call it before JAX is asked for its devices.
 
     Raises:
@@ -66,8 +66,8 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
-def exchange(value: _T) -> list[_T]:
-    """All-gather a JSON value: one per process, in process order. It is a barrier too."""
+def all_gather(value: _T) -> list[_T]:
+    """All-gather a JSON value: one per process, in process order."""
     if jax.process_count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -81,8 +81,19 @@ def exchange(value: _T) -> list[_T]:
     ]
 
 
+def barrier(name: str) -> None:
+    """Wait until every process has reached the barrier of this name.
+
+    Raises:
+      RuntimeError: another process is at the barrier of another name.
+    """
+    others = set(all_gather(name)) - {name}
+    if others:
+        raise RuntimeError(f"at the barrier {name!r} another process is at {others.pop()!r}")
+
+
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def fail_together() -> Iterator[None]:
     """Context of all joint work of the processes: if one fails or dies, the others end too.
 
     Raises:
@@ -95,7 +106,7 @@ def together() -> Iterator[None]:
     watch.start()
     try:
         yield
-        exchange("done")
+        barrier("done")
     except BaseException as error:
         watch.end_at_exit(130 if isinstance(error, KeyboardInterrupt) else 1)
         if isinstance(error, ValueError | RuntimeError) and _GONE.search(str(error)):

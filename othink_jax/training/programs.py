@@ -15,8 +15,8 @@ from othink_jax.config import GRPOConfig, SamplingConfig, SFTConfig, TrainingCon
 from othink_jax.data.processing import SpecialTokens
 from othink_jax.model.log_probs import Reference, completion_logp, completion_stats
 from othink_jax.model.stack import unrolled
-from othink_jax.model.vlm import computing_weights, merge
-from othink_jax.rows import cut_rows, join_rows
+from othink_jax.model.vlm import cast_matrices, merge
+from othink_jax.rows import concat_rows, split_rows
 from othink_jax.sampling import make_sampler
 from othink_jax.training.losses import LossFn, over_vocabulary
 from othink_jax.training.parallel import Parallel
@@ -24,7 +24,7 @@ from othink_jax.training.partial import (
     REFERENCE,
     Params,
     decoding_graphdef,
-    join,
+    merge_params,
     policy_graphdef,
 )
 from othink_jax.training.state import TrainState
@@ -42,7 +42,7 @@ class Programs:
     encode: Callable[..., Float[Array, "B M D"] | None]  # params, prompts
     update: Callable[..., tuple[TrainState, Metrics]]  # state, (fixed parameters, batch)
     # params -> (prompts, key_data) -> greedy answers, G = 1; None without validation
-    answering: Callable[[Params], Callable[..., Rollout]] | None = None
+    greedy_sampler: Callable[[Params], Callable[..., Rollout]] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,8 +82,8 @@ def compile_grpo(
 
         if config.micro_batches == 1:
             return of_piece((prompts, completions))
-        rows = cut_rows((prompts, completions), config.micro_batches)
-        return join_rows(jax.lax.map(of_piece, rows))
+        rows = split_rows((prompts, completions), config.micro_batches)
+        return concat_rows(jax.lax.map(of_piece, rows))
 
     def stats(params: Params, batch: GRPOBatch) -> TokenStats:
         own = {name: part for name, part in params.items() if name != REFERENCE}
@@ -104,16 +104,18 @@ def compile_grpo(
     update = functools.partial(grpo_update, tx=tx, config=config.loss, loss=loss)
     moving = over_vocabulary(config.loss) and config.kl.reference_every is not None
     sampler = decoding.sampler(config.sampling, group_size=config.group_size)
-    policy_logp = parallel.apply(functools.partial(logp, policy))
+    policy_logp = parallel.compile_apply(functools.partial(logp, policy))
     same = policy is reference  # if so, one compiled program serves both
     return GRPOPrograms(
-        encode=parallel.apply(functools.partial(_encode, policy)),
-        answering=decoding.answering(config.sampling.max_new_tokens),
+        encode=parallel.compile_apply(functools.partial(_encode, policy)),
+        greedy_sampler=decoding.greedy_sampler(config.sampling.max_new_tokens),
         unroll=decoding.unroll,
         weights=decoding.weights,
         sample=sampler,
         logp=policy_logp,
-        ref_logp=policy_logp if same else parallel.apply(functools.partial(logp, reference)),
+        ref_logp=policy_logp
+        if same
+        else parallel.compile_apply(functools.partial(logp, reference)),
         update=_compile_update(update, stats, config, parallel, moving=moving),
     )
 
@@ -132,8 +134,8 @@ class _Decoding:
     def weights(self, params: Params) -> Params:
         """Weights for decoding, the first argument of a sampler."""
         if self.unroll is not None:
-            return self.parallel.whole(self.unroll(params))
-        return self.parallel.whole(computing_weights(params, self.config.dtype))
+            return self.parallel.reshard_for_decoding(self.unroll(params))
+        return self.parallel.reshard_for_decoding(cast_matrices(params, self.config.dtype))
 
     def sampler(self, sampling: SamplingConfig, *, group_size: int) -> Callable[..., Rollout]:
         made = make_sampler(
@@ -144,10 +146,12 @@ class _Decoding:
             micro_batches=self.config.micro_batches,
             prefill_graphdef=self.prefill,
         )
-        return self.parallel.sampler(made)
+        return self.parallel.compile_sampler(made)
 
-    def answering(self, max_new_tokens: int) -> Callable[[Params], Callable[..., Rollout]] | None:
-        """See `Programs.answering`."""
+    def greedy_sampler(
+        self, max_new_tokens: int
+    ) -> Callable[[Params], Callable[..., Rollout]] | None:
+        """See `Programs.greedy_sampler`."""
         if not self.config.validation.used:
             return None
         greedy = SamplingConfig(temperature=0.0, max_new_tokens=max_new_tokens)
@@ -165,7 +169,9 @@ def _decoding(checkpoint: Model, config: TrainingConfig, parallel: Parallel) -> 
     decoder, unroll = policy, None
     if checkpoint.scanned:
         decoder = decoding_graphdef(checkpoint, config)
-        unroll = parallel.relay(lambda params: unrolled(computing_weights(params, config.dtype)))
+        unroll = parallel.compile_relayout(
+            lambda params: unrolled(cast_matrices(params, config.dtype))
+        )
     return _Decoding(
         tokens=checkpoint.processor,
         config=config,
@@ -192,8 +198,8 @@ def compile_sft(
     update = functools.partial(sft_update, tx=tx)
     decoding = _decoding(checkpoint, config, parallel)
     return Programs(
-        answering=decoding.answering(config.max_completion_tokens),
-        encode=parallel.apply(functools.partial(_encode, policy)),
+        greedy_sampler=decoding.greedy_sampler(config.max_completion_tokens),
+        encode=parallel.compile_apply(functools.partial(_encode, policy)),
         update=_compile_update(update, logp, config, parallel),
     )
 
@@ -226,7 +232,9 @@ def _compile_update(
     ) -> tuple[TrainState, Metrics]:
         frozen, batch = given
         if moving:
-            frozen = frozen | {REFERENCE: join(rl.reference_params(state.opt_state), frozen)}
+            frozen = frozen | {
+                REFERENCE: merge_params(rl.reference_params(state.opt_state), frozen)
+            }
         return update(
             state,
             batch,
@@ -237,4 +245,4 @@ def _compile_update(
             skip_nonfinite=config.skip_nonfinite > 0,
         )
 
-    return parallel.update(with_frozen)
+    return parallel.compile_update(with_frozen)

@@ -69,7 +69,7 @@ def rollout_metrics(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         "reward_accuracy": float(every("accuracy").mean()),
         "reward_format": float(every("format").mean()),
         "group_std": float(rewards.std(axis=1, ddof=1).mean()),
-        "no_signal_share": float(rl.without_signal(rewards).mean()),
+        "no_signal_share": float(rl.zero_variance_groups(rewards).mean()),
         "entropy": total("entropy") / total("tokens"),
         "truncated_share": float(1 - every("finished").mean()),
         "ungradable": total("ungradable"),

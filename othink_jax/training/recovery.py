@@ -7,7 +7,7 @@ from othink_jax.errors import UserError
 from othink_jax.training import processes
 
 
-def last_whole(
+def restore_last_intact(
     store: TrainingStore, like: Any
 ) -> tuple[tuple[Any, dict[str, Any]] | None, list[str]]:
     """Restore the last undamaged checkpoint.
@@ -26,7 +26,7 @@ def last_whole(
     """
     faults: dict[int, str] = {}
     for step in store.steps():
-        told = processes.exchange(store.fault(step))
+        told = processes.all_gather(store.fault(step))
         fault = next((fault for fault in told if fault), None)
         if fault is None:
             try:
@@ -45,6 +45,6 @@ def last_whole(
         if processes.first():
             store.set_aside(damaged)
         notes.append(f"{fault}. It is now {place}; the run goes on from step {step}")
-    processes.exchange("set aside")
+    processes.barrier("set aside")
     store.reload()
     return found, notes

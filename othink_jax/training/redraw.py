@@ -31,7 +31,7 @@ class Draw:
     @property
     def has_signal(self) -> Bool[np.ndarray, " B"]:
         """Whether the rewards of a prompt's completions differ."""
-        return np.asarray(~rl.without_signal(self.rewards))
+        return np.asarray(~rl.zero_variance_groups(self.rewards))
 
 
 def replaced(draw: Draw, other: Draw) -> tuple[Draw, int]:

@@ -21,7 +21,7 @@ from othink_jax.training.run_directory import RunDirectory
 _Config = TypeVar("_Config", bound=TrainingConfig)
 
 
-def begin(trainer: type[Trainer[_Config]], config: _Config) -> Path:
+def start_run(trainer: type[Trainer[_Config]], config: _Config) -> Path:
     """Start a run in `config.out` and take it to its end; returns the run directory.
 
     Trained parameters and optimizer moments are float32 (the first moment: `mu_dtype`).
@@ -35,13 +35,13 @@ def begin(trainer: type[Trainer[_Config]], config: _Config) -> Path:
     directory.check_free()
     checkpoint = _load(config.model, config)
     made = trainer(config, checkpoint)
-    told = processes.exchange(dict(made.sources))
+    told = processes.all_gather(dict(made.sources))
     if any(sources != told[0] for sources in told):
         raise UserError("the functions of this run are not the same in all of its processes")
     with directory.held():
         with directory.beginning(made.config, made.steps, trainer, made.sources):
-            processes.exchange("it is being begun")
-            if not all(processes.exchange(directory.sees_beginning())):
+            processes.barrier("it is being begun")
+            if not all(processes.all_gather(directory.sees_beginning())):
                 raise UserError(
                     f"not all processes of the run see {directory.path}, where each writes its part"
                     " of a checkpoint: give an --out on a file system that they share, or"
@@ -53,13 +53,13 @@ def begin(trainer: type[Trainer[_Config]], config: _Config) -> Path:
                     in_memory(checkpoint.config, checkpoint.params),
                     companions=checkpoint.directory,
                 )
-        processes.exchange("it is begun")
+        processes.barrier("it is begun")
         del checkpoint
         made.run(directory)
     return directory.path
 
 
-def go_on(
+def resume_run(
     trainer: type[Trainer[_Config]], settings: type[_Config], changes: ResumeConfig | Path
 ) -> Path:
     """Resume a run from its last checkpoint, with its own trainer, settings and reference.
@@ -84,7 +84,9 @@ def go_on(
     config: _Config = changes.applied(recorded)
     with directory.held():
         made = trainer(
-            dataclasses.replace(config.located(Path(record.directory or ".")), out=directory.path),
+            dataclasses.replace(
+                config.with_absolute_paths(Path(record.directory or ".")), out=directory.path
+            ),
             _load(directory.reference, config),
         )
         changed = changed_settings(recorded, config) | _changed_sources(record, made, changes)
@@ -107,7 +109,7 @@ def _maker(
         except ImportError as error:
             raise UserError(
                 f"{run} was made by {record.trainer}, which cannot be imported ({error}): continue"
-                " it where that class is, with othink_jax.training.runs.go_on"
+                " it where that class is, with othink_jax.training.runs.resume_run"
             ) from error
         if not (isinstance(found, type) and issubclass(found, Trainer)):
             raise UserError(f"{run} was made by {record.trainer}, which is no Trainer")
@@ -145,7 +147,7 @@ def _load(model: str | Path, config: TrainingConfig) -> Checkpoint:
     return load(
         model,
         compute=config.compute(jax.default_backend()),
-        unread=True,  # a full copy may not fit on a device or on the host
+        lazy=True,  # a full copy may not fit on a device or on the host
         min_pixels=config.data.min_pixels,
         max_pixels=config.data.max_pixels,
     )

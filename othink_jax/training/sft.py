@@ -10,7 +10,7 @@ from othink_jax.training.loop import Trainer
 from othink_jax.training.programs import compile_sft
 from othink_jax.training.records import Clock
 from othink_jax.training.run_directory import RunDirectory
-from othink_jax.training.runs import begin, go_on
+from othink_jax.training.runs import resume_run, start_run
 from othink_jax.training.shapes import Lengths, around
 from othink_jax.training.state import TrainState
 from othink_jax.types import SFTBatch
@@ -44,16 +44,16 @@ class SFTTrainer(Trainer[SFTConfig]):
         clock.lap("data")
         state, figures = self.update(state, batch)
         clock.lap("update")
-        records = processes.exchange({"tokens": int(mask.sum())})
+        records = processes.all_gather({"tokens": int(mask.sum())})
         figures["tokens"] = sum(record["tokens"] for record in records)
         return state, self.row(step, figures, records, clock)
 
 
 def train(config: SFTConfig) -> Path:
     """Start a run in `config.out` and take it to its end; see `runs.begin`."""
-    return begin(SFTTrainer, config)
+    return start_run(SFTTrainer, config)
 
 
 def resume(changes: ResumeConfig | Path) -> Path:
-    """Continue a run from its last checkpoint; see `runs.go_on`."""
-    return go_on(SFTTrainer, SFTConfig, changes)
+    """Continue a run from its last checkpoint; see `runs.resume_run`."""
+    return resume_run(SFTTrainer, SFTConfig, changes)

@@ -21,9 +21,9 @@ from othink_jax.rl import (
     mean_over_tokens,
     sum_over_tokens,
 )
-from othink_jax.rows import cut_rows
+from othink_jax.rows import split_rows
 from othink_jax.training.losses import LossFn, make_loss
-from othink_jax.training.partial import join
+from othink_jax.training.partial import merge_params
 from othink_jax.training.state import TrainState
 from othink_jax.types import GRPOBatch, SFTBatch, TokenStats
 
@@ -130,7 +130,7 @@ def grpo_update(
     def share_fn(
         params: PyTree, frozen: PyTree, batch: GRPOBatch
     ) -> tuple[Float[Array, ""], dict[str, Average]]:
-        given = logp_fn(join(params, frozen) if frozen else params, batch)
+        given = logp_fn(merge_params(params, frozen) if frozen else params, batch)
         terms, metrics = terms_of(_stats(given, entropy=bonus is not None), batch)
         shares = [term.total / divisors[name] for name, term in terms.items()]
         length = sum_over_tokens(jnp.ones(batch.mask.shape), batch.mask)
@@ -198,7 +198,7 @@ def sft_update(
     def share_fn(
         params: PyTree, frozen: PyTree, batch: SFTBatch
     ) -> tuple[Float[Array, ""], dict[str, Average]]:
-        logp = logp_fn(join(params, frozen) if frozen else params, batch)
+        logp = logp_fn(merge_params(params, frozen) if frozen else params, batch)
         loss = mean_over_tokens(-logp, batch.mask)
         return loss.total / divisor, {"loss": loss}
 
@@ -282,7 +282,7 @@ def _mean_over_pieces(
     zeros = jax.tree.map(
         lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), params
     )
-    total, averages = jax.lax.scan(add, zeros, cut_rows(batch, pieces))
+    total, averages = jax.lax.scan(add, zeros, split_rows(batch, pieces))
     gradient = jax.tree.map(lambda sum_, x: (sum_ / pieces).astype(x.dtype), total, params)
     return gradient, jax.tree.map(lambda values: values.mean(axis=0), averages)
 

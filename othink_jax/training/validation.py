@@ -128,7 +128,7 @@ class Questions:
             rollout = answer(encoded)
             grades, rewards = judge(examples, encoded, rollout)
             told += _rows(places, grades, rewards, rollout)
-        found = list(itertools.chain(*processes.exchange(told)))
+        found = list(itertools.chain(*processes.all_gather(told)))
         counted = [row for row in found if row["place"] < len(self._usable)]
         return self._figures(counted) | {
             "seconds_validation": round(time.perf_counter() - begun, 4)

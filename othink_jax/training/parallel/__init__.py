@@ -9,12 +9,12 @@ import jax
 
 from othink_jax.config import ParallelConfig
 from othink_jax.errors import UserError
-from othink_jax.training.parallel.interface import Parallel, placed
+from othink_jax.training.parallel.interface import Parallel, with_shardings
 from othink_jax.training.parallel.mesh import Sharded
 from othink_jax.training.parallel.one_device import OneDevice
 from othink_jax.training.parallel.replicas import Replicas
 
-__all__ = ["OneDevice", "Parallel", "make_parallel", "placed"]
+__all__ = ["OneDevice", "Parallel", "make_parallel", "with_shardings"]
 
 
 def make_parallel(config: ParallelConfig, visible: Sequence[jax.Device] | None = None) -> Parallel:

@@ -32,15 +32,15 @@ class Parallel(abc.ABC):
     def replicate(self, tree: _T) -> _T:
         """Put a state or parameters on all devices: copied, or sharded on a mesh.
 
-        The argument stays valid. The result never shares memory with it, so the policy that
-        `update` overwrites in place and the frozen reference may start from the same arrays.
+        The argument stays valid. The result never shares memory with it, so the policy, which
+        updates overwrite in place, and the frozen reference may start from the same arrays.
 
         Args:
-          tree: tree of arrays. Of an array not yet read (`checkpoint.tensors.StoredArray`), a
+          tree: tree of arrays. Of an array not yet read (`checkpoint.tensors.LazyArray`), a
             process reads only what its devices hold, array by array.
         """
 
-    def begin(self, params: PyTree, tx: optax.GradientTransformation) -> TrainState:
+    def create_state(self, params: PyTree, tx: optax.GradientTransformation) -> TrainState:
         """Create the state before the first update, on the devices. The argument stays valid."""
         # The optimizer moments are created directly on their devices.
         return self._create(self.replicate(params), functools.partial(TrainState.create, tx=tx))
@@ -53,24 +53,24 @@ class Parallel(abc.ABC):
     def unreplicate(self, tree: _T) -> _T:
         """The state as a checkpoint holds it: the first device's copy if there are copies.
 
-        On one device and on a mesh this is the argument itself, so `update` donates it too.
+        On one device and on a mesh this is the argument itself, so `compile_update` donates it too.
         """
 
     @abc.abstractmethod
-    def stored(self, state: _T) -> _T:
+    def checkpoint_shapes(self, state: _T) -> _T:
         """Shapes of an unreplicated state, with the shardings that a checkpoint is restored to."""
 
-    def replicated(self, state: _T) -> _T:
-        """The same shapes as those of a state from `replicate` or `adopt`, with shardings."""
-        return self.stored(state)
+    def state_shapes(self, state: _T) -> _T:
+        """Shapes of a state on the devices, with shardings."""
+        return self.checkpoint_shapes(state)
 
-    def sharded(self, batch: _T) -> _T:
+    def batch_shapes(self, batch: _T) -> _T:
         """Shapes of a host batch as those of the batch that `shard` returns, with shardings."""
-        return placed(batch, self.batch_sharding)
+        return with_shardings(batch, self.batch_sharding)
 
     @abc.abstractmethod
-    def adopt(self, state: _T) -> _T:
-        """Put a state restored to the shardings of `stored` on all devices. Use only the result."""
+    def place_restored(self, state: _T) -> _T:
+        """Put a state restored as `checkpoint_shapes` on all devices. Use only the result."""
 
     @property
     def batch_shards(self) -> int:
@@ -122,7 +122,7 @@ class Parallel(abc.ABC):
         """
 
     @abc.abstractmethod
-    def update(self, fn: Callable[..., Any]) -> Callable[[TrainState, Any], Any]:
+    def compile_update(self, fn: Callable[..., Any]) -> Callable[[TrainState, Any], Any]:
         """Compile fn(state, batch, *, axis_name) -> (state, metrics), such as `grpo_update`.
 
         The compiled function takes a replicated state and a sharded batch. It donates the state:
@@ -130,30 +130,30 @@ class Parallel(abc.ABC):
         On a mesh, fn must take gradients by `collectives.mean_gradient`, as the updates here do.
         """
 
-    def decoding(self, params: PyTree) -> PyTree:
+    def decoding_shardings(self, params: PyTree) -> PyTree:
         """Sharding of replicated parameters during decoding.
 
         On a mesh they are all-gathered along `fsdp` once, instead of at each token.
         """
         return jax.tree.map(lambda x: x.sharding, params)
 
-    def whole(self, params: _T) -> _T:
-        """Reshard replicated parameters as `decoding` says. Arrays already so are not copied."""
+    def reshard_for_decoding(self, params: _T) -> _T:
+        """Reshard replicated parameters to `decoding_shardings`; arrays that have it stay."""
         return params
 
-    def lower_whole(self, params: PyTree) -> jax.stages.Lowered | None:
-        """The program of `whole`, lowered for these shapes; None if nothing is copied."""
+    def lower_reshard_for_decoding(self, params: PyTree) -> jax.stages.Lowered | None:
+        """Lower the program of `reshard_for_decoding`; None if it copies nothing."""
         return None
 
     @abc.abstractmethod
-    def relay(self, fn: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
+    def compile_relayout(self, fn: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
         """Compile fn(params) -> params, which rearranges parameters, such as unstacking layers.
 
         The compiled function takes and returns replicated parameters.
         """
 
     @abc.abstractmethod
-    def apply(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def compile_apply(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Compile fn(params, *batches) -> batch, each result row from its own input rows alone.
 
         The compiled function takes replicated parameters and sharded batches. On each device fn
@@ -162,15 +162,15 @@ class Parallel(abc.ABC):
         """
 
     @abc.abstractmethod
-    def sampler(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Compile fn(weights, params, *batches) -> batch, as `apply` does.
+    def compile_sampler(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Compile fn(weights, params, *batches) -> batch, as `compile_apply` does.
 
-        The compiled function takes weights sharded as `decoding` says, and replicated parameters
-        or None.
+        The compiled function takes weights with `decoding_shardings`, and replicated parameters or
+        None.
         """
 
 
-def placed(shapes: _T, sharding: Any) -> _T:
+def with_shardings(shapes: _T, sharding: Any) -> _T:
     """Attach shardings to shapes: one for all leaves, or a tree of them."""
     if isinstance(sharding, jax.sharding.Sharding):
         sharding = jax.tree.map(lambda _: sharding, shapes)

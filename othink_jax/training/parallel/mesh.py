@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from othink_jax.model.collectives import over, per_device
 from othink_jax.model.sharding import FSDP, TENSOR, cut, gathered, shardings
-from othink_jax.training.parallel.interface import Parallel, placed
+from othink_jax.training.parallel.interface import Parallel, with_shardings
 from othink_jax.training.state import TrainState
 
 _T = TypeVar("_T")
@@ -48,10 +48,10 @@ class Sharded(Parallel):
     def unreplicate(self, tree: _T) -> _T:
         return tree
 
-    def stored(self, state: _T) -> _T:
-        return placed(state, shardings(state, self._mesh))
+    def checkpoint_shapes(self, state: _T) -> _T:
+        return with_shardings(state, shardings(state, self._mesh))
 
-    def adopt(self, state: _T) -> _T:
+    def place_restored(self, state: _T) -> _T:
         return state
 
     def shard(self, batch: _T) -> _T:
@@ -62,14 +62,14 @@ class Sharded(Parallel):
         return jax.tree.map(cut, batch)
 
     def gather(self, batch: PyTree) -> PyTree:
-        def join(x: jax.Array) -> np.ndarray:
+        def concat(x: jax.Array) -> np.ndarray:
             # Devices along the second axis of the mesh hold the same rows.
             pieces = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
             return np.concatenate([np.asarray(pieces[start]) for start in sorted(pieces)])
 
-        return jax.tree.map(join, batch)
+        return jax.tree.map(concat, batch)
 
-    def update(self, fn: Callable[..., Any]) -> Callable[[TrainState, Any], Any]:
+    def compile_update(self, fn: Callable[..., Any]) -> Callable[[TrainState, Any], Any]:
         def update(state: TrainState, batch: Any) -> tuple[TrainState, Any]:
             with over(self._mesh):
                 state, metrics = fn(state, batch, axis_name=None)
@@ -78,10 +78,10 @@ class Sharded(Parallel):
 
         return jax.jit(update, donate_argnums=0)
 
-    def decoding(self, params: PyTree) -> PyTree:
+    def decoding_shardings(self, params: PyTree) -> PyTree:
         return gathered(params, self._mesh)
 
-    def whole(self, params: _T) -> _T:
+    def reshard_for_decoding(self, params: _T) -> _T:
         return jax.tree.map(
             lambda moved, x: x if moved is None else moved,
             self._moved(self._moving(params)),
@@ -89,36 +89,36 @@ class Sharded(Parallel):
             is_leaf=lambda x: x is None,
         )
 
-    def lower_whole(self, params: PyTree) -> jax.stages.Lowered:
+    def lower_reshard_for_decoding(self, params: PyTree) -> jax.stages.Lowered:
         return self._moved.lower(self._moving(params))
 
     def _moving(self, params: _T) -> _T:
-        """Parameters, or their shapes, whose sharding differs from `decoding`; None for others."""
+        """Parameters, or shapes, that do not have their decoding sharding; None for the others."""
 
         def moving(x: Any, place: jax.sharding.Sharding) -> Any:
             return None if x.sharding.is_equivalent_to(place, x.ndim) else x
 
-        return jax.tree.map(moving, params, self.decoding(params))
+        return jax.tree.map(moving, params, self.decoding_shardings(params))
 
     @functools.cached_property
     def _moved(self) -> jax.stages.Wrapped:
         # One program for all arrays. `jax.device_put` runs one per array, and processes that run
         # them in different orders deadlock.
         return jax.jit(
-            lambda params: jax.lax.with_sharding_constraint(params, self.decoding(params))
+            lambda params: jax.lax.with_sharding_constraint(params, self.decoding_shardings(params))
         )
 
-    def relay(self, fn: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
-        def relay(params: PyTree) -> PyTree:
+    def compile_relayout(self, fn: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
+        def relayout(params: PyTree) -> PyTree:
             made = fn(params)
             return jax.lax.with_sharding_constraint(made, shardings(made, self._mesh))
 
-        return jax.jit(relay)
+        return jax.jit(relayout)
 
-    def apply(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def compile_apply(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         return self._of_rows(per_device(fn))
 
-    def sampler(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def compile_sampler(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         return self._of_rows(per_device(fn, rules=(gathered, shardings)))
 
     def _of_rows(self, fn: Callable[..., Any]) -> Callable[..., Any]:

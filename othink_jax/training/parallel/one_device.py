@@ -8,7 +8,7 @@ import jax
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import PyTree
 
-from othink_jax.training.parallel.interface import Parallel, in_memory, placed
+from othink_jax.training.parallel.interface import Parallel, in_memory, with_shardings
 from othink_jax.training.state import TrainState
 
 _T = TypeVar("_T")
@@ -35,10 +35,10 @@ class OneDevice(Parallel):
     def unreplicate(self, tree: _T) -> _T:
         return tree
 
-    def stored(self, state: _T) -> _T:
-        return placed(state, self.batch_sharding)
+    def checkpoint_shapes(self, state: _T) -> _T:
+        return with_shardings(state, self.batch_sharding)
 
-    def adopt(self, state: _T) -> _T:
+    def place_restored(self, state: _T) -> _T:
         return state
 
     def shard(self, batch: _T) -> _T:
@@ -47,14 +47,14 @@ class OneDevice(Parallel):
     def gather(self, batch: PyTree) -> PyTree:
         return jax.device_get(batch)
 
-    def update(self, fn: Callable[..., Any]) -> Callable[[TrainState, Any], Any]:
+    def compile_update(self, fn: Callable[..., Any]) -> Callable[[TrainState, Any], Any]:
         return jax.jit(functools.partial(fn, axis_name=None), donate_argnums=0)
 
-    def relay(self, fn: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
+    def compile_relayout(self, fn: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
         return jax.jit(fn)
 
-    def apply(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def compile_apply(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         return jax.jit(fn)
 
-    def sampler(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def compile_sampler(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         return jax.jit(fn)

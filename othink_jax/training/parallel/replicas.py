@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import PyTree
 
-from othink_jax.training.parallel.interface import Parallel, in_memory, placed
+from othink_jax.training.parallel.interface import Parallel, in_memory, with_shardings
 from othink_jax.training.state import TrainState
 
 AXIS = "batch"  # name of the axis over which `pmap` averages
@@ -46,23 +46,23 @@ class Replicas(Parallel):
         # Not x[0], which gathers from all devices.
         return jax.tree.map(lambda x: x.addressable_shards[0].data[0], tree)
 
-    def stored(self, state: _T) -> _T:
-        return placed(state, SingleDeviceSharding(self.devices[0]))
+    def checkpoint_shapes(self, state: _T) -> _T:
+        return with_shardings(state, SingleDeviceSharding(self.devices[0]))
 
-    def replicated(self, state: _T) -> _T:
+    def state_shapes(self, state: _T) -> _T:
         def copies(x: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((len(self.devices), *x.shape), x.dtype)
 
-        return placed(jax.tree.map(copies, state), self.batch_sharding)
+        return with_shardings(jax.tree.map(copies, state), self.batch_sharding)
 
-    def sharded(self, batch: _T) -> _T:
+    def batch_shapes(self, batch: _T) -> _T:
         def cut(x: Any) -> jax.ShapeDtypeStruct:
             count = len(self.devices)
             return jax.ShapeDtypeStruct((count, x.shape[0] // count, *x.shape[1:]), x.dtype)
 
-        return placed(jax.tree.map(cut, batch), self.batch_sharding)
+        return with_shardings(jax.tree.map(cut, batch), self.batch_sharding)
 
-    def adopt(self, state: _T) -> _T:
+    def place_restored(self, state: _T) -> _T:
         return self.replicate(state)
 
     def shard(self, batch: _T) -> _T:
@@ -77,12 +77,12 @@ class Replicas(Parallel):
         return jax.tree.map(cut, batch)
 
     def gather(self, batch: PyTree) -> PyTree:
-        def join(x: np.ndarray) -> np.ndarray:
+        def concat(x: np.ndarray) -> np.ndarray:
             return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
-        return jax.tree.map(join, jax.device_get(batch))
+        return jax.tree.map(concat, jax.device_get(batch))
 
-    def update(self, fn: Callable[..., Any]) -> Callable[[TrainState, Any], Any]:
+    def compile_update(self, fn: Callable[..., Any]) -> Callable[[TrainState, Any], Any]:
         return jax.pmap(
             functools.partial(fn, axis_name=AXIS),
             axis_name=AXIS,
@@ -91,11 +91,11 @@ class Replicas(Parallel):
             devices=self.devices,
         )
 
-    def relay(self, fn: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
+    def compile_relayout(self, fn: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
         return jax.pmap(fn, devices=self.devices)
 
-    def apply(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def compile_apply(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         return jax.pmap(fn, axis_name=AXIS, devices=self.devices)
 
-    def sampler(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def compile_sampler(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         return jax.pmap(fn, axis_name=AXIS, devices=self.devices)
