@@ -17,7 +17,6 @@ from othink_jax.config.data import (
     TRAIN_TEMPLATE,
     DataConfig,
     Difficulty,
-    Task,
 )
 from othink_jax.config.entropy import EntropyConfig
 from othink_jax.config.labels import LABELS
@@ -47,9 +46,10 @@ from othink_jax.config.record import (
     to_dict,
 )
 from othink_jax.config.resume import ResumeConfig, changed_settings
-from othink_jax.config.reward import Grader, RewardConfig, check_rewards, name_of
+from othink_jax.config.reward import RewardConfig, check_rewards, name_of
 from othink_jax.config.runs import EvaluateConfig, GRPOConfig, SFTConfig, TrainingConfig
 from othink_jax.config.validation import ValidationConfig
+from othink_jax.tasks import Grader, Task
 
 __all__ = [
     "DEFAULT_COMPUTE",

@@ -10,8 +10,8 @@ from typing import Literal
 from othink_jax.config.checks import require, require_seed
 from othink_jax.config.options import DatasetOption
 from othink_jax.files import as_path
+from othink_jax.tasks import Task
 
-Task = Literal["counting", "geometry", "grounding"]
 Difficulty = Literal["easy", "default", "hard"]
 
 COLUMN_ROLES = ("question", "answer", "image", "thinking")

@@ -4,13 +4,11 @@ import dataclasses
 import math
 import re
 from pathlib import Path
-from typing import Literal
 
 from othink_jax.config.checks import require
-from othink_jax.config.data import DataConfig, Task
+from othink_jax.config.data import DataConfig
 from othink_jax.config.options import RewardOption
-
-Grader = Literal["strict", "r1v"]
+from othink_jax.tasks import Grader, Task
 
 # Names that other metrics have, see `training.records`.
 _TAKEN = ("accuracy", "format", "std", "failed", "total")

@@ -21,14 +21,13 @@ from othink_jax.rewards.format import ANSWER_TAGS, AnswerFormat
 from othink_jax.rewards.functions import Reward, RewardExample, Scores, last_line
 from othink_jax.rewards.verdict import (
     Grade,
-    Grader,
-    Task,
     check_grader,
     grade,
     quick_verdict,
     symbolic_verdict,
 )
 from othink_jax.rewards.worker import is_ready, prepare_worker, score
+from othink_jax.tasks import Grader, Task
 
 
 class GradingPool:

@@ -21,7 +21,7 @@ from othink_jax.rewards.functions import (
 )
 from othink_jax.rewards.pool import GradingPool
 from othink_jax.rewards.sums import measured
-from othink_jax.rewards.verdict import Grader, Task
+from othink_jax.tasks import Grader, Task
 
 _NEEDED = ("question", "ground_truth", "model_output")
 

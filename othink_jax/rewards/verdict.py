@@ -1,14 +1,12 @@
 """Verdicts on one completion, by either grader or by its box."""
 
 import dataclasses
-from typing import Literal
+from typing import get_args
 
 from othink_jax.rewards import r1v, strict
 from othink_jax.rewards.boxes import box_verdict
 from othink_jax.rewards.format import ANSWER_TAGS, AnswerFormat
-
-Grader = Literal["strict", "r1v"]
-Task = Literal["counting", "geometry", "grounding"]
+from othink_jax.tasks import Grader, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +24,10 @@ def check_grader(grader: str, task: str | None, answers: AnswerFormat = ANSWER_T
 
     R1-V's grader needs a task and reads only `<answer>` tags.
     """
-    if grader not in ("strict", "r1v"):
-        raise ValueError(f"grader must be strict or r1v, got {grader!r}")
-    if task not in ("counting", "geometry", "grounding", None):
-        raise ValueError(f"task must be counting, geometry or grounding, got {task!r}")
+    if grader not in get_args(Grader):
+        raise ValueError(f"grader must be {' or '.join(get_args(Grader))}, got {grader!r}")
+    if task not in (*get_args(Task), None):
+        raise ValueError(f"task must be {' or '.join(get_args(Task))}, got {task!r}")
     if grader == "r1v" and task not in ("counting", "geometry"):
         raise ValueError("R1-V's grader has a rule for counting and one for geometry: give task")
     if grader == "r1v" and answers != ANSWER_TAGS:

@@ -8,7 +8,6 @@ from typing import Any, SupportsIndex, cast, get_args
 
 import numpy as np
 
-from othink_jax.config import Task
 from othink_jax.data.example import Example, solution_text
 from othink_jax.data.synthetic import counting, diagrams, geometry, grounding, scenes
 from othink_jax.data.synthetic.counting import CountingDifficulty, CountingProblem
@@ -16,6 +15,7 @@ from othink_jax.data.synthetic.geometry import GeometryDifficulty, GeometryProbl
 from othink_jax.data.synthetic.grounding import GroundingDifficulty, GroundingProblem
 from othink_jax.data.synthetic.splits import SPLITS, Split
 from othink_jax.errors import UserError
+from othink_jax.tasks import Task
 
 Difficulty = CountingDifficulty | GeometryDifficulty | GroundingDifficulty
 Problem = CountingProblem | GeometryProblem | GroundingProblem
