@@ -2,9 +2,9 @@
 
 Claim (their papers): each beats what came before it.
 Command: python -m experiments.objectives
-Cost: estimated from the steps of one cell, not measured: four to five hours on two CPU cores.
+Cost: estimated from the steps of one cell, not measured: two to three hours on two CPU cores.
 Shows: on counting, greedy and sampled accuracy of GRPO with every objective, all else equal:
-    samples, four updates per rollout (with one, the objectives that clip have the same gradient),
+    samples, two updates per rollout (with one, the objectives that clip have the same gradient),
     KL weight, reduction. The validation split chose the learning rate of each, in equally many
     trials with separate seeds. Paired tests against PPO's clip.
 """
@@ -32,7 +32,7 @@ from othink_jax.config import Task
 from othink_jax.report.table import Table
 
 TASK: Task = "counting"
-INNER_UPDATES = 4  # per rollout
+INNER_UPDATES = 2  # per rollout
 RATES = (1e-5, 3e-5, 1e-4)
 QUESTIONS = 500  # of the validation split
 TUNING_SEEDS = (FIRST_TUNING_SEED, FIRST_TUNING_SEED + 1)

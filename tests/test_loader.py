@@ -220,10 +220,18 @@ def test_a_data_set_that_has_changed_is_not_gone_on_with(load, changes):
         load(Changed(10, last, **changes)).set_state(state)
 
 
-@pytest.mark.parametrize("other", [Numbers(11), Numbers(9), Numbers(10, broken={0, 1, 2})])
-def test_a_data_set_that_has_grown_or_shrunk_is_not_gone_on_with(load, other):
+@pytest.mark.parametrize(
+    ("other", "batches"),
+    [
+        (Numbers(11), 2),
+        (Numbers(9), 2),
+        (Numbers(10, broken={0, 1, 2}), 2),
+        (Numbers(11), 0),  # a run that was stopped before its first batch
+    ],
+)
+def test_a_data_set_that_has_grown_or_shrunk_is_not_gone_on_with(load, other, batches):
     loader = load(Numbers(10))
-    take(loader, 2)
+    take(loader, batches)
     with pytest.raises(UserError, match="the data set is not what this run has read"):
         load(other).set_state(loader.get_state())
 

@@ -349,15 +349,16 @@ class PromptLoader:
         Raises:
           UserError: the data have changed or cannot be read.
         """
-        read = [state[name] for name in ("examples", "source", "position", "digest")]
-        if state["digest"]:
+        same = [self._size, self._source_digest] == [state["examples"], state["source"]]
+        if same and state["digest"]:  # a batch has been read
             self._position = state["begun"]
             next(self)
-            if [self._size, self._source_digest, self._position, self._digest] != read:
-                raise UserError(
-                    "the data set is not what this run has read: its examples, their order or"
-                    " their images have changed"
-                )
+            same = [self._position, self._digest] == [state["position"], state["digest"]]
+        if not same:
+            raise UserError(
+                "the data set is not what this run has read: its examples, their order or their"
+                " images have changed"
+            )
         self._position, self._begun = state["position"], state["begun"]
         self._digest = state["digest"]
         self.skipped = Counter(state["skipped"])
