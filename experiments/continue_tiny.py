@@ -1,8 +1,7 @@
 """Continue pre-training the embedded model on another mixture of its corpus.
 
 Claim: without hasty quick looks this gives a model of the same shape that lacks the engineered
-    headroom of the embedded one; with them, a twin for comparison; with grounding,
-    `tiny-grounding`, which knows a third task.
+    headroom of the embedded one; with them, a twin for comparison.
 Command: python -m experiments.continue_tiny --out runs/calibrated --hasty-error 0
 Cost: five minutes on two CPU cores.
 """
@@ -27,8 +26,6 @@ class ContinueConfig:
 
     out: Path  # directory of the finished model
     hasty_error: float  # probability that the answer of a quick look is wrong
-    grounding: float = 0.0  # share of grounding; the shares of all others add up to about one
-    looks_from: float = 0.0  # share of the training before quick looks begin
     steps: int = 1500  # updates
     seed: int = 1  # seed of the corpus; differs from that of the pre-training
 
@@ -37,12 +34,7 @@ def continue_pretraining(config: ContinueConfig) -> Path:
     """Train, write the model directory atomically, and return it."""
     compilation_cache.enable()
     base = load("tiny")
-    corpus = CorpusConfig(
-        hasty_error=config.hasty_error,
-        grounding=config.grounding,
-        looks_from=config.looks_from,
-        easy_until=0.0,
-    )
+    corpus = CorpusConfig(hasty_error=config.hasty_error, looks_from=0.0, easy_until=0.0)
     settings = PretrainConfig(out=config.out, steps=config.steps, seed=config.seed, corpus=corpus)
     params = pretrain_language(base.graphdef, base.params, base.processor, settings)
     unfinished = config.out.with_name(f".{config.out.name}.unfinished")

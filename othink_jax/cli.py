@@ -216,7 +216,8 @@ def generate(
     The settings in force are printed on stderr.
 
     Args:
-      model: Hugging Face directory or hub id, Orbax checkpoint, run (or checkpoint), `tiny`.
+      model: Hugging Face directory or hub id, Orbax checkpoint, run (or checkpoint),
+        or an embedded model: `tiny`, `tiny-grounding`.
       prompt: text of the user's turn.
       image: an image file; may be given several times.
       greedy: take the most likely token each time (temperature 0).
@@ -245,7 +246,8 @@ def convert(
     """Hugging Face -> Orbax: write MODEL as Orbax parameters, with its config and tokenizer.
 
     Args:
-      model: Hugging Face directory or hub id, Orbax checkpoint, run (or checkpoint), `tiny`.
+      model: Hugging Face directory or hub id, Orbax checkpoint, run (or checkpoint),
+        or an embedded model: `tiny`, `tiny-grounding`.
       out: output directory, written atomically.
       force: replace an existing model.
     """
@@ -269,7 +271,8 @@ def export(
     adapters of a run with `--train lora` are merged into their base model.
 
     Args:
-      model: Hugging Face directory or hub id, Orbax checkpoint, run (or checkpoint), `tiny`.
+      model: Hugging Face directory or hub id, Orbax checkpoint, run (or checkpoint),
+        or an embedded model: `tiny`, `tiny-grounding`.
       out: output directory, written atomically.
       dtype: dtype of the weights; `stored` keeps that of MODEL (float32 for a run).
       max_shard_size: largest weight file; a larger model is split into several, with an index.

@@ -25,7 +25,7 @@ COMPLETIONS = np.array([[5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16], [17, 18
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hf, "TINY", Path(shallow()))  # the same work, of fewer layers
+        patch.setitem(hf.EMBEDDED, "tiny", Path(shallow()))  # the same work, of fewer layers
         return trl_work.make_work(TINY, tmp_path_factory.mktemp("work"))
 
 

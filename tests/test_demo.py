@@ -18,7 +18,7 @@ def test_demo_evaluates_trains_evaluates_again_and_shows_what_came_of_it(
     words = ("--steps", "1", "--count", "8", "--out", str(run))
     monkeypatch.setattr(sys, "argv", ["demo", *words])
     monkeypatch.setenv("OTHINK_JAX_COMPILATION_CACHE", "off")
-    monkeypatch.setattr(hf, "TINY", Path(shallow()))  # the same commands, of fewer layers
+    monkeypatch.setitem(hf.EMBEDDED, "tiny", Path(shallow()))  # the same commands, of fewer layers
     demo.main()
     said = capsys.readouterr().out
     for stage in ("before", "after"):

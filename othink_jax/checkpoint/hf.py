@@ -32,7 +32,9 @@ from othink_jax.model.config import VLMConfig
 
 _log = logging.getLogger(__name__)
 
-TINY = Path(__file__).parents[1] / "assets" / "tiny"
+_ASSETS = Path(__file__).parents[1] / "assets"
+TINY = _ASSETS / "tiny"
+EMBEDDED = {"tiny": TINY, "tiny-grounding": _ASSETS / "tiny-grounding"}
 _SHARDS = "model{suffix}.safetensors"
 # Files of a model. Pickled weights are neither fetched nor read: loading a pickle runs its code.
 COMPANIONS = ("*.json", "*.jinja", "*.txt")
@@ -40,15 +42,15 @@ _FETCHED = (*COMPANIONS, "*.safetensors")
 
 
 def resolve(model: str | Path) -> Path:
-    """The directory of a model, given as `tiny`, a directory on disk or in a bucket, or a hub id.
+    """The directory of a model: one of `EMBEDDED`, of a disk or a bucket, or of a hub id.
 
     A model of the hub is downloaded, or taken from the cache.
 
     Raises:
       UserError: there is no such directory, and the hub does not provide the model.
     """
-    if str(model) == "tiny":
-        return TINY
+    if str(model) in EMBEDDED:
+        return EMBEDDED[str(model)]
     place = as_path(model)
     check_readable(place)
     if place.is_dir():

@@ -24,7 +24,7 @@ class _Tokens:
 
 
 def model_config(model: str) -> VLMConfig:
-    """The config of a model: a directory, a run, `tiny`, an id of `SHIPPED` or of the hub.
+    """The config of a model: a directory, a run, an embedded one, an id of `SHIPPED` or the hub.
 
     Raises:
       UserError: there is no such model, or its config.json is damaged.
