@@ -1,4 +1,4 @@
-"""Vision-language reinforcement learning in JAX: Qwen2-VL post-trained with GRPO-D.
+"""Vision-language reinforcement learning in JAX: Qwen-VL models post-trained with GRPO-D.
 
 Public API: `load`, `save_hf`, `Checkpoint`, and the pure functions of `othink_jax.rl`. The command
 line and the other subpackages (`model`, `data`, `rewards`, `training`, ...) are imported by their

@@ -107,7 +107,8 @@ class PeerProcessor:
     def __init__(self, directory: Path, **bounds: int) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(directory)
         self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(directory, **bounds)
-        self.timestamps = AutoConfig.from_pretrained(directory).model_type == "qwen3_vl"
+        config = directory / "config.json"  # a processor may stand without a model
+        self.timestamps = config.is_file() and "qwen3_vl" in config.read_text()
 
     def __call__(self, messages: Chat) -> dict[str, torch.Tensor]:
         """Inputs of the model for one chat."""

@@ -268,7 +268,7 @@ def test_each_objective_has_the_learning_rate_that_the_validation_split_chose(tm
     finish(root, base, 0.2)
     for cell in trained:
         make_loss(cell.train.loss)
-        assert cell.train.inner_updates == 4
+        assert cell.train.inner_updates == 2
         finish(root, cell, 0.5 if cell.train.loss.objective == "ppo" else 0.4)
         metrics(root, cell, kl=0.05)
     result = experiment.result()

@@ -24,7 +24,7 @@ from othink_jax.sampling import prompt_keys
 from othink_jax.training.grpo import GRPOTrainer, resume, train
 from othink_jax.training.optimizer import make_optimizer
 from othink_jax.training.parallel import make_parallel
-from othink_jax.training.partial import divide, join, reference_only_params
+from othink_jax.training.partial import merge_params, reference_only_params, split_params
 from othink_jax.training.programs import compile_grpo
 from othink_jax.training.state import TrainState
 from othink_jax.types import GRPOBatch
@@ -166,7 +166,7 @@ def test_a_checkpoint_holds_what_is_trained_and_its_moments_in_f32(part, finishe
         count = sum(leaf.size for leaf in jax.tree.leaves(base().params["text"]))
     config = part_config(finished, part)
     tx = make_optimizer(config.optimizer, rl.carry_kl_coef(lambda _: 0.0), 3)
-    like = jax.eval_shape(lambda: TrainState.create(divide(base(), config).trained, tx))
+    like = jax.eval_shape(lambda: TrainState.create(split_params(base(), config).trained, tx))
     state, _ = TrainingStore(finished / "checkpoints", keep=3).restore(like)
     stored = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if leaf.ndim)
     assert stored == 3 * 4 * count  # parameters, and Adam's two moments of each
@@ -207,7 +207,7 @@ def compiled(part: str):
     config = part_config(Path("unused"), part, group_size=G)
     tx = optax.chain(optax.sgd(1.0), rl.carry_kl_coef(rl.constant_kl(0.1)))
     programs = compile_grpo(base(), config, make_parallel(config.parallel), tx)
-    parts = divide(base(), config)
+    parts = split_params(base(), config)
     # Copied: the update writes the new parameters where the old ones were.
     state = jax.tree.map(np.array, TrainState.create(parts.trained, tx))
     return programs, parts, state
@@ -215,14 +215,16 @@ def compiled(part: str):
 
 def with_features(programs, parts) -> GRPOBatch:
     prompts = batch().prompts
-    features = programs.encode(join(parts.trained, parts.frozen), prompts)
+    features = programs.encode(merge_params(parts.trained, parts.frozen), prompts)
     return dataclasses.replace(batch(), prompts=dataclasses.replace(prompts, features=features))
 
 
 def test_nothing_but_encode_runs_a_frozen_vision_tower(part, monkeypatch):
     programs, parts, state = compiled(part)
-    policy = join(parts.trained, parts.frozen)
-    reference = join(reference_only_params(base(), part_config(Path("unused"), part)), parts.frozen)
+    policy = merge_params(parts.trained, parts.frozen)
+    reference = merge_params(
+        reference_only_params(base(), part_config(Path("unused"), part)), parts.frozen
+    )
     given = with_features(programs, parts)
 
     def fail(*_):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel, Qwen2VLModel, VLMConfig
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel, Qwen2VLConfig, Qwen2VLModel
 
 from othink_jax.data.positions import mrope_positions
 
@@ -52,7 +52,7 @@ def test_the_steps_of_a_video_are_apart_by_their_interval_rounded_down():
 
 
 @functools.cache
-def peer_model(kind=Qwen2VLModel, kind_config=VLMConfig):
+def peer_model(kind=Qwen2VLModel, kind_config=Qwen2VLConfig):
     with torch.device("meta"):  # its positions need no weights
         return kind(
             kind_config(

@@ -1,6 +1,5 @@
 """Residuals that each layer keeps under `--remat none`, `dots` and `layer`."""
 
-import dataclasses
 import functools
 import math
 from collections import Counter
@@ -27,10 +26,9 @@ TEXT, KV, MLP = 16, 8, 48
 VISION, VISION_MLP = 32, 64
 
 
-def model_of(depth, remat, dtype, *, scan, lora=None, vision=None):
-    config = make_config(heads=2, kv_heads=1, section=(1, 2, 1), depth=depth, vision_depth=depth)
-    config = dataclasses.replace(
-        config, vision=dataclasses.replace(config.vision, **(vision or {}))
+def model_of(depth, remat, dtype, *, scan, lora=None, **shape):
+    config = make_config(
+        heads=2, kv_heads=1, section=(1, 2, 1), depth=depth, vision_depth=depth, **shape
     )
     return abstract_model(
         config,

@@ -161,6 +161,8 @@ def make_run(
     (run / "config.json").write_text(json.dumps(record))
     text_rows = "".join(json.dumps(row) + "\n" for row in metric_rows(steps))
     (run / "metrics.jsonl").write_text(text_rows)
+    (run / "reference").mkdir()
+    (run / "reference" / "config.json").write_text('{"model_type": "qwen2_vl"}')
     (run / "samples").mkdir()
     if samples:
         for step in (1, 50, 150):

@@ -143,7 +143,6 @@ TAGS = ("grpo", "yes", "1.5", "#a", 'quote"s', "back\\slash", "é", "<b>")
 def labelled(tmp_path):
     config = GRPOConfig(**SETTINGS, notes=f"one\n\n- {HOSTILE}", tags=TAGS)
     run = make_run(tmp_path / "labelled", config=config)
-    (run / "reference").mkdir()
     (run / "reference/config.json").write_text('{"model_type": "qwen3_vl"}')
     return run
 

@@ -11,7 +11,7 @@ import pytest
 from othink_jax.config import RewardConfig
 from othink_jax.errors import UserError
 from othink_jax.rewards import Grade, GradingPool, RewardExample, Scores, load, measured
-from othink_jax.training.rewards import figures, record, total
+from othink_jax.training.run_rewards import figures, record, total
 
 EXAMPLE = RewardExample(
     question="Where?", answer="4", solution="s", columns={"box": [1, 2]}, image_sizes=((8, 6),)

@@ -46,7 +46,7 @@ def updated(batch, params, *, parallel=ONE, logp_fn=toy_logp, micro_batches=1):
         sft_update, logp_fn=logp_fn, tx=KEEP_GRADIENT, micro_batches=micro_batches
     )
     state = spread.replicate(TrainState.create(params, KEEP_GRADIENT))
-    state, metrics = spread.update(step)(state, spread.shard(batch))
+    state, metrics = spread.compile_update(step)(state, spread.shard(batch))
     state = jax.device_get(spread.unreplicate(state))
     assert state.step == 1
     return state.opt_state, {name: float(value) for name, value in metrics.items()}

@@ -289,7 +289,11 @@ def test_the_state_is_overwritten_in_place():
         assert before.sharding.is_equivalent_to(after.sharding, after.ndim)
 
 
-@pytest.mark.parametrize("config", [CONFIG, WINDOWED], ids=["Qwen2-VL", "Qwen2.5-VL"])
+@pytest.mark.parametrize(
+    "config",
+    [CONFIG, WINDOWED, make_config(family="qwen3_vl")],
+    ids=["Qwen2-VL", "Qwen2.5-VL", "Qwen3-VL"],
+)
 def test_layers_know_how_the_rules_cut_them(config):
     model = nnx.eval_shape(lambda: VLM(config, rngs=nnx.Rngs(0)))
     linears = [(path[-1], each) for path, each in nnx.iter_graph(model) if type(each) is Linear]

@@ -22,7 +22,7 @@ from othink_jax.checkpoint.tensors import (
 )
 from othink_jax.config import ComputeConfig, OptimizerConfig, ParallelConfig
 from othink_jax.errors import UserError
-from othink_jax.model.sharding import FSDP, cut
+from othink_jax.model.sharding import FSDP, place_shards
 from othink_jax.model.stack import match_layout
 from othink_jax.training.optimizer import make_optimizer
 from othink_jax.training.parallel import make_parallel
@@ -156,7 +156,9 @@ def test_a_process_reads_the_part_of_its_own_devices_once(monkeypatch):
         return SimpleNamespace(block_until_ready=lambda: pieces)
 
     monkeypatch.setattr(jax, "make_array_from_callback", made)
-    np.testing.assert_array_equal(np.concatenate(cut(stored, process), axis=1), whole[:, :4])
+    np.testing.assert_array_equal(
+        np.concatenate(place_shards(stored, process), axis=1), whole[:, :4]
+    )
     assert asked == [(slice(0, 6), slice(0, 4))]
 
 

@@ -16,7 +16,7 @@ def mrope_positions(
     Text advances all three axes together. The time steps, rows and columns of an image (one step)
     or a video count from the end of the text before it. Text after it continues past the larger of
     rows and columns, as in transformers 5; in the paper, past the steps too. On the temporal axis,
-    a video of more steps than that therefore reaches beyond the start of the text after it.
+    a video of more time steps than max(rows, columns) therefore reaches into the text after it.
 
     Args:
       is_visual: true at the placeholders, one per merge window and time step.

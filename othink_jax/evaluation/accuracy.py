@@ -18,7 +18,7 @@ from othink_jax.evaluation.result import RESULT, Judged, result_of, write_result
 from othink_jax.evaluation.samples import over_samples
 from othink_jax.files import check_output_directory
 from othink_jax.training.parallel import make_parallel
-from othink_jax.training.rewards import load_rewards
+from othink_jax.training.run_rewards import load_rewards
 
 
 def evaluate(config: EvaluateConfig, *, checkpoint: Checkpoint | None = None) -> dict[str, Any]:

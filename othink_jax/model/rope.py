@@ -30,7 +30,9 @@ def text_angles(
     *,
     interleaved: bool = False,
 ) -> Float[Array, "*b S half"]:
-    """M-RoPE (Qwen2-VL, section 2.1): each frequency follows one axis of the position.
+    """Rotary angles of tokens by M-RoPE (Qwen2-VL, section 2.1).
+
+    Each frequency is multiplied by the position on the axis that it follows.
 
     Args:
       positions: temporal, height and width position of each token.

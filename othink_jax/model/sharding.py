@@ -98,7 +98,7 @@ def _rule(layer: Any, parameter: Any) -> tuple[_Axis, ...]:
     return ()
 
 
-def gathered(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
+def decoding_shardings(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
     """As `shardings`, but replicated along `fsdp`, so that no device waits for an all-gather."""
 
     def whole(cut: NamedSharding) -> NamedSharding:
@@ -113,7 +113,7 @@ def shardings(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
     return jax.tree.map_with_path(lambda path, leaf: partition(path, leaf.shape, mesh), tree)
 
 
-def cut(x: Any, sharding: NamedSharding) -> Shaped[jax.Array, "..."]:
+def place_shards(x: Any, sharding: NamedSharding) -> Shaped[jax.Array, "..."]:
     """Shard an array over a mesh; this process reads only its own part.
 
     Args:

@@ -83,6 +83,7 @@ from othink_jax.rl.kl_coef import (
 )
 from othink_jax.rl.kl_controls import KL_CONTROLS
 from othink_jax.rl.losses import clipped_surrogate, grpo_loss, policy_loss
+from othink_jax.rl.moving_reference import moving_reference, reference_params
 from othink_jax.rl.objectives import (
     OBJECTIVES,
     cispo,
@@ -105,7 +106,6 @@ from othink_jax.rl.ratios import (
     token_log_ratio,
     trajectory_log_ratio,
 )
-from othink_jax.rl.reference import moving_reference, reference_params
 from othink_jax.rl.schedules import constant_kl, cyclic_kl, dynamic_kl
 from othink_jax.rl.surrogates import dual_ppo_clip, ppo_clip, sapo_gate, two_sided_ppo_clip
 

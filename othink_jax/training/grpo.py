@@ -18,7 +18,7 @@ from othink_jax.data.processing import EncodedPrompt
 from othink_jax.errors import UserError
 from othink_jax.rewards import Grade, GradingPool, Scores, why_all_failed
 from othink_jax.sampling import prompt_keys
-from othink_jax.training import processes, rewards
+from othink_jax.training import processes, run_rewards
 from othink_jax.training.loop import Trainer
 from othink_jax.training.losses import (
     LossFn,
@@ -56,7 +56,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
 
     def __init__(self, config: GRPOConfig, checkpoint: Checkpoint) -> None:
         make_control(config, 1)  # only to check the settings before the data are read
-        self.rewards = rewards.load_rewards(config.reward)
+        self.rewards = run_rewards.load_rewards(config.reward)
         self.read_columns = bool(self.rewards)
         config = dataclasses.replace(config, loss=resolved(config.loss), kl=resolved_kl(config.kl))
         super().__init__(config, checkpoint, updates_per_step=config.inner_updates)
@@ -69,8 +69,8 @@ class GRPOTrainer(Trainer[GRPOConfig]):
             config.loss, prompts=config.prompts_per_step, group_size=config.group_size
         )
         self.notes += notes(config.loss, updates=config.inner_updates)
-        self.sources = rewards.sources(self.rewards)
-        self.shown = tuple(rewards.metric(reward.name) for reward in self.rewards)
+        self.sources = run_rewards.sources(self.rewards)
+        self.shown = tuple(run_rewards.metric(reward.name) for reward in self.rewards)
         self._tried = not self.rewards  # whether reward functions were checked on a first batch
 
     def lengths(self, longest: int) -> Lengths:
@@ -154,10 +154,10 @@ class GRPOTrainer(Trainer[GRPOConfig]):
             directory.write_samples(self.samples)
         records = processes.all_gather(
             rollout_record(rollout, draw.grades, draw.rewards)
-            | rewards.record(self.rewards, draw.scores)
+            | run_rewards.record(self.rewards, draw.scores)
         )
         directory.list_failed(itertools.chain(*(each.get("reasons", ()) for each in records)))
-        measured = rollout_metrics(records) | rewards.figures(self.rewards, records)
+        measured = rollout_metrics(records) | run_rewards.figures(self.rewards, records)
         row = self.row(step, measured | redrawn | figures, records, clock)
         return state, row | self.steering(state, row)
 
@@ -276,7 +276,7 @@ class GRPOTrainer(Trainer[GRPOConfig]):
         self, grades: Sequence[Grade], scores: Sequence[Scores], rollout: Rollout
     ) -> Float[np.ndarray, "B G"]:
         """Rewards of all completions, including the overlong penalty if there is one."""
-        made = rewards.total(self.config.reward, grades, scores)
+        made = run_rewards.total(self.config.reward, grades, scores)
         lengths = np.asarray(rollout.mask).sum(axis=-1)
         if (cache := self.config.overlong_cache) is not None:
             limit = self.config.sampling.max_new_tokens
@@ -291,11 +291,11 @@ class GRPOTrainer(Trainer[GRPOConfig]):
 
 
 def train(config: GRPOConfig) -> Path:
-    """Start a run in `config.out` and take it to its end; see `runs.begin`."""
+    """Start a run in `config.out` and take it to its end; see `runs.start_run`."""
     check_kl(config.kl)
     return start_run(GRPOTrainer, config)
 
 
 def resume(changes: ResumeConfig | Path) -> Path:
-    """Continue a run from its last checkpoint; see `runs.resume_run`."""
+    """Continue a run from its last intact checkpoint; see `runs.resume_run`."""
     return resume_run(GRPOTrainer, GRPOConfig, changes)

@@ -199,7 +199,7 @@ class Trainer(abc.ABC, Generic[_Config]):
         record: RunRecord | None = None,
         changed: Mapping[str, Any] | None = None,
     ) -> None:
-        """Train from the last checkpoint, or from the initial model, to the last step.
+        """Train from the last intact checkpoint, or from the initial model, to the last step.
 
         Args:
           directory: run directory.

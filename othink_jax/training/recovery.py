@@ -25,7 +25,7 @@ def restore_last_intact(
       UserError: there are checkpoints, but all are damaged. None of them is moved.
     """
     faults: dict[int, str] = {}
-    for step in store.steps():
+    for step in store.steps():  # latest first
         told = processes.all_gather(store.fault(step))
         fault = next((fault for fault in told if fault), None)
         if fault is None:

@@ -62,7 +62,7 @@ def start_run(trainer: type[Trainer[_Config]], config: _Config) -> Path:
 def resume_run(
     trainer: type[Trainer[_Config]], settings: type[_Config], changes: ResumeConfig | Path
 ) -> Path:
-    """Resume a run from its last checkpoint, with its own trainer, settings and reference.
+    """Resume a run from its last intact checkpoint, with its own trainer, settings and reference.
 
     Args:
       trainer: trainer class of the method. If another class made the run, that one is imported; if

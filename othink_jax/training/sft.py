@@ -50,10 +50,10 @@ class SFTTrainer(Trainer[SFTConfig]):
 
 
 def train(config: SFTConfig) -> Path:
-    """Start a run in `config.out` and take it to its end; see `runs.begin`."""
+    """Start a run in `config.out` and take it to its end; see `runs.start_run`."""
     return start_run(SFTTrainer, config)
 
 
 def resume(changes: ResumeConfig | Path) -> Path:
-    """Continue a run from its last checkpoint; see `runs.resume_run`."""
+    """Continue a run from its last intact checkpoint; see `runs.resume_run`."""
     return resume_run(SFTTrainer, SFTConfig, changes)

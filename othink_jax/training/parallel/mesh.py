@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from othink_jax.model.collectives import over, per_device
-from othink_jax.model.sharding import FSDP, TENSOR, cut, gathered, shardings
+from othink_jax.model.sharding import FSDP, TENSOR, decoding_shardings, place_shards, shardings
 from othink_jax.training.parallel.interface import Parallel, with_shardings
 from othink_jax.training.state import TrainState
 
@@ -39,7 +39,7 @@ class Sharded(Parallel):
 
     def replicate(self, tree: _T) -> _T:
         # Through the host, shard by shard: a full array may not fit on any device.
-        return jax.tree.map(cut, tree, shardings(tree, self._mesh))
+        return jax.tree.map(place_shards, tree, shardings(tree, self._mesh))
 
     def _create(self, params: PyTree, create: Callable[[PyTree], TrainState]) -> TrainState:
         placed = shardings(jax.eval_shape(create, params), self._mesh)
@@ -79,7 +79,7 @@ class Sharded(Parallel):
         return jax.jit(update, donate_argnums=0)
 
     def decoding_shardings(self, params: PyTree) -> PyTree:
-        return gathered(params, self._mesh)
+        return decoding_shardings(params, self._mesh)
 
     def reshard_for_decoding(self, params: _T) -> _T:
         return jax.tree.map(
@@ -119,7 +119,7 @@ class Sharded(Parallel):
         return self._of_rows(per_device(fn))
 
     def compile_sampler(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        return self._of_rows(per_device(fn, rules=(gathered, shardings)))
+        return self._of_rows(per_device(fn, rules=(decoding_shardings, shardings)))
 
     def _of_rows(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         def run(*given: PyTree) -> Any:
