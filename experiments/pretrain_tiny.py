@@ -4,8 +4,7 @@ Claim: a model of 1.6 M parameters learns, in minutes on a CPU, to describe, cou
     compare what it sees and to read small diagrams, well enough to be an instruct model that
     reinforcement learning can improve.
 Command: python -m experiments.pretrain_tiny --out runs/tiny
-    python -m experiments.pretrain_tiny --out runs/tiny-grounding --family qwen3_vl \\
-        --corpus.grounding 0.5
+    python -m experiments.pretrain_tiny --out runs/tiny-qwen3 --family qwen3_vl
 Cost, base accuracies and how the headroom for reinforcement learning is made: experiments/README.md
 """
 

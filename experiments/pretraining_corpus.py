@@ -46,7 +46,7 @@ class CorpusConfig:
     locate: float = 0.03
     read: float = 0.16
     arithmetic: float = 0.08
-    grounding: float = 0.0  # only in the model `tiny-grounding`
+    grounding: float = 0.0  # the embedded model has seen none
     steps_style: float = 0.25  # share of stepwise responses, once there are quick looks
     direct_style: float = 0.15  # share of direct ones; the rest are quick looks
     looks_from: float = 0.75  # share of the training before quick looks begin

@@ -217,7 +217,7 @@ def generate(
 
     Args:
       model: Hugging Face directory or hub id, Orbax checkpoint, run (or checkpoint),
-        or an embedded model: `tiny`, `tiny-grounding`.
+        or `tiny`, the embedded model.
       prompt: text of the user's turn.
       image: an image file; may be given several times.
       greedy: take the most likely token each time (temperature 0).
@@ -247,7 +247,7 @@ def convert(
 
     Args:
       model: Hugging Face directory or hub id, Orbax checkpoint, run (or checkpoint),
-        or an embedded model: `tiny`, `tiny-grounding`.
+        or `tiny`, the embedded model.
       out: output directory, written atomically.
       force: replace an existing model.
     """
@@ -272,7 +272,7 @@ def export(
 
     Args:
       model: Hugging Face directory or hub id, Orbax checkpoint, run (or checkpoint),
-        or an embedded model: `tiny`, `tiny-grounding`.
+        or `tiny`, the embedded model.
       out: output directory, written atomically.
       dtype: dtype of the weights; `stored` keeps that of MODEL (float32 for a run).
       max_shard_size: largest weight file; a larger model is split into several, with an index.

@@ -105,7 +105,7 @@ def with_preset(command: str, arguments: Sequence[str]) -> list[str]:
     run, _ = run_and_checkpoint(as_path(model or ""))
     if given is not None:
         name = given
-    elif model in ("tiny", "tiny-grounding"):
+    elif model == "tiny":
         name = "tiny"
     elif command == "evaluate" and model and is_run(run):
         return [*words_of({**_TEST, **_settings_of_run(run)}), *rest]

@@ -32,9 +32,8 @@ from othink_jax.model.config import VLMConfig
 
 _log = logging.getLogger(__name__)
 
-_ASSETS = Path(__file__).parents[1] / "assets"
-TINY = _ASSETS / "tiny"
-EMBEDDED = {"tiny": TINY, "tiny-grounding": _ASSETS / "tiny-grounding"}
+TINY = Path(__file__).parents[1] / "assets" / "tiny"
+EMBEDDED = {"tiny": TINY}  # models of the package, by name
 _SHARDS = "model{suffix}.safetensors"
 # Files of a model. Pickled weights are neither fetched nor read: loading a pickle runs its code.
 COMPANIONS = ("*.json", "*.jinja", "*.txt")

@@ -86,8 +86,7 @@ def load(
 
     Args:
       model: a Hugging Face directory or hub id, a directory written by `convert`, a run directory
-        (its last checkpoint), `RUN/checkpoints/STEP`, or `tiny` or `tiny-grounding`, the
-        embedded models.
+        (its last checkpoint), `RUN/checkpoints/STEP`, or `tiny`, the embedded model.
       dtype: dtype of the computation and the parameters, `float32` (the default) or `bfloat16`;
         norms, rotary positions, softmax and logits are always float32.
       compute: all settings of the computation, instead of `dtype`.

@@ -30,8 +30,8 @@ class TrainingConfig:
 
     kind: ClassVar[str]  # kind of run: the command that makes it, also written to config.json
 
-    # Hugging Face directory or hub id, Orbax checkpoint, run or one of its checkpoints, or an
-    # embedded model: `tiny`, `tiny-grounding`
+    # Hugging Face directory or hub id, Orbax checkpoint, run or one of its checkpoints, or
+    # `tiny`, the embedded model
     model: str
     out: Path  # run directory, on a disk or `gs://BUCKET/...`
     data: DataConfig
@@ -189,8 +189,8 @@ class SFTConfig(TrainingConfig):
 class EvaluateConfig:
     """One evaluation over a test set: by greedy decoding, or by sampling at a temperature."""
 
-    # Hugging Face directory or hub id, Orbax checkpoint, run or one of its checkpoints, or an
-    # embedded model: `tiny`, `tiny-grounding`
+    # Hugging Face directory or hub id, Orbax checkpoint, run or one of its checkpoints, or
+    # `tiny`, the embedded model
     model: str
     out: Path  # directory for predictions.jsonl and result.json, or `gs://BUCKET/...`
     data: DataConfig
