@@ -26,6 +26,7 @@ from othink_jax.data.example import solution_text
 from othink_jax.data.synthetic import counting, diagrams, geometry, grounding, scenes, sprites
 from othink_jax.data.synthetic.counting import CountingDifficulty, CountingProblem, Selection
 from othink_jax.data.synthetic.geometry import GeometryDifficulty, GeometryProblem
+from othink_jax.data.synthetic.source import Problem
 from othink_jax.data.synthetic.splits import Split, pick
 from othink_jax.errors import UserError
 
@@ -131,38 +132,36 @@ def draw_figure(rng: np.random.Generator, easy: bool = False) -> GeometryProblem
 
 def _counting(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> CorpusItem:
     problem = draw_scene(rng, easy)
-    right = problem.answer
-    style, response = _styled(rng, config, problem.steps, right, max(right - 1, 0))
-    return CorpusItem(
-        kind="counting",
-        images=(scenes.render(problem.scene),),
-        question=TINY_TEMPLATE.format(question=problem.question),
-        response=response,
-        style=style,
-    )
+    hasty = max(problem.answer - 1, 0)
+    return _asked("counting", rng, config, problem, scenes.render(problem.scene), hasty)
 
 
 def _geometry(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> CorpusItem:
     problem = draw_figure(rng, easy)
-    right = problem.answer
-    style, response = _styled(rng, config, problem.steps, right, right + 10)
-    return CorpusItem(
-        kind="geometry",
-        images=(diagrams.render(problem.diagram),),
-        question=TINY_TEMPLATE.format(question=problem.question),
-        response=response,
-        style=style,
-    )
+    hasty = problem.answer + 10
+    return _asked("geometry", rng, config, problem, diagrams.render(problem.diagram), hasty)
 
 
 def _grounding(rng: np.random.Generator, config: CorpusConfig, easy: bool) -> CorpusItem:
     level = grounding.LEVELS["easy" if easy else "default"]
     problem = grounding.sample_problem(rng, SPLIT, level)
     hasty = grounding.written(_aside(problem.box))
+    return _asked("grounding", rng, config, problem, scenes.render(problem.scene), hasty)
+
+
+def _asked(
+    kind: str,
+    rng: np.random.Generator,
+    config: CorpusConfig,
+    problem: Problem,
+    image: Image.Image,
+    hasty: object,
+) -> CorpusItem:
+    """A problem of a task, with a response in a random style."""
     style, response = _styled(rng, config, problem.steps, problem.answer, hasty)
     return CorpusItem(
-        kind="grounding",
-        images=(scenes.render(problem.scene),),
+        kind=kind,
+        images=(image,),
         question=TINY_TEMPLATE.format(question=problem.question),
         response=response,
         style=style,

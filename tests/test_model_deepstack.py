@@ -1,4 +1,4 @@
-"""What Qwen3-VL has beside Qwen2-VL: the same numbers in every way to compute it."""
+"""DeepStack, learned positions and normed heads of Qwen3-VL: every way gives equal numbers."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""What all synthetic tasks promise as sources of examples."""
+"""Promises of all synthetic tasks as sources of examples."""
 
 import collections
 import pickle

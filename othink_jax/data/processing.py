@@ -211,7 +211,7 @@ class Processor:
         # The last patch of a frame lies in its last row and last column.
         grids = [(len(steps), *((where[-1] + 1) // merge).tolist()) for steps, where in made]
         intervals = [self._interval(part) for part in visuals]
-        if self.timestamps:
+        if self.timestamps and any(part["type"] == "video" for part in visuals):
             short = self._tokens(self._with_times(text, visuals))
             grids = [(1, *grid[1:]) for grid in grids for _ in range(grid[0])]
             intervals = [1.0] * len(grids)

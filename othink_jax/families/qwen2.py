@@ -15,7 +15,16 @@ from othink_jax.families.reading import (
     read_text,
     text_of,
 )
-from othink_jax.families.table import Entry, Path, linear, merger, norm, patch_embedding, text_tower
+from othink_jax.families.table import (
+    Entry,
+    Path,
+    attention_block,
+    linear,
+    merger,
+    norm,
+    patch_embedding,
+    text_tower,
+)
 from othink_jax.model.config import VisionConfig, VLMConfig, WindowsConfig
 
 _VISION: dict[str, Any] = {"patch_bias": False, "position_grid": None, "deepstack": ()}
@@ -144,16 +153,13 @@ def _entries(mlp: Callable[[str, Path, VisionConfig], Iterator[Entry]]) -> Calla
 
     def entries(config: VLMConfig) -> Iterator[Entry]:
         v = config.vision
-        width, bias = v.embed_dim, v.norm == "layer"
         yield from patch_embedding("visual.patch_embed.proj", config)
         for i in range(v.depth):
             name, path = f"visual.blocks.{i}", ("visual", "layers", i)
-            yield from norm(f"{name}.norm1", (*path, "norm1"), width, bias=bias)
-            yield from norm(f"{name}.norm2", (*path, "norm2"), width, bias=bias)
-            yield from linear(f"{name}.attn.qkv", (*path, "qkv"), width, 3 * width, bias=True)
-            yield from linear(f"{name}.attn.proj", (*path, "proj"), width, width, bias=True)
+            yield from attention_block(name, path, v)
             yield from mlp(f"{name}.mlp", path, v)
-        yield from norm("visual.merger.ln_q", ("visual", "merger_norm"), width, bias=bias)
+        bias = v.norm == "layer"
+        yield from norm("visual.merger.ln_q", ("visual", "merger_norm"), v.embed_dim, bias=bias)
         yield from merger("visual.merger.mlp.0", "visual.merger.mlp.2", ("visual",), v)
         yield from text_tower("model", config)
 

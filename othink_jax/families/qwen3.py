@@ -23,7 +23,16 @@ from othink_jax.families.reading import (
     rope_of,
     text_of,
 )
-from othink_jax.families.table import Entry, Path, linear, merger, norm, patch_embedding, text_tower
+from othink_jax.families.table import (
+    Entry,
+    Path,
+    attention_block,
+    linear,
+    merger,
+    norm,
+    patch_embedding,
+    text_tower,
+)
 from othink_jax.model.config import VisionConfig, VLMConfig
 
 _TYPE, _ACTIVATION = "qwen3_vl", "gelu_pytorch_tanh"
@@ -108,10 +117,7 @@ def _entries(config: VLMConfig) -> Iterator[Entry]:
     yield Entry(f"{tower}.pos_embed.weight", ("visual", "position_table"), False, grid)
     for i in range(v.depth):
         name, path = f"{tower}.blocks.{i}", ("visual", "layers", i)
-        yield from norm(f"{name}.norm1", (*path, "norm1"), width, bias=True)
-        yield from norm(f"{name}.norm2", (*path, "norm2"), width, bias=True)
-        yield from linear(f"{name}.attn.qkv", (*path, "qkv"), width, 3 * width, bias=True)
-        yield from linear(f"{name}.attn.proj", (*path, "proj"), width, width, bias=True)
+        yield from attention_block(name, path, v)
         yield from linear(f"{name}.mlp.linear_fc1", (*path, "fc1"), width, hidden, bias=True)
         yield from linear(f"{name}.mlp.linear_fc2", (*path, "fc2"), hidden, width, bias=True)
     mergers: dict[str, tuple[Path, int]] = {f"{tower}.merger": (("visual",), width)}

@@ -65,6 +65,15 @@ def patch_embedding(name: str, config: VLMConfig) -> Iterator[Entry]:
         yield Entry(f"{name}.bias", (*path, "bias"), False, (v.embed_dim,))
 
 
+def attention_block(name: str, path: Path, config: VisionConfig) -> Iterator[Entry]:
+    """Entries of a vision block's norms and attention, which all families call alike."""
+    width, bias = config.embed_dim, config.norm == "layer"
+    yield from norm(f"{name}.norm1", (*path, "norm1"), width, bias=bias)
+    yield from norm(f"{name}.norm2", (*path, "norm2"), width, bias=bias)
+    yield from linear(f"{name}.attn.qkv", (*path, "qkv"), width, 3 * width, bias=True)
+    yield from linear(f"{name}.attn.proj", (*path, "proj"), width, width, bias=True)
+
+
 def merger(first: str, second: str, path: Path, config: VisionConfig) -> Iterator[Entry]:
     """Entries of a merger's two linear layers, named `first` and `second` on the hub."""
     window = config.embed_dim * config.spatial_merge_size**2

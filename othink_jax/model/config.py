@@ -108,18 +108,17 @@ class VLMConfig:
         for name, values in whole.items():
             if not all(type(value) is int and value >= 0 for value in values):
                 raise UserError(f"config.json: {name} is no whole number: {values}")
-        parts = (self, self.text, self.vision, self.vision.windows)
-        wrong = [
-            f"{field.name} is {value!r}"
-            for part in parts
+        # Tokens, checked above, may be 0; None is the default of what a model may lack.
+        counts = [
+            (field.name, getattr(part, field.name))
+            for part in (self, self.text, self.vision, self.vision.windows)
             if part is not None
             for field in dataclasses.fields(part)
-            if field.type is int or field.type == int | None
-            for value in [getattr(part, field.name)]
-            if not (value is None and field.type is not int)
-            and not (type(value) is int and value > 0)
+            if field.type in (int, int | None)
             and not field.name.endswith("token_id")
+            and not (field.type is not int and getattr(part, field.name) is None)
         ]
+        wrong = [f"{name} is {value!r}" for name, value in counts if not _is_positive(value)]
         if wrong:
             raise UserError(f"config.json: not a positive whole number: {', '.join(wrong)}")
 
@@ -159,3 +158,7 @@ class VLMConfig:
         found = [fault for fault, wrong in faults.items() if wrong]
         if found:
             raise UserError(f"config.json: {'; '.join(found)}")
+
+
+def _is_positive(value: object) -> bool:
+    return type(value) is int and value > 0
